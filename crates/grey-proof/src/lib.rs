@@ -1,0 +1,28 @@
+//! Proofs of execution: digests, Merkle trees, canonical statements, keys and signatures.
+//!
+//! This crate knows nothing of clusters and imports nothing of Grey. What it encodes is published: its golden tests
+//! hold the bytes, and a change of them is a new version beside the old one.
+
+mod canonical;
+mod digest;
+mod envelope;
+mod error;
+mod keys;
+mod log_tree;
+mod merkle;
+mod report;
+mod result;
+mod statement;
+
+pub use canonical::MAX_INTEGER;
+pub use digest::{Digest, DigestBuilder};
+pub use envelope::pre_authentication_encoding;
+pub use error::ProofError;
+pub use keys::{SigningKey, VerifyingKey, derive_seed};
+pub use log_tree::{LogTree, log_inclusion_path, stored_hash_count, stored_hash_index};
+pub use merkle::{
+    inclusion_path, leaf_hash, leaf_salt, merkle_root, node_hash, statement_leaf, verify_inclusion,
+};
+pub use report::{LogEntry, REPORT_PAYLOAD_TYPE, ReportHeader, report_digest};
+pub use result::{ExecInputs, ResultFile, ResultManifest, exec_key};
+pub use statement::{ExecutionStatement, PREDICATE_TYPE};
