@@ -1,0 +1,148 @@
+//! Workers announce themselves, and what they no longer hold is lost.
+
+use std::collections::BTreeSet;
+
+use super::{Application, Stop};
+use crate::attempt::AttemptId;
+use crate::command::RegisterWorker;
+use crate::effect::{Answer, Assignment, Effect};
+use crate::ids::{TaskId, TaskRange, WorkerId};
+use crate::limits;
+use crate::rejection::Rejection;
+use crate::rows::{LiveTask, Phase, Worker};
+use crate::spec::Resources;
+
+impl Application<'_> {
+    pub(super) fn register_worker(&mut self, body: RegisterWorker) -> Result<Answer, Stop> {
+        bounds(&body)?;
+        let known = self.rows.base.workers.iter().find(|(_, worker)| worker.node == body.node);
+        let worker = match known {
+            Some((worker, row)) if body.incarnation < row.incarnation => {
+                return Err(Rejection::StaleIncarnation {
+                    worker: *worker,
+                    given: body.incarnation,
+                    present: row.incarnation,
+                }
+                .into());
+            }
+            Some((worker, row)) => {
+                let sequence = if body.incarnation == row.incarnation { row.last_sequence } else { 0 };
+                let kept = Kept { last_sequence: sequence, charged: row.charged, held: row.held };
+                let worker = *worker;
+                self.rows.workers.insert(worker, worker_row(&body, kept));
+                worker
+            }
+            None => self.first_registration(&body)?,
+        };
+        let unknown = self.reconcile(worker, &body)?;
+        Ok(Answer::Registered { worker, unknown })
+    }
+
+    fn first_registration(&mut self, body: &RegisterWorker) -> Result<WorkerId, Stop> {
+        let registered = self.rows.meta.workers_registered;
+        if self.rows.base.workers.len() >= limits::WORKERS {
+            return Err(
+                Rejection::QueueFull { what: "workers".to_owned(), limit: limits::WORKERS as u64 }.into()
+            );
+        }
+        let number = registered.checked_add(1).ok_or_else(|| Rejection::Exhausted("worker".to_owned()))?;
+        self.rows.meta.workers_registered = number;
+        let kept = Kept { last_sequence: 0, charged: Resources::default(), held: 0 };
+        self.rows.workers.insert(WorkerId(number), worker_row(body, kept));
+        Ok(WorkerId(number))
+    }
+
+    /// Loses what the worker does not hold, sends what it has not got yet, and returns what it should not hold.
+    fn reconcile(&mut self, worker: WorkerId, body: &RegisterWorker) -> Result<Vec<AttemptId>, Stop> {
+        let holding: BTreeSet<AttemptId> = body.holding.iter().copied().collect();
+        let same_life =
+            self.rows.base.workers.get(&worker).is_some_and(|row| row.incarnation == body.incarnation);
+        let held: Vec<(TaskId, LiveTask)> = self
+            .rows
+            .base
+            .live
+            .iter()
+            .filter(|(_, live)| live.phase.worker() == Some(worker))
+            .map(|(task, live)| (*task, live.clone()))
+            .collect();
+        let mut known = BTreeSet::new();
+        for (task, live) in held {
+            let attempt = AttemptId { task, epoch: live.epoch };
+            known.insert(attempt);
+            if holding.contains(&attempt) {
+                if matches!(live.phase, Phase::Stopping { .. }) {
+                    self.effects.push(Effect::Stop { worker, attempt });
+                }
+            } else if same_life && matches!(live.phase, Phase::Assigned { .. }) {
+                self.assign_again(worker, attempt, &live)?;
+            } else {
+                let (job, _) = self.job_and_tenant(live.group)?;
+                self.lose(attempt)?;
+                let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
+                self.end_job_if_done(job, wall_ms)?;
+            }
+        }
+        Ok(holding.difference(&known).copied().collect())
+    }
+
+    /// An assignment that may not have reached the worker in this life.
+    fn assign_again(&mut self, worker: WorkerId, attempt: AttemptId, live: &LiveTask) -> Result<(), Stop> {
+        let (job, tenant) = self.job_and_tenant(live.group)?;
+        let tenant = self.tenant_mut(tenant)?.name.clone();
+        let spec =
+            self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?.clone();
+        let tasks = TaskRange::single(attempt.task);
+        self.effects.push(Effect::Assign(Assignment {
+            placement: crate::command::Placement { worker, tasks, epoch: attempt.epoch },
+            job,
+            group: live.group,
+            tenant,
+            spec,
+            term: live.assigned_term,
+            index: live.assigned_index,
+        }));
+        Ok(())
+    }
+}
+
+/// What a worker's row keeps over a new announcement.
+struct Kept {
+    last_sequence: u64,
+    charged: Resources,
+    held: u32,
+}
+
+fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
+    Worker {
+        node: body.node,
+        name: body.name.as_str().into(),
+        incarnation: body.incarnation,
+        last_sequence: kept.last_sequence,
+        capacity: body.capacity,
+        charged: kept.charged,
+        slots: body.slots,
+        held: kept.held,
+        sandbox: body.sandbox,
+        certificate: body.certificate,
+    }
+}
+
+fn bounds(body: &RegisterWorker) -> Result<(), Rejection> {
+    let refuse = |field: &str, problem: &str, limit: u64| {
+        Err(Rejection::OutOfBounds { field: field.to_owned(), problem: problem.to_owned(), limit })
+    };
+    if body.name.len() > limits::NAME_BYTES {
+        return refuse("name", "is too long", limits::NAME_BYTES as u64);
+    }
+    if body.slots > limits::WORKER_SLOTS {
+        return refuse("slots", "are too many", u64::from(limits::WORKER_SLOTS));
+    }
+    if body.holding.len() > limits::WORKER_SLOTS as usize {
+        return refuse("holding", "is too long", u64::from(limits::WORKER_SLOTS));
+    }
+    let capacity = &body.capacity;
+    if capacity.cpu_millicores.max(capacity.memory_bytes).max(capacity.disk_bytes) > limits::RESOURCE_TOTAL {
+        return refuse("capacity", "is too large", limits::RESOURCE_TOTAL);
+    }
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Transitions of one task, each with its counters: the only place that moves a task from one count to another.
+
+use super::{Application, Stop};
+use crate::attempt::AttemptId;
+use crate::command::Placement;
+use crate::effect::{Assignment, Effect, Event, EventKind};
+use crate::history::{HistoryRecord, JobRecord};
+use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::limits;
+use crate::rows::{Counts, Group, Job, LiveTask, Phase, Tenant, Worker};
+use crate::spec::Resources;
+
+/// Where a task goes that leaves a count.
+pub(super) type CountField = fn(&mut Counts) -> &mut u64;
+
+pub(super) const PENDING: CountField = |counts| &mut counts.pending;
+pub(super) const ASSIGNED: CountField = |counts| &mut counts.assigned;
+pub(super) const RUNNING: CountField = |counts| &mut counts.running;
+pub(super) const COMPLETED: CountField = |counts| &mut counts.completed;
+pub(super) const FAILED: CountField = |counts| &mut counts.failed;
+pub(super) const CANCELLED: CountField = |counts| &mut counts.cancelled;
+
+fn take(count: &mut u64, amount: u64, what: &'static str) -> Result<(), Stop> {
+    *count = count.checked_sub(amount).ok_or(Stop::Bug(what))?;
+    Ok(())
+}
+
+impl Application<'_> {
+    pub(super) fn job_mut(&mut self, job: JobId) -> Result<&mut Job, Stop> {
+        self.rows.jobs.get_mut(&job).ok_or(Stop::Bug("a group without its job"))
+    }
+
+    pub(super) fn tenant_mut(&mut self, tenant: TenantId) -> Result<&mut Tenant, Stop> {
+        self.rows.tenants.get_mut(&tenant).ok_or(Stop::Bug("a job without its tenant"))
+    }
+
+    pub(super) fn worker_mut(&mut self, worker: WorkerId) -> Result<&mut Worker, Stop> {
+        self.rows.workers.get_mut(&worker).ok_or(Stop::Bug("an attempt without its worker"))
+    }
+
+    pub(super) fn group_row(&self, group: TaskId) -> Result<&Group, Stop> {
+        self.rows.groups.get(&group).ok_or(Stop::Bug("a live task without its group"))
+    }
+
+    pub(super) fn resources_of(&self, group: TaskId) -> Result<Resources, Stop> {
+        let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?;
+        Ok(spec.resources)
+    }
+
+    pub(super) fn job_and_tenant(&self, group: TaskId) -> Result<(JobId, TenantId), Stop> {
+        let job = self.group_row(group)?.job;
+        let row = self.rows.jobs.get(&job).ok_or(Stop::Bug("a group without its job"))?;
+        Ok((job, row.info.tenant))
+    }
+
+    /// Moves `amount` tasks of a job from one count to another.
+    pub(super) fn move_count(
+        &mut self,
+        job: JobId,
+        from: CountField,
+        to: CountField,
+        amount: u64,
+    ) -> Result<(), Stop> {
+        let counts = &mut self.job_mut(job)?.counts;
+        take(from(counts), amount, "a job's count fell below zero")?;
+        *to(counts) += amount;
+        Ok(())
+    }
+
+    /// Checks one placement against the state as it is now and carries it out; `false` when it has become stale.
+    pub(super) fn place(&mut self, placement: &Placement) -> Result<bool, Stop> {
+        let count = placement.tasks.count;
+        let Some(worker) = self.rows.workers.get(&placement.worker) else { return Ok(false) };
+        let room = worker.slots.saturating_sub(worker.held);
+        let Some(group_id) = self.group_for(placement) else { return Ok(false) };
+        let resources = self.resources_of(group_id)?;
+        let worker_fits = resources.fits(&worker.capacity);
+        if count == 0 || count > room || count > limits::PLAN_TASKS || !worker_fits {
+            return Ok(false);
+        }
+        let Some(total) = multiplied(&resources, count) else { return Ok(false) };
+        if !self.take_waiting(group_id, placement)? {
+            return Ok(false);
+        }
+        let (job, tenant_id) = self.job_and_tenant(group_id)?;
+        self.move_count(job, PENDING, ASSIGNED, u64::from(count))?;
+        let tenant = self.tenant_mut(tenant_id)?;
+        take(&mut tenant.queued_tasks, u64::from(count), "a tenant's queued tasks fell below zero")?;
+        tenant.held_tasks += u64::from(count);
+        tenant.usage = tenant.usage.checked_add(&total).ok_or(Stop::Bug("a tenant's usage overflowed"))?;
+        let tenant_name = tenant.name.clone();
+        let worker = self.worker_mut(placement.worker)?;
+        worker.held += count;
+        worker.charged =
+            worker.charged.checked_add(&total).ok_or(Stop::Bug("a worker's charge overflowed"))?;
+        let spec =
+            self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?.clone();
+        self.effects.push(Effect::Assign(Assignment {
+            placement: *placement,
+            job,
+            group: group_id,
+            tenant: tenant_name,
+            spec,
+            term: self.term,
+            index: self.index,
+        }));
+        Ok(true)
+    }
+
+    /// The group that holds every task of a placement.
+    fn group_for(&self, placement: &Placement) -> Option<TaskId> {
+        let tasks = placement.tasks;
+        if let Some(live) = self.rows.live.get(&tasks.first) {
+            return (tasks.count == 1).then_some(live.group);
+        }
+        // Plans come after submissions, so the group is in the state already, not only in this entry.
+        let (first, _) = self.rows.base.group_of(tasks.first)?;
+        let group = self.rows.groups.get(&first)?;
+        (tasks.end() <= group.tasks.end()).then_some(first)
+    }
+
+    fn take_waiting(&mut self, group_id: TaskId, placement: &Placement) -> Result<bool, Stop> {
+        let (term, index) = (self.term, self.index);
+        let phase = Phase::Assigned { worker: placement.worker };
+        if let Some(live) = self.rows.live.get(&placement.tasks.first) {
+            if live.phase != Phase::Ready || live.epoch.next() != Some(placement.epoch) {
+                return Ok(false);
+            }
+            let live =
+                self.rows.live.get_mut(&placement.tasks.first).ok_or(Stop::Bug("a live task disappeared"))?;
+            live.phase = phase;
+            live.epoch = placement.epoch;
+            live.assigned_term = term;
+            live.assigned_index = index;
+            return Ok(true);
+        }
+        let group = self.rows.groups.get_mut(&group_id).ok_or(Stop::Bug("a live task without its group"))?;
+        if placement.epoch != Epoch(1) || !group.pending.remove(placement.tasks) {
+            return Ok(false);
+        }
+        for task in placement.tasks.tasks() {
+            let live = LiveTask {
+                group: group_id,
+                epoch: Epoch(1),
+                assigned_term: term,
+                assigned_index: index,
+                failures: 0,
+                losses: 0,
+                phase,
+            };
+            self.rows.live.insert(task, live);
+        }
+        Ok(true)
+    }
+
+    /// Takes an attempt off its worker and its tenant's usage.
+    pub(super) fn release(&mut self, worker: WorkerId, group: TaskId) -> Result<(), Stop> {
+        let resources = self.resources_of(group)?;
+        let (_, tenant) = self.job_and_tenant(group)?;
+        let row = self.worker_mut(worker)?;
+        row.held = row.held.checked_sub(1).ok_or(Stop::Bug("a worker's held attempts fell below zero"))?;
+        row.charged =
+            row.charged.checked_sub(&resources).ok_or(Stop::Bug("a worker's charge fell below zero"))?;
+        let row = self.tenant_mut(tenant)?;
+        take(&mut row.held_tasks, 1, "a tenant's held tasks fell below zero")?;
+        row.usage = row.usage.checked_sub(&resources).ok_or(Stop::Bug("a tenant's usage fell below zero"))?;
+        Ok(())
+    }
+
+    /// An attempt that its worker lost: its task waits again with its next epoch, or has failed for good.
+    pub(super) fn lose(&mut self, attempt: AttemptId) -> Result<bool, Stop> {
+        let Some(live) = self.rows.live.get(&attempt.task).cloned() else { return Ok(false) };
+        let Some(worker) = live.phase.worker() else { return Ok(false) };
+        if live.epoch != attempt.epoch {
+            return Ok(false);
+        }
+        self.release(worker, live.group)?;
+        let (job, _) = self.job_and_tenant(live.group)?;
+        if let Phase::Stopping { .. } = live.phase {
+            self.stopped(attempt.task, job)?;
+            return Ok(true);
+        }
+        let from = held_count(live.phase);
+        let spec = self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?;
+        if live.losses >= spec.retries.infrastructure {
+            self.end_task(attempt.task, job, from, FAILED)?;
+        } else {
+            self.wait_again(attempt.task, live.group, from, |live| {
+                live.losses += 1;
+                live.phase = Phase::Ready;
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// A task goes back to waiting.
+    pub(super) fn wait_again(
+        &mut self,
+        task: TaskId,
+        group: TaskId,
+        from: CountField,
+        change: impl FnOnce(&mut LiveTask),
+    ) -> Result<(), Stop> {
+        let (job, tenant) = self.job_and_tenant(group)?;
+        self.move_count(job, from, PENDING, 1)?;
+        self.tenant_mut(tenant)?.queued_tasks += 1;
+        change(self.rows.live.get_mut(&task).ok_or(Stop::Bug("a live task disappeared"))?);
+        Ok(())
+    }
+
+    /// A live task ends.
+    pub(super) fn end_task(
+        &mut self,
+        task: TaskId,
+        job: JobId,
+        from: CountField,
+        to: CountField,
+    ) -> Result<(), Stop> {
+        self.rows.live.remove(&task);
+        self.move_count(job, from, to, 1)
+    }
+
+    /// The attempt of a cancelled task is gone.
+    pub(super) fn stopped(&mut self, task: TaskId, job: JobId) -> Result<(), Stop> {
+        self.rows.live.remove(&task);
+        take(&mut self.job_mut(job)?.stopping, 1, "a job's stopping attempts fell below zero")
+    }
+
+    /// Moves a job whose last task has ended out of the state.
+    pub(super) fn end_job_if_done(&mut self, job: JobId, wall_ms: u64) -> Result<(), Stop> {
+        let Some(row) = self.rows.jobs.get(&job).cloned() else { return Ok(()) };
+        if row.counts.live() > 0 || row.stopping > 0 {
+            return Ok(());
+        }
+        let mut groups: Vec<(TaskRange, _)> = Vec::new();
+        for first in self.group_ids(&row) {
+            let group = self.group_row(first)?.tasks;
+            let spec = self.rows.specs.get(&first).ok_or(Stop::Bug("a group without its specification"))?;
+            groups.push((group, spec.as_ref().clone()));
+            self.rows.groups.remove(&first);
+            self.rows.specs.remove(&first);
+        }
+        if let Some(key) = &row.info.key {
+            let expires_at_ms = self.rows.meta.time_ms.saturating_add(limits::KEY_RETENTION_MS);
+            if let Some(record) = self.rows.keys.get_mut(&(row.info.tenant, key.clone())) {
+                record.expires_at_ms = Some(expires_at_ms);
+            }
+        }
+        self.rows.jobs.remove(&job);
+        let record = JobRecord {
+            info: row.info.as_ref().clone(),
+            counts: row.counts,
+            ended_at_ms: wall_ms.max(row.info.created_at_ms),
+            groups,
+        };
+        self.effects.push(Effect::History(HistoryRecord::Job(job, Box::new(record))));
+        let kind = EventKind::Ended(row.counts);
+        self.effects.push(Effect::Event(Event { index: self.index, job, kind }));
+        Ok(())
+    }
+
+    /// The first tasks of a job's groups, ascending.
+    pub(super) fn group_ids(&self, job: &Job) -> Vec<TaskId> {
+        let tasks = job.info.tasks;
+        self.rows.base.groups.range(tasks.first..tasks.end()).map(|(first, _)| *first).collect()
+    }
+}
+
+/// The count that a held attempt's task is in.
+pub(super) fn held_count(phase: Phase) -> CountField {
+    match phase {
+        Phase::Assigned { .. } => ASSIGNED,
+        Phase::Running { .. } | Phase::Stopping { .. } => RUNNING,
+        Phase::Ready | Phase::Backoff { .. } => PENDING,
+    }
+}
+
+/// The resources of `count` equal tasks.
+pub(crate) fn multiplied(resources: &Resources, count: u32) -> Option<Resources> {
+    let count = u64::from(count);
+    Some(Resources {
+        cpu_millicores: resources.cpu_millicores.checked_mul(count)?,
+        memory_bytes: resources.memory_bytes.checked_mul(count)?,
+        disk_bytes: resources.disk_bytes.checked_mul(count)?,
+    })
+}

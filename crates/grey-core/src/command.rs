@@ -1,0 +1,186 @@
+//! Commands: what is proposed, and the body of a log entry once committed.
+
+use grey_proof::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::attempt::{AttemptId, Finished, SandboxLevel};
+use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::spec::{Resources, TaskSpec};
+
+/// Founds the cluster: the first entry of every log, and refused anywhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// The cluster's identity: the digest of its root key.
+    pub cluster: Digest,
+    /// Wall clock of the founder, milliseconds since 1970.
+    pub wall_ms: u64,
+    /// Tenants to begin with.
+    pub tenants: Vec<TenantRecord>,
+}
+
+/// A tenant as created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    /// Unique name.
+    pub name: String,
+    /// What a task gets that leaves it unset.
+    pub defaults: TaskDefaults,
+}
+
+/// Values for what a submission leaves unset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDefaults {
+    /// Resources of one attempt.
+    pub resources: Resources,
+    /// Time-out of an attempt in milliseconds.
+    pub timeout_ms: u64,
+    /// Output limit of an attempt in bytes.
+    pub output_limit_bytes: u64,
+    /// Priority, 0–255.
+    pub priority: u8,
+}
+
+/// A key under which a client may repeat a submission without a second job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    /// The client's key, 1 to [`crate::limits::KEY_BYTES`] bytes.
+    pub key: String,
+    /// Digest of the submission's body; another body under the key is refused.
+    pub body: Digest,
+}
+
+/// A run of equal tasks within a submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSubmission {
+    /// What each of them does.
+    pub spec: TaskSpec,
+    /// How many; at least one.
+    pub count: u32,
+}
+
+/// Submits a job: all of it or nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submit {
+    /// Whose job it is.
+    pub tenant: TenantId,
+    /// Who sent it, as authenticated.
+    pub submitter: String,
+    /// The user's name for the job; may be empty.
+    pub name: String,
+    /// Labels, sorted by key, no key twice.
+    pub labels: Vec<(String, String)>,
+    /// The idempotency key.
+    pub key: Option<IdempotencyKey>,
+    /// The tasks; ids are given in this order.
+    pub groups: Vec<GroupSubmission>,
+    /// Wall clock of the receiving server, milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// A worker announces itself, at its start and after every loss of contact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterWorker {
+    /// The node's identity: the digest of its public key.
+    pub node: Digest,
+    /// The host's name, for people.
+    pub name: String,
+    /// One more at every start of the worker process.
+    pub incarnation: u64,
+    /// What the worker has to give.
+    pub capacity: Resources,
+    /// How many attempts it wants to hold.
+    pub slots: u32,
+    /// What it can enforce.
+    pub sandbox: SandboxLevel,
+    /// Digest of the certificate that its statements name.
+    pub certificate: Digest,
+    /// Attempts that it still holds or whose results it still has to report; every other one is lost.
+    pub holding: Vec<AttemptId>,
+}
+
+/// A run of neighbouring tasks given to one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Who is to run them.
+    pub worker: WorkerId,
+    /// The tasks, all of one group.
+    pub tasks: TaskRange,
+    /// The epoch that each of them gets: one more than it has.
+    pub epoch: Epoch,
+}
+
+/// Placements that the planner derived from the state; each is checked again when applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Version of the planning rules.
+    pub version: u16,
+    /// Who runs what.
+    pub placements: Vec<Placement>,
+}
+
+/// The worker's signature over the statements of a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRoot {
+    /// Merkle root over the statements, in the order of the report.
+    pub root: Digest,
+    /// From which each leaf's salt is derived; disclosed leaf by leaf.
+    pub salt: [u8; 32],
+    /// Ed25519 signature of the report's envelope, 64 bytes.
+    pub signature: Vec<u8>,
+}
+
+/// What happened on a worker since its last report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who reports.
+    pub worker: WorkerId,
+    /// In which of its lives.
+    pub incarnation: u64,
+    /// One more for every report of that life.
+    pub sequence: u64,
+    /// How many attempts it wants to hold from now on.
+    pub slots: u32,
+    /// Attempts that have started and have not ended.
+    pub started: Vec<AttemptId>,
+    /// Attempts that have ended.
+    pub finished: Vec<Finished>,
+    /// The signature over `finished`; absent exactly when nothing finished.
+    pub signed: Option<SignedRoot>,
+}
+
+/// What to cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CancelTarget {
+    /// A whole job.
+    Job(JobId),
+    /// One task.
+    Task(TaskId),
+}
+
+/// Cancels what has not ended. Terminal once committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Whose it must be.
+    pub tenant: TenantId,
+    /// What.
+    pub target: CancelTarget,
+}
+
+/// Everything that can be proposed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Found the cluster.
+    Bootstrap(Bootstrap),
+    /// Submit a job.
+    Submit(Submit),
+    /// Announce a worker.
+    RegisterWorker(RegisterWorker),
+    /// Place tasks.
+    Plan(Plan),
+    /// Report attempts.
+    Report(Report),
+    /// Cancel a job or a task.
+    Cancel(Cancel),
+    /// Let time pass: proposed only when a deadline is due.
+    Tick,
+}

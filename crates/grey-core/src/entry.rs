@@ -1,0 +1,128 @@
+//! The bytes of a log entry: feature level, kind, time and a compact body.
+//!
+//! A published body never changes. A new shape is a new kind, enabled by a higher feature level.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::command::Command;
+use crate::limits;
+
+/// The feature level that this version writes, and the highest that it understands.
+pub const FEATURE_LEVEL: u16 = 1;
+
+const HEADER_BYTES: usize = 12;
+const KIND_BOOTSTRAP: u16 = 1;
+const KIND_SUBMIT: u16 = 2;
+const KIND_REGISTER_WORKER: u16 = 3;
+const KIND_PLAN: u16 = 4;
+const KIND_REPORT: u16 = 5;
+const KIND_CANCEL: u16 = 6;
+const KIND_TICK: u16 = 7;
+
+/// A command with the cluster time at which it was proposed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Cluster time in milliseconds as the leader saw it; clamped when applied.
+    pub time_ms: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Why bytes are not an entry of this version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// A newer version wrote it: the node must stop rather than skip it.
+    #[error(
+        "entry of feature level {level} and kind {kind}; this version understands levels up to {FEATURE_LEVEL}"
+    )]
+    Unknown {
+        /// The entry's feature level.
+        level: u16,
+        /// The entry's kind.
+        kind: u16,
+    },
+    /// The kind is known and the body does not decode.
+    #[error("entry of kind {kind} has a body that does not decode")]
+    Malformed {
+        /// The entry's kind.
+        kind: u16,
+    },
+    /// Larger than any entry may be.
+    #[error("entry of {size_bytes} bytes; the limit is {} bytes", limits::ENTRY_BYTES)]
+    TooLarge {
+        /// Its size.
+        size_bytes: usize,
+    },
+}
+
+impl EntryError {
+    /// Whether the node must stop: a newer version wrote the entry, and skipping it would make replicas differ.
+    pub fn must_halt(&self) -> bool {
+        matches!(self, EntryError::Unknown { .. })
+    }
+}
+
+impl Entry {
+    /// The entry's bytes. Fails only when they would exceed [`limits::ENTRY_BYTES`].
+    pub fn encode(&self) -> Result<Vec<u8>, EntryError> {
+        match &self.command {
+            Command::Bootstrap(body) => self.encode_as(KIND_BOOTSTRAP, body),
+            Command::Submit(body) => self.encode_as(KIND_SUBMIT, body),
+            Command::RegisterWorker(body) => self.encode_as(KIND_REGISTER_WORKER, body),
+            Command::Plan(body) => self.encode_as(KIND_PLAN, body),
+            Command::Report(body) => self.encode_as(KIND_REPORT, body),
+            Command::Cancel(body) => self.encode_as(KIND_CANCEL, body),
+            Command::Tick => self.encode_as(KIND_TICK, &()),
+        }
+    }
+
+    fn encode_as<T: Serialize>(&self, kind: u16, body: &T) -> Result<Vec<u8>, EntryError> {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&FEATURE_LEVEL.to_le_bytes());
+        bytes.extend_from_slice(&kind.to_le_bytes());
+        bytes.extend_from_slice(&self.time_ms.to_le_bytes());
+        let bytes = postcard::to_extend(body, bytes).map_err(|_| EntryError::Malformed { kind })?;
+        if bytes.len() > limits::ENTRY_BYTES {
+            return Err(EntryError::TooLarge { size_bytes: bytes.len() });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads an entry back; every byte must be used.
+    pub fn decode(bytes: &[u8]) -> Result<Entry, EntryError> {
+        if bytes.len() > limits::ENTRY_BYTES {
+            return Err(EntryError::TooLarge { size_bytes: bytes.len() });
+        }
+        let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(EntryError::Malformed { kind: 0 });
+        };
+        let [l0, l1, k0, k1, time @ ..] = *header;
+        let level = u16::from_le_bytes([l0, l1]);
+        let kind = u16::from_le_bytes([k0, k1]);
+        if level == 0 || level > FEATURE_LEVEL {
+            return Err(EntryError::Unknown { level, kind });
+        }
+        let command = match kind {
+            KIND_BOOTSTRAP => Command::Bootstrap(decode_body(kind, body)?),
+            KIND_SUBMIT => Command::Submit(decode_body(kind, body)?),
+            KIND_REGISTER_WORKER => Command::RegisterWorker(decode_body(kind, body)?),
+            KIND_PLAN => Command::Plan(decode_body(kind, body)?),
+            KIND_REPORT => Command::Report(decode_body(kind, body)?),
+            KIND_CANCEL => Command::Cancel(decode_body(kind, body)?),
+            KIND_TICK => {
+                let () = decode_body(kind, body)?;
+                Command::Tick
+            }
+            _ => return Err(EntryError::Unknown { level, kind }),
+        };
+        Ok(Entry { time_ms: u64::from_le_bytes(time), command })
+    }
+}
+
+fn decode_body<T: DeserializeOwned>(kind: u16, body: &[u8]) -> Result<T, EntryError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(EntryError::Malformed { kind }),
+    }
+}

@@ -1,0 +1,106 @@
+//! Records of what has ended. They leave the state for immutable history segments: memory follows live work only.
+
+use grey_proof::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::attempt::Finished;
+use crate::command::SignedRoot;
+use crate::ids::{JobId, TaskId, TaskRange};
+use crate::rows::{Counts, JobInfo};
+use crate::spec::{ExecutorKind, TaskSpec};
+
+/// What a statement says of the assignment behind each attempt of a [`Finished`] run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunContext {
+    /// The job.
+    pub job: JobId,
+    /// Name of the tenant.
+    pub tenant: String,
+    /// What executed it.
+    pub executor: ExecutorKind,
+    /// Digest of everything that was executed.
+    pub exec_key: Digest,
+    /// Term and index of the entry that assigned each attempt, in order.
+    pub assigned: Vec<(u64, u64)>,
+}
+
+/// Attempts that ended together, with what their statements need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedRun {
+    /// Where they came from; absent where every attempt of the run was refused, as nothing is known of it.
+    pub context: Option<RunContext>,
+    /// What they came to.
+    pub finished: Finished,
+}
+
+/// A report as accepted: everything from which its statements, its root and its place in the cluster's log are rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportRecord {
+    /// Position in the cluster's log of reports, from zero; the record's key.
+    pub position: u64,
+    /// The worker's node.
+    pub node: Digest,
+    /// Its certificate.
+    pub certificate: Digest,
+    /// Its life.
+    pub incarnation: u64,
+    /// The report's number in that life.
+    pub sequence: u64,
+    /// The signature over the statements.
+    pub signed: SignedRoot,
+    /// Term of the entry that accepted it.
+    pub term: u64,
+    /// Index of the entry that accepted it.
+    pub index: u64,
+    /// Leaves that were not accepted, ascending.
+    pub refused: Vec<u32>,
+    /// The attempts, in the order of the leaves.
+    pub runs: Vec<ReportedRun>,
+}
+
+/// Where the record of one attempt lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptPointer {
+    /// Position of its report.
+    pub position: u64,
+    /// Its leaf in that report.
+    pub leaf: u32,
+}
+
+/// A job that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// What never changed.
+    pub info: JobInfo,
+    /// How its tasks ended.
+    pub counts: Counts,
+    /// Wall clock of the last report, or of the job's submission where none came, milliseconds since 1970.
+    pub ended_at_ms: u64,
+    /// What its tasks were, in order.
+    pub groups: Vec<(TaskRange, TaskSpec)>,
+}
+
+/// One record to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryRecord {
+    /// Where the attempts `first, first + 1, …` of `epoch` lie: leaves `leaf, leaf + 1, …` of one report.
+    Attempts {
+        /// The tasks.
+        tasks: TaskRange,
+        /// Their epoch.
+        epoch: u32,
+        /// Where the first one's record lies.
+        pointer: AttemptPointer,
+    },
+    /// A report.
+    Report(Box<ReportRecord>),
+    /// A job that ended.
+    Job(JobId, Box<JobRecord>),
+}
+
+impl JobRecord {
+    /// The specification of one of its tasks.
+    pub fn spec(&self, task: TaskId) -> Option<&TaskSpec> {
+        self.groups.iter().find(|(tasks, _)| tasks.contains(task)).map(|(_, spec)| spec)
+    }
+}

@@ -1,0 +1,143 @@
+//! What must hold of every state. The simulator and the property tests ask after every entry, a node after loading.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::rows::{Counts, Phase};
+use crate::spec::Resources;
+use crate::state::State;
+
+/// What the rows of attempts add up to.
+#[derive(Default)]
+struct Sums {
+    held: BTreeMap<WorkerId, (u32, Resources)>,
+    tenant_held: BTreeMap<TenantId, (u64, Resources)>,
+    jobs: BTreeMap<JobId, (Counts, u64)>,
+}
+
+fn add(sum: &mut Resources, more: &Resources) -> Result<(), String> {
+    *sum = sum.checked_add(more).ok_or("resources overflow")?;
+    Ok(())
+}
+
+impl State {
+    /// Checks every invariant; the error names the first that does not hold. Costs a walk over all live work.
+    pub fn check(&self) -> Result<(), String> {
+        let mut sums = Sums::default();
+        self.check_live(&mut sums)?;
+        self.check_groups(&mut sums)?;
+        self.check_jobs(&sums)?;
+        self.check_workers(&sums)?;
+        self.check_tenants(&sums)
+    }
+
+    fn check_live(&self, sums: &mut Sums) -> Result<(), String> {
+        for (task, live) in &self.live {
+            let group =
+                self.groups.get(&live.group).ok_or_else(|| format!("{task} lives without its group"))?;
+            if !group.tasks.contains(*task) || group.pending.contains(*task) {
+                return Err(format!("{task} is both live and waiting, or in a foreign group"));
+            }
+            if live.epoch.0 == 0 {
+                return Err(format!("{task} lives without ever having been assigned"));
+            }
+            let (counts, stopping) = sums.jobs.entry(group.job).or_default();
+            match live.phase {
+                Phase::Ready | Phase::Backoff { .. } => counts.pending += 1,
+                Phase::Assigned { .. } => counts.assigned += 1,
+                Phase::Running { .. } => counts.running += 1,
+                Phase::Stopping { .. } => *stopping += 1,
+            }
+            if let Some(worker) = live.phase.worker() {
+                let resources =
+                    self.specs.get(&live.group).ok_or("a group without its specification")?.resources;
+                let tenant = self.jobs.get(&group.job).ok_or("a group without its job")?.info.tenant;
+                let (held, charged) = sums.held.entry(worker).or_default();
+                *held += 1;
+                add(charged, &resources)?;
+                let (held, usage) = sums.tenant_held.entry(tenant).or_default();
+                *held += 1;
+                add(usage, &resources)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_groups(&self, sums: &mut Sums) -> Result<(), String> {
+        let mut end = TaskId(0);
+        for (first, group) in &self.groups {
+            if *first != group.tasks.first || *first < end || group.tasks.count == 0 {
+                return Err(format!("the group at {first} overlaps another or is empty"));
+            }
+            end = group.tasks.end();
+            let inside =
+                group.pending.ranges().iter().all(|range| range.first >= *first && range.end() <= end);
+            if !inside || !self.specs.contains_key(first) {
+                return Err(format!("the group at {first} waits for foreign tasks or has no specification"));
+            }
+            sums.jobs.entry(group.job).or_default().0.pending += group.pending.count();
+        }
+        if self.specs.len() != self.groups.len() {
+            return Err("a specification without its group".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_jobs(&self, sums: &Sums) -> Result<(), String> {
+        if sums.jobs.len() != self.jobs.len() {
+            return Err("a group without its job, or a job without a group".to_owned());
+        }
+        for (id, job) in &self.jobs {
+            let (counts, stopping) = sums.jobs.get(id).ok_or_else(|| format!("{id} has no group"))?;
+            let kept = (job.counts.pending, job.counts.assigned, job.counts.running, job.stopping);
+            if kept != (counts.pending, counts.assigned, counts.running, *stopping) {
+                return Err(format!(
+                    "the counts of {id} are {kept:?}, its tasks say {counts:?} and {stopping}"
+                ));
+            }
+            if job.counts.total() != u64::from(job.info.tasks.count) {
+                return Err(format!("the tasks of {id} are not conserved: {:?}", job.counts));
+            }
+            if job.counts.live() == 0 && job.stopping == 0 {
+                return Err(format!("{id} has ended and is still here"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_workers(&self, sums: &Sums) -> Result<(), String> {
+        if sums.held.keys().any(|worker| !self.workers.contains_key(worker)) {
+            return Err("an attempt on an unknown worker".to_owned());
+        }
+        for (id, worker) in &self.workers {
+            let (held, charged) = sums.held.get(id).copied().unwrap_or_default();
+            if worker.held != held || worker.charged != charged {
+                return Err(format!("{id} is charged {} attempts and holds {held}", worker.held));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tenants(&self, sums: &Sums) -> Result<(), String> {
+        let mut queued: BTreeMap<TenantId, u64> = BTreeMap::new();
+        for job in self.jobs.values() {
+            *queued.entry(job.info.tenant).or_default() += job.counts.pending;
+        }
+        let mut keys: BTreeMap<TenantId, u64> = BTreeMap::new();
+        for (tenant, _) in self.keys.keys() {
+            *keys.entry(*tenant).or_default() += 1;
+        }
+        for (id, tenant) in &self.tenants {
+            let (held, usage) = sums.tenant_held.get(id).copied().unwrap_or_default();
+            let sums =
+                (held, usage, queued.get(id).copied().unwrap_or(0), keys.get(id).copied().unwrap_or(0));
+            if sums != (tenant.held_tasks, tenant.usage, tenant.queued_tasks, tenant.keys) {
+                return Err(format!(
+                    "the usage of tenant {} is kept as {tenant:?}, its tasks say {sums:?}",
+                    tenant.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}

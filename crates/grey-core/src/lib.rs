@@ -1,0 +1,46 @@
+//! The replicated state machine of Grey: what a committed entry does to the state, and what follows from a state.
+//!
+//! Everything here is a pure function of its inputs. There is no clock, no chance, no hash order, no float and no IO:
+//! two replicas that applied the same entries are equal, and a test or a simulator can ask what any entry would do.
+//!
+//! [`apply()`] takes a state and an entry and returns effects; [`plan()`] takes a state and returns placements to be
+//! proposed. A placement is checked again when it is applied, so a plan may be wrong without harm.
+
+mod apply;
+mod attempt;
+mod command;
+mod effect;
+mod entry;
+mod history;
+mod ids;
+mod invariants;
+pub mod limits;
+mod overlay;
+mod plan;
+mod range_set;
+mod rejection;
+mod rows;
+mod spec;
+mod state;
+mod statement;
+pub mod validate;
+
+pub use apply::{apply, apply_entry};
+pub use attempt::{
+    AttemptId, AttemptResult, Content, Finished, Outcome, OutputFile, SandboxLevel, Usage, UsageSource,
+};
+pub use command::{
+    Bootstrap, Cancel, CancelTarget, Command, GroupSubmission, IdempotencyKey, Placement, Plan,
+    RegisterWorker, Report, SignedRoot, Submit, TaskDefaults, TenantRecord,
+};
+pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
+pub use entry::{Entry, EntryError, FEATURE_LEVEL};
+pub use history::{AttemptPointer, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext};
+pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
+pub use plan::{PLAN_VERSION, plan};
+pub use range_set::RangeSet;
+pub use rejection::Rejection;
+pub use rows::{Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
+pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};
+pub use state::{Deadline, LoadError, ReadyKey, State};
+pub use statement::{Signer, TIER_SOFTWARE, leaves, report_header, report_root, statement};

@@ -1,0 +1,70 @@
+//! Every bound of the replicated state in one place, related to one another where they depend on one another.
+
+/// The most tenants that a cluster is founded with.
+pub const FOUNDING_TENANTS: usize = 16;
+/// The most tasks that one submission may list one by one.
+pub const BATCH_TASKS: usize = 10_000;
+/// The most tasks in one array.
+pub const ARRAY_TASKS: u32 = 1_000_000;
+/// The most bytes of one encoded submission.
+pub const SUBMISSION_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes of an output that travels inside a report.
+pub const INLINE_OUTPUT_BYTES: usize = 4 * 1024;
+/// The most attempts in one report: bounds the work of rebuilding a proof.
+pub const REPORT_ATTEMPTS: usize = 4_096;
+/// The most bytes of one encoded report.
+pub const REPORT_BYTES: usize = 4 * 1024 * 1024;
+/// The most placements in one plan.
+pub const PLAN_PLACEMENTS: usize = 4_096;
+/// The most tasks placed by one plan.
+pub const PLAN_TASKS: u32 = 16_384;
+/// The most bytes of one log entry. A submission or a report fits with its header.
+pub const ENTRY_BYTES: usize = 6 * 1024 * 1024;
+/// Command words of a task.
+pub const COMMAND_WORDS: usize = 4_096;
+/// Bytes of command words together, and of environment variables together.
+pub const COMMAND_BYTES: usize = 128 * 1024;
+/// Environment variables of a task.
+pub const ENVIRONMENT_VARIABLES: usize = 1_024;
+/// Input files of a task.
+pub const INPUT_FILES: usize = 1_024;
+/// Output patterns of a task.
+pub const OUTPUT_PATTERNS: usize = 64;
+/// Output files that an attempt may leave.
+pub const OUTPUT_FILES: usize = 1_024;
+/// Bytes of a name, a label's key or its value.
+pub const NAME_BYTES: usize = 128;
+/// Bytes of an idempotency key.
+pub const KEY_BYTES: usize = 128;
+/// Labels of a job.
+pub const LABELS: usize = 32;
+/// Bytes of a result's message.
+pub const MESSAGE_BYTES: usize = 512;
+/// The longest time-out: 30 days, in milliseconds.
+pub const TIMEOUT_MS: u64 = 30 * 24 * 3_600 * 1_000;
+/// The largest output limit of an attempt, in bytes.
+pub const OUTPUT_LIMIT_BYTES: u64 = 1 << 40;
+/// Totals of resources stay below this, so that products with weights fit into 128 bits.
+pub const RESOURCE_TOTAL: u64 = 1 << 48;
+/// Tasks of a tenant that wait or run.
+pub const TENANT_QUEUED_TASKS: u64 = 2_000_000;
+/// Idempotency keys kept for a tenant; at the bound a new key is refused, none is evicted.
+pub const TENANT_KEYS: u64 = 1_000_000;
+/// How long an idempotency key is kept after its job has ended, in milliseconds.
+pub const KEY_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
+/// Workers of a cluster.
+pub const WORKERS: usize = 10_000;
+/// Attempts that one worker may hold, started or not.
+pub const WORKER_SLOTS: u32 = 16_384;
+/// The longest step of cluster time between two entries, in milliseconds: a jump of a clock moves deadlines no further.
+pub const TIME_STEP_MS: u64 = 10_000;
+/// Back-off after a failure: first wait, in milliseconds; it doubles each time.
+pub const BACKOFF_FIRST_MS: u64 = 100;
+/// Back-off after a failure: longest wait, in milliseconds.
+pub const BACKOFF_LONGEST_MS: u64 = 30_000;
+/// Entries' effects on keys that one entry may expire, so that no entry sweeps without bound.
+pub const EXPIRIES_PER_ENTRY: usize = 4_096;
+
+const _: () = assert!(ENTRY_BYTES > SUBMISSION_BYTES && ENTRY_BYTES > REPORT_BYTES);
+const _: () = assert!(REPORT_ATTEMPTS <= PLAN_TASKS as usize);
+const _: () = assert!(BACKOFF_FIRST_MS < BACKOFF_LONGEST_MS);

@@ -1,0 +1,105 @@
+//! The overlay through which an entry is applied: reads fall through to the state, writes stay here until the whole
+//! entry is known to hold.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Tenant, Worker};
+use crate::spec::TaskSpec;
+use crate::state::State;
+
+/// One table's changes above its rows.
+pub(crate) struct Layer<'a, K, V> {
+    base: &'a BTreeMap<K, V>,
+    changes: BTreeMap<K, Option<V>>,
+}
+
+impl<'a, K: Ord + Clone, V: Clone> Layer<'a, K, V> {
+    fn new(base: &'a BTreeMap<K, V>) -> Layer<'a, K, V> {
+        Layer { base, changes: BTreeMap::new() }
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        match self.changes.get(key) {
+            Some(changed) => changed.as_ref(),
+            None => self.base.get(key),
+        }
+    }
+
+    /// The row for writing; it counts as changed from here on.
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        if !self.changes.contains_key(key) {
+            let row = self.base.get(key)?.clone();
+            self.changes.insert(key.clone(), Some(row));
+        }
+        self.changes.get_mut(key)?.as_mut()
+    }
+
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        self.changes.insert(key, Some(value));
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) {
+        if self.base.contains_key(key) {
+            self.changes.insert(key.clone(), None);
+        } else {
+            self.changes.remove(key);
+        }
+    }
+}
+
+/// All tables with an entry's changes above them.
+pub(crate) struct Overlay<'a> {
+    pub(crate) base: &'a State,
+    pub(crate) meta: Meta,
+    pub(crate) tenants: Layer<'a, TenantId, Tenant>,
+    pub(crate) workers: Layer<'a, WorkerId, Worker>,
+    pub(crate) jobs: Layer<'a, JobId, Job>,
+    pub(crate) groups: Layer<'a, TaskId, Group>,
+    pub(crate) specs: Layer<'a, TaskId, Arc<TaskSpec>>,
+    pub(crate) live: Layer<'a, TaskId, LiveTask>,
+    pub(crate) keys: Layer<'a, KeyId, KeyRecord>,
+}
+
+/// What an entry changed, free of the state that it was derived from.
+#[derive(Default)]
+pub(crate) struct Changes {
+    pub(crate) meta: Meta,
+    pub(crate) tenants: BTreeMap<TenantId, Option<Tenant>>,
+    pub(crate) workers: BTreeMap<WorkerId, Option<Worker>>,
+    pub(crate) jobs: BTreeMap<JobId, Option<Job>>,
+    pub(crate) groups: BTreeMap<TaskId, Option<Group>>,
+    pub(crate) specs: BTreeMap<TaskId, Option<Arc<TaskSpec>>>,
+    pub(crate) live: BTreeMap<TaskId, Option<LiveTask>>,
+    pub(crate) keys: BTreeMap<KeyId, Option<KeyRecord>>,
+}
+
+impl<'a> Overlay<'a> {
+    pub(crate) fn new(base: &'a State) -> Overlay<'a> {
+        Overlay {
+            base,
+            meta: base.meta.clone(),
+            tenants: Layer::new(&base.tenants),
+            workers: Layer::new(&base.workers),
+            jobs: Layer::new(&base.jobs),
+            groups: Layer::new(&base.groups),
+            specs: Layer::new(&base.specs),
+            live: Layer::new(&base.live),
+            keys: Layer::new(&base.keys),
+        }
+    }
+
+    pub(crate) fn into_changes(self) -> Changes {
+        Changes {
+            meta: self.meta,
+            tenants: self.tenants.changes,
+            workers: self.workers.changes,
+            jobs: self.jobs.changes,
+            groups: self.groups.changes,
+            specs: self.specs.changes,
+            live: self.live.changes,
+            keys: self.keys.changes,
+        }
+    }
+}

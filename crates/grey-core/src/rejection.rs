@@ -1,0 +1,86 @@
+//! Why a command changed nothing. Replicas agree on it as they agree on everything else.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+
+/// A typed refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Rejection {
+    /// The entry's body did not decode.
+    #[error("the command could not be read")]
+    Malformed,
+    /// Nothing but a bootstrap may come before the bootstrap.
+    #[error("the cluster has not been founded")]
+    NotFounded,
+    /// A second bootstrap.
+    #[error("the cluster has been founded already")]
+    AlreadyFounded,
+    /// No such tenant.
+    #[error("tenant {0} is unknown")]
+    UnknownTenant(TenantId),
+    /// No such job, or it has ended.
+    #[error("job {0} is unknown or has ended")]
+    UnknownJob(JobId),
+    /// No such task, or it has ended.
+    #[error("task {0} is unknown or has ended")]
+    UnknownTask(TaskId),
+    /// No such worker.
+    #[error("worker {0} is unknown")]
+    UnknownWorker(WorkerId),
+    /// A field lies outside its bounds.
+    #[error("`{field}` {problem}; the limit is {limit}")]
+    OutOfBounds {
+        /// Which field, as in the API.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// The key was used for another submission.
+    #[error("the idempotency key was used for job {job} with another body")]
+    IdempotencyConflict {
+        /// The job that has the key.
+        job: JobId,
+    },
+    /// The tenant has as many tasks or keys as it may.
+    #[error("the tenant's {what} are at their limit of {limit}")]
+    QueueFull {
+        /// What is full.
+        what: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// A report or announcement of an earlier life of the worker.
+    #[error("worker {worker} speaks as incarnation {given}; its present one is {present}")]
+    StaleIncarnation {
+        /// Who.
+        worker: WorkerId,
+        /// What it said.
+        given: u64,
+        /// What is known.
+        present: u64,
+    },
+    /// A report was left out before this one.
+    #[error("worker {worker} sent report {given}; report {expected} is due")]
+    ReportOutOfOrder {
+        /// Who.
+        worker: WorkerId,
+        /// What it sent.
+        given: u64,
+        /// What is due.
+        expected: u64,
+    },
+    /// The number space of an identifier is used up.
+    #[error("no {0} number is left")]
+    Exhausted(String),
+    /// An invariant of Grey's own broke while applying this entry: its effects were discarded on every replica alike.
+    #[error("internal error at index {index}: {what}")]
+    InternalBug {
+        /// The entry's index.
+        index: u64,
+        /// Which invariant.
+        what: String,
+    },
+}

@@ -1,0 +1,227 @@
+//! The rows of the state: what is checkpointed, hashed and changed through the overlay.
+
+use std::sync::Arc;
+
+use grey_proof::{Digest, LogTree};
+use serde::{Deserialize, Serialize};
+
+use crate::attempt::SandboxLevel;
+use crate::command::TaskDefaults;
+use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::range_set::RangeSet;
+use crate::spec::Resources;
+
+/// What belongs to the cluster as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Meta {
+    /// The cluster's identity; absent until the bootstrap.
+    pub cluster: Option<Digest>,
+    /// Wall clock at the founding, milliseconds since 1970.
+    pub founded_at_ms: u64,
+    /// Cluster time of the last applied entry, in milliseconds.
+    pub time_ms: u64,
+    /// Jobs submitted so far.
+    pub jobs_submitted: u64,
+    /// Tasks submitted so far.
+    pub tasks_submitted: u64,
+    /// Workers registered so far.
+    pub workers_registered: u32,
+    /// Placements that were dropped because the state had moved on.
+    pub stale_placements: u64,
+    /// Results that were refused because another attempt or a cancel came first.
+    pub refused_results: u64,
+    /// Entries whose effects were discarded because an invariant broke.
+    pub internal_bugs: u64,
+    /// The cluster's log of reports, as a frontier.
+    pub log: LogTree,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// What a task gets that leaves it unset.
+    pub defaults: TaskDefaults,
+    /// Share relative to others, in thousandths.
+    pub weight_milli: u32,
+    /// Tasks that wait.
+    pub queued_tasks: u64,
+    /// Tasks assigned or running.
+    pub held_tasks: u64,
+    /// Resources of the assigned and running ones.
+    pub usage: Resources,
+    /// Idempotency keys kept.
+    pub keys: u64,
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// The node's identity.
+    pub node: Digest,
+    /// The host's name.
+    pub name: Arc<str>,
+    /// Its present life.
+    pub incarnation: u64,
+    /// The last report of that life.
+    pub last_sequence: u64,
+    /// What it has to give.
+    pub capacity: Resources,
+    /// Resources of every attempt it holds, started or not; prefetched ones may take it above the capacity.
+    pub charged: Resources,
+    /// How many attempts it wants to hold.
+    pub slots: u32,
+    /// How many it holds.
+    pub held: u32,
+    /// What it can enforce.
+    pub sandbox: SandboxLevel,
+    /// Digest of its certificate.
+    pub certificate: Digest,
+}
+
+/// What never changes about a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Who sent it.
+    pub submitter: String,
+    /// The user's name for it.
+    pub name: String,
+    /// Labels, sorted by key.
+    pub labels: Vec<(String, String)>,
+    /// Wall clock of the submission, milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// Its tasks.
+    pub tasks: TaskRange,
+    /// The idempotency key, released a while after the end.
+    pub key: Option<String>,
+}
+
+/// How many tasks of a job are where. Their sum is the job's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Waiting for a place, a back-off included.
+    pub pending: u64,
+    /// Placed and not started.
+    pub assigned: u64,
+    /// Started.
+    pub running: u64,
+    /// Succeeded.
+    pub completed: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Cancelled.
+    pub cancelled: u64,
+}
+
+impl Counts {
+    /// All tasks.
+    pub fn total(&self) -> u64 {
+        self.pending + self.assigned + self.running + self.completed + self.failed + self.cancelled
+    }
+
+    /// Tasks that have not ended.
+    pub fn live(&self) -> u64 {
+        self.pending + self.assigned + self.running
+    }
+}
+
+/// A job that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// What never changes.
+    pub info: Arc<JobInfo>,
+    /// Where its tasks are.
+    pub counts: Counts,
+    /// Cancelled attempts whose worker has not yet said that they stopped.
+    pub stopping: u64,
+}
+
+/// A run of equal tasks of a job that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The job.
+    pub job: JobId,
+    /// All tasks of the run; the group's key is the first.
+    pub tasks: TaskRange,
+    /// 0–255, higher first; as in the specification.
+    pub priority: u8,
+    /// Tasks never assigned so far.
+    pub pending: RangeSet,
+}
+
+/// Where a task is that is no longer, or not only, part of its group's pending range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Waits for a place again.
+    Ready,
+    /// Waits until a cluster time, in milliseconds.
+    Backoff {
+        /// When it becomes ready.
+        until_ms: u64,
+    },
+    /// Placed.
+    Assigned {
+        /// Where.
+        worker: WorkerId,
+    },
+    /// Started.
+    Running {
+        /// Where.
+        worker: WorkerId,
+    },
+    /// Cancelled; its worker has not yet said that it stopped.
+    Stopping {
+        /// Where.
+        worker: WorkerId,
+    },
+}
+
+impl Phase {
+    /// The worker that holds an attempt in this phase.
+    pub fn worker(self) -> Option<WorkerId> {
+        match self {
+            Phase::Ready | Phase::Backoff { .. } => None,
+            Phase::Assigned { worker } | Phase::Running { worker } | Phase::Stopping { worker } => {
+                Some(worker)
+            }
+        }
+    }
+}
+
+/// A task that was assigned at least once and has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveTask {
+    /// Its group.
+    pub group: TaskId,
+    /// The epoch of its latest assignment.
+    pub epoch: Epoch,
+    /// Term of the entry that assigned it.
+    pub assigned_term: u64,
+    /// Index of the entry that assigned it.
+    pub assigned_index: u64,
+    /// Failures of its own so far.
+    pub failures: u16,
+    /// Losses of its worker so far.
+    pub losses: u16,
+    /// Where it is.
+    pub phase: Phase,
+}
+
+/// A kept idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// The submission's body.
+    pub body: Digest,
+    /// The job it made.
+    pub job: JobId,
+    /// The job's tasks, so that a repeated submission gets the whole answer.
+    pub tasks: TaskRange,
+    /// When it is forgotten, in cluster milliseconds; absent while the job lives.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// Key of an idempotency record.
+pub type KeyId = (TenantId, String);

@@ -1,0 +1,450 @@
+//! The replicated state: rows, the indexes derived from them, and the hash that replicas compare.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use grey_proof::{Digest, DigestBuilder};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::overlay::Changes;
+use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
+use crate::spec::TaskSpec;
+
+/// Where a waiting task stands in its tenant's line: priority first, then the order of submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadyKey {
+    /// 255 − priority, so that the highest priority sorts first.
+    pub rank: u8,
+    /// The lowest waiting task of the group, or the task that waits again.
+    pub task: TaskId,
+    /// Its group.
+    pub group: TaskId,
+}
+
+/// Something that becomes due at a cluster time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Deadline {
+    /// A task's back-off ends.
+    Backoff(TaskId),
+    /// An idempotency key is forgotten.
+    Key(KeyId),
+}
+
+/// Why rows are not a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// A row does not decode.
+    #[error("state row {key} of table {table} does not decode")]
+    Row {
+        /// The table's number.
+        table: u8,
+        /// The row's key in hexadecimal.
+        key: String,
+    },
+    /// The rows are well-formed and contradict one another.
+    #[error("the state breaks an invariant: {0}")]
+    Invariant(String),
+}
+
+/// The whole state as of one index. A pure value: no clock, no chance, no IO.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub(crate) applied_index: u64,
+    pub(crate) applied_term: u64,
+    pub(crate) hash: Digest,
+    pub(crate) meta: Meta,
+    pub(crate) tenants: BTreeMap<TenantId, Tenant>,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    pub(crate) groups: BTreeMap<TaskId, Group>,
+    pub(crate) specs: BTreeMap<TaskId, Arc<TaskSpec>>,
+    pub(crate) live: BTreeMap<TaskId, LiveTask>,
+    pub(crate) keys: BTreeMap<KeyId, KeyRecord>,
+    pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
+    pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
+    pub(crate) dirty: BTreeSet<Vec<u8>>,
+}
+
+const TABLE_META: u8 = 1;
+const TABLE_TENANT: u8 = 2;
+const TABLE_WORKER: u8 = 3;
+const TABLE_JOB: u8 = 4;
+const TABLE_GROUP: u8 = 5;
+const TABLE_SPEC: u8 = 6;
+const TABLE_LIVE: u8 = 7;
+const TABLE_KEY: u8 = 8;
+const TABLE_POSITION: u8 = 9;
+
+/// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
+trait RowKey: Ord + Clone {
+    fn write(&self, out: &mut Vec<u8>);
+    fn read(bytes: &[u8]) -> Option<Self>;
+}
+
+macro_rules! numeric_row_key {
+    ($($name:ident($inner:ty)),*) => {$(
+        impl RowKey for $name {
+            fn write(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.0.to_be_bytes());
+            }
+            fn read(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(|bytes| $name(<$inner>::from_be_bytes(bytes)))
+            }
+        }
+    )*};
+}
+numeric_row_key!(TenantId(u32), WorkerId(u32), JobId(u64), TaskId(u64));
+
+impl RowKey for KeyId {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.write(out);
+        out.extend_from_slice(self.1.as_bytes());
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (tenant, key) = bytes.split_first_chunk::<4>()?;
+        Some((TenantId(u32::from_be_bytes(*tenant)), String::from_utf8(key.to_vec()).ok()?))
+    }
+}
+
+fn row_key<K: RowKey>(table: u8, key: &K) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16);
+    bytes.push(table);
+    key.write(&mut bytes);
+    bytes
+}
+
+fn encode<V: Serialize>(value: &V) -> Vec<u8> {
+    // Serialising to memory fails only for types without a known length, and rows have none of those.
+    postcard::to_allocvec(value).unwrap_or_default()
+}
+
+/// Hashes an entry's changes and moves them into a table, marking the rows for the next checkpoint.
+struct Committer<'a> {
+    hash: &'a mut DigestBuilder,
+    dirty: &'a mut BTreeSet<Vec<u8>>,
+    scratch: Vec<u8>,
+}
+
+impl Committer<'_> {
+    fn table<K: RowKey, V: Serialize>(
+        &mut self,
+        table: u8,
+        base: &mut BTreeMap<K, V>,
+        changes: BTreeMap<K, Option<V>>,
+    ) {
+        for (key, value) in changes {
+            let row = row_key(table, &key);
+            self.hash.field(&row);
+            self.scratch.clear();
+            if let Some(value) = &value {
+                let scratch = core::mem::take(&mut self.scratch);
+                self.scratch = postcard::to_extend(value, scratch).unwrap_or_default();
+            }
+            self.hash.field(&self.scratch);
+            self.dirty.insert(row);
+            match value {
+                Some(value) => base.insert(key, value),
+                None => base.remove(&key),
+            };
+        }
+    }
+}
+
+impl State {
+    /// The state before the first entry.
+    pub fn new() -> State {
+        State::default()
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    /// Term of the last applied entry.
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term
+    }
+
+    /// Hash over every change since the first entry, in order: equal at equal index on every replica.
+    pub fn hash(&self) -> Digest {
+        self.hash
+    }
+
+    /// What belongs to the cluster as a whole.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// All tenants.
+    pub fn tenants(&self) -> &BTreeMap<TenantId, Tenant> {
+        &self.tenants
+    }
+
+    /// The tenant of a name.
+    pub fn tenant_named(&self, name: &str) -> Option<(TenantId, &Tenant)> {
+        self.tenants.iter().find(|(_, tenant)| &*tenant.name == name).map(|(id, tenant)| (*id, tenant))
+    }
+
+    /// All workers.
+    pub fn workers(&self) -> &BTreeMap<WorkerId, Worker> {
+        &self.workers
+    }
+
+    /// Jobs that have not ended.
+    pub fn jobs(&self) -> &BTreeMap<JobId, Job> {
+        &self.jobs
+    }
+
+    /// Groups of those jobs.
+    pub fn groups(&self) -> &BTreeMap<TaskId, Group> {
+        &self.groups
+    }
+
+    /// Tasks that were assigned at least once and have not ended.
+    pub fn live(&self) -> &BTreeMap<TaskId, LiveTask> {
+        &self.live
+    }
+
+    /// A group's specification.
+    pub fn spec(&self, group: TaskId) -> Option<&Arc<TaskSpec>> {
+        self.specs.get(&group)
+    }
+
+    /// The group that a task of a live job belongs to.
+    pub fn group_of(&self, task: TaskId) -> Option<(TaskId, &Group)> {
+        let (first, group) = self.groups.range(..=task).next_back()?;
+        group.tasks.contains(task).then_some((*first, group))
+    }
+
+    /// The waiting tasks of each tenant, in the order in which they are to be placed.
+    pub fn ready(&self) -> &BTreeMap<TenantId, BTreeSet<ReadyKey>> {
+        &self.ready
+    }
+
+    /// The earliest cluster time at which something is due, in milliseconds.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.deadlines.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Takes over what an entry changed and extends the hash by it.
+    pub(crate) fn commit(&mut self, index: u64, term: u64, changes: Changes) {
+        let mut hash = DigestBuilder::domain("grey/state/v1");
+        hash.field(&self.hash.0);
+        hash.number(index);
+        hash.number(term);
+        self.unindex(&changes);
+        let touched_groups: Vec<TaskId> = changes.groups.keys().copied().collect();
+        let touched_live: Vec<TaskId> = changes.live.keys().copied().collect();
+        let touched_keys: Vec<KeyId> = changes.keys.keys().cloned().collect();
+        let mut committer = Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Vec::new() };
+        if changes.meta != self.meta {
+            committer.hash.field(&encode(&changes.meta));
+            self.meta = changes.meta;
+        }
+        committer.table(TABLE_TENANT, &mut self.tenants, changes.tenants);
+        committer.table(TABLE_WORKER, &mut self.workers, changes.workers);
+        committer.table(TABLE_JOB, &mut self.jobs, changes.jobs);
+        committer.table(TABLE_GROUP, &mut self.groups, changes.groups);
+        committer.table(TABLE_SPEC, &mut self.specs, changes.specs);
+        committer.table(TABLE_LIVE, &mut self.live, changes.live);
+        committer.table(TABLE_KEY, &mut self.keys, changes.keys);
+        self.hash = hash.finish();
+        self.applied_index = index;
+        self.applied_term = term;
+        for group in touched_groups {
+            self.index_group(group, true);
+        }
+        for task in touched_live {
+            self.index_live(task, true);
+        }
+        for key in touched_keys {
+            self.index_key(&key, true);
+        }
+    }
+
+    fn unindex(&mut self, changes: &Changes) {
+        for group in changes.groups.keys() {
+            self.index_group(*group, false);
+        }
+        for task in changes.live.keys() {
+            self.index_live(*task, false);
+        }
+        for key in changes.keys.keys() {
+            self.index_key(key, false);
+        }
+    }
+
+    fn set_ready(&mut self, tenant: TenantId, key: ReadyKey, present: bool) {
+        if present {
+            self.ready.entry(tenant).or_default().insert(key);
+        } else if let Some(line) = self.ready.get_mut(&tenant) {
+            line.remove(&key);
+            if line.is_empty() {
+                self.ready.remove(&tenant);
+            }
+        }
+    }
+
+    fn index_group(&mut self, first: TaskId, present: bool) {
+        let Some(group) = self.groups.get(&first) else { return };
+        let Some(task) = group.pending.first() else { return };
+        let key = ReadyKey { rank: u8::MAX - group.priority, task, group: first };
+        // A group leaves in the same entry as its job; the tenant of a removed job was indexed before that entry.
+        let Some(tenant) = self.jobs.get(&group.job).map(|job| job.info.tenant) else { return };
+        self.set_ready(tenant, key, present);
+    }
+
+    fn index_live(&mut self, task: TaskId, present: bool) {
+        let Some(live) = self.live.get(&task) else { return };
+        match live.phase {
+            Phase::Ready => {
+                let Some(group) = self.groups.get(&live.group) else { return };
+                let key = ReadyKey { rank: u8::MAX - group.priority, task, group: live.group };
+                let Some(tenant) = self.jobs.get(&group.job).map(|job| job.info.tenant) else { return };
+                self.set_ready(tenant, key, present);
+            }
+            Phase::Backoff { until_ms } => self.set_deadline(until_ms, Deadline::Backoff(task), present),
+            Phase::Assigned { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {}
+        }
+    }
+
+    fn index_key(&mut self, key: &KeyId, present: bool) {
+        let Some(expires_at_ms) = self.keys.get(key).and_then(|record| record.expires_at_ms) else { return };
+        self.set_deadline(expires_at_ms, Deadline::Key(key.clone()), present);
+    }
+
+    fn set_deadline(&mut self, due_ms: u64, deadline: Deadline, present: bool) {
+        if present {
+            self.deadlines.insert((due_ms, deadline));
+        } else {
+            self.deadlines.remove(&(due_ms, deadline));
+        }
+    }
+
+    /// The rows that changed since the last call, in key order; `None` deletes a row. Together with all earlier ones
+    /// they are the state at [`State::applied_index`].
+    pub fn take_dirty_rows(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let dirty = core::mem::take(&mut self.dirty);
+        let position = (self.applied_index, self.applied_term, self.hash);
+        let mut rows = vec![(vec![TABLE_META], Some(encode(&self.meta)))];
+        rows.extend(dirty.into_iter().map(|key| {
+            let value = self.encode_row(&key);
+            (key, value)
+        }));
+        rows.push((vec![TABLE_POSITION], Some(encode(&position))));
+        rows
+    }
+
+    /// Every row, in key order.
+    pub fn all_rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        fn table<K: RowKey, V: Serialize>(
+            out: &mut Vec<(Vec<u8>, Vec<u8>)>,
+            number: u8,
+            rows: &BTreeMap<K, V>,
+        ) {
+            out.extend(rows.iter().map(|(key, value)| (row_key(number, key), encode(value))));
+        }
+        let mut rows = vec![(vec![TABLE_META], encode(&self.meta))];
+        table(&mut rows, TABLE_TENANT, &self.tenants);
+        table(&mut rows, TABLE_WORKER, &self.workers);
+        table(&mut rows, TABLE_JOB, &self.jobs);
+        table(&mut rows, TABLE_GROUP, &self.groups);
+        table(&mut rows, TABLE_SPEC, &self.specs);
+        table(&mut rows, TABLE_LIVE, &self.live);
+        table(&mut rows, TABLE_KEY, &self.keys);
+        rows.push((vec![TABLE_POSITION], encode(&(self.applied_index, self.applied_term, self.hash))));
+        rows
+    }
+
+    fn encode_row(&self, row: &[u8]) -> Option<Vec<u8>> {
+        fn find<K: RowKey, V: Serialize>(rows: &BTreeMap<K, V>, key: &[u8]) -> Option<Vec<u8>> {
+            rows.get(&K::read(key)?).map(encode)
+        }
+        let (table, key) = row.split_first()?;
+        match *table {
+            TABLE_TENANT => find(&self.tenants, key),
+            TABLE_WORKER => find(&self.workers, key),
+            TABLE_JOB => find(&self.jobs, key),
+            TABLE_GROUP => find(&self.groups, key),
+            TABLE_SPEC => find(&self.specs, key),
+            TABLE_LIVE => find(&self.live, key),
+            TABLE_KEY => find(&self.keys, key),
+            _ => None,
+        }
+    }
+
+    /// Rebuilds a state from the rows of a checkpoint, its indexes included, and checks its invariants.
+    pub fn load<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<State, LoadError> {
+        let mut state = State::new();
+        for (row, value) in rows {
+            let (table, key) = row.split_first().map_or((0, row), |(table, key)| (*table, key));
+            state.load_row(table, key, value).ok_or_else(|| LoadError::Row {
+                table,
+                key: key.iter().map(|byte| format!("{byte:02x}")).collect(),
+            })?;
+        }
+        for group in state.groups.keys().copied().collect::<Vec<_>>() {
+            state.index_group(group, true);
+        }
+        for task in state.live.keys().copied().collect::<Vec<_>>() {
+            state.index_live(task, true);
+        }
+        for key in state.keys.keys().cloned().collect::<Vec<_>>() {
+            state.index_key(&key, true);
+        }
+        state.check().map_err(LoadError::Invariant)?;
+        Ok(state)
+    }
+
+    fn load_row(&mut self, table: u8, key: &[u8], value: &[u8]) -> Option<()> {
+        fn decode<V: DeserializeOwned>(value: &[u8]) -> Option<V> {
+            match postcard::take_from_bytes(value) {
+                Ok((value, [])) => Some(value),
+                _ => None,
+            }
+        }
+        fn insert<K: RowKey, V: DeserializeOwned>(
+            rows: &mut BTreeMap<K, V>,
+            key: &[u8],
+            value: &[u8],
+        ) -> Option<()> {
+            rows.insert(K::read(key)?, decode(value)?);
+            Some(())
+        }
+        match table {
+            TABLE_META => self.meta = decode(value)?,
+            TABLE_TENANT => insert(&mut self.tenants, key, value)?,
+            TABLE_WORKER => insert(&mut self.workers, key, value)?,
+            TABLE_JOB => insert(&mut self.jobs, key, value)?,
+            TABLE_GROUP => insert(&mut self.groups, key, value)?,
+            TABLE_SPEC => insert(&mut self.specs, key, value)?,
+            TABLE_LIVE => insert(&mut self.live, key, value)?,
+            TABLE_KEY => insert(&mut self.keys, key, value)?,
+            TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// Equality of what is replicated; which rows await a checkpoint is a replica's own affair.
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        self.applied_index == other.applied_index
+            && self.applied_term == other.applied_term
+            && self.hash == other.hash
+            && self.meta == other.meta
+            && self.tenants == other.tenants
+            && self.workers == other.workers
+            && self.jobs == other.jobs
+            && self.groups == other.groups
+            && self.specs == other.specs
+            && self.live == other.live
+            && self.keys == other.keys
+            && self.ready == other.ready
+            && self.deadlines == other.deadlines
+    }
+}

@@ -1,0 +1,332 @@
+//! The life of tasks, case by case.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use grey_core::{
+    Answer, AttemptId, Cancel, CancelTarget, Command, Effect, Entry, Epoch, EventKind, HistoryRecord,
+    IdempotencyKey, JobId, Outcome, Phase, Rejection, State, TaskId, TaskRange, WorkerId, apply, limits,
+    plan,
+};
+use grey_proof::{Digest, leaf_hash, merkle_root};
+use support::{TENANT, applied, finished, founded, phase, register, report, spec, submit};
+
+const WORKER: WorkerId = WorkerId(1);
+
+fn place_all(state: &mut State) -> Vec<Effect> {
+    let planned = plan(state, 10_000);
+    applied(state, Command::Plan(planned)).effects
+}
+
+/// A cluster with a worker and one job of `count` equal tasks, all placed.
+fn with_placed(count: u32) -> State {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 100, vec![]));
+    applied(&mut state, Command::Submit(submit(vec![(spec("a"), count)])));
+    place_all(&mut state);
+    state
+}
+
+fn finish(state: &mut State, first: u64, count: u32, epoch: u32, outcome: Outcome) -> grey_core::Applied {
+    let run = finished(TaskRange { first: TaskId(first), count }, Epoch(epoch), outcome);
+    let report = report(state, WORKER, vec![], vec![run]);
+    applied(state, Command::Report(report))
+}
+
+fn ended(effects: &[Effect]) -> bool {
+    effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Event(event) if matches!(event.kind, EventKind::Ended(_))))
+}
+
+#[test]
+fn a_task_goes_from_pending_to_completed_and_leaves_the_state() {
+    let (mut state, _) = founded();
+    let submitted = applied(&mut state, Command::Submit(submit(vec![(spec("a"), 1)])));
+    let tasks = TaskRange::single(TaskId(1));
+    assert_eq!(submitted.answer, Ok(Answer::Submitted { job: JobId(1), tasks, duplicate: false }));
+    assert!(plan(&state, 10).placements.is_empty(), "there is no worker yet");
+
+    applied(&mut state, register(1, 1, 4, vec![]));
+    let effects = place_all(&mut state);
+    let [Effect::Assign(assignment)] = effects.as_slice() else { panic!("{effects:?}") };
+    assert_eq!((assignment.placement.worker, assignment.placement.epoch), (WORKER, Epoch(1)));
+    assert_eq!(phase(&state, 1), Some(Phase::Assigned { worker: WORKER }));
+
+    let attempt = AttemptId { task: TaskId(1), epoch: Epoch(1) };
+    let started = report(&state, WORKER, vec![attempt], vec![]);
+    applied(&mut state, Command::Report(started));
+    assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }));
+
+    let done = finish(&mut state, 1, 1, 1, Outcome::Exited(0));
+    assert!(ended(&done.effects));
+    assert!(state.jobs().is_empty() && state.groups().is_empty() && state.live().is_empty());
+    assert_eq!(state.workers()[&WORKER].held, 0);
+    let job = done.effects.iter().find_map(|effect| match effect {
+        Effect::History(HistoryRecord::Job(id, record)) => Some((*id, record.counts.completed)),
+        _ => None,
+    });
+    assert_eq!(job, Some((JobId(1), 1)));
+}
+
+#[test]
+fn a_failure_is_retried_after_its_back_off_with_a_new_epoch_and_then_fails_for_good() {
+    let mut state = with_placed(1);
+    finish(&mut state, 1, 1, 1, Outcome::Exited(3));
+    let Some(Phase::Backoff { until_ms }) = phase(&state, 1) else { panic!("{:?}", phase(&state, 1)) };
+    assert!((75..=100).contains(&until_ms), "{until_ms}");
+    assert!(plan(&state, 10).placements.is_empty(), "it waits");
+    assert_eq!(state.next_deadline_ms(), Some(until_ms));
+
+    let tick = Entry { time_ms: until_ms, command: Command::Tick }.encode().unwrap();
+    let index = state.applied_index() + 1;
+    apply(&mut state, 1, index, &tick).unwrap();
+    assert_eq!(phase(&state, 1), Some(Phase::Ready));
+    place_all(&mut state);
+    assert_eq!(state.live()[&TaskId(1)].epoch, Epoch(2));
+    let done = finish(&mut state, 1, 1, 2, Outcome::TimedOut);
+    assert!(ended(&done.effects), "its one retry is used up");
+}
+
+#[test]
+fn a_result_of_an_earlier_epoch_is_refused_and_the_log_says_so() {
+    let mut state = with_placed(1);
+    applied(&mut state, register(1, 2, 100, vec![]));
+    assert_eq!(phase(&state, 1), Some(Phase::Ready), "the new life does not hold it");
+    place_all(&mut state);
+    let late = finish(&mut state, 1, 1, 1, Outcome::Exited(0));
+    assert_eq!(state.meta().refused_results, 1);
+    assert_eq!(state.live()[&TaskId(1)].epoch, Epoch(2));
+    let record = late.effects.iter().find_map(|effect| match effect {
+        Effect::History(HistoryRecord::Report(record)) => Some(record.clone()),
+        _ => None,
+    });
+    assert_eq!(record.unwrap().refused, [0]);
+    assert!(
+        !late.effects.iter().any(|effect| matches!(effect, Effect::History(HistoryRecord::Attempts { .. })))
+    );
+}
+
+#[test]
+fn a_report_is_accepted_once_and_one_left_out_is_noticed() {
+    let mut state = with_placed(2);
+    let run = finished(TaskRange::single(TaskId(1)), Epoch(1), Outcome::Exited(0));
+    let first = report(&state, WORKER, vec![], vec![run]);
+    assert_eq!(
+        applied(&mut state, Command::Report(first.clone())).answer,
+        Ok(Answer::Reported { duplicate: false })
+    );
+    let size = state.meta().log.size();
+    assert_eq!(applied(&mut state, Command::Report(first)).answer, Ok(Answer::Reported { duplicate: true }));
+    assert_eq!(state.meta().log.size(), size);
+    let mut skipping = report(&state, WORKER, vec![], vec![]);
+    skipping.sequence += 1;
+    assert!(matches!(
+        applied(&mut state, Command::Report(skipping)).answer,
+        Err(Rejection::ReportOutOfOrder { given: 3, expected: 2, .. })
+    ));
+}
+
+#[test]
+fn losses_count_against_infrastructure_only() {
+    let mut state = with_placed(1);
+    for life in 2..=3 {
+        applied(&mut state, register(1, life, 100, vec![]));
+        assert_eq!(phase(&state, 1), Some(Phase::Ready), "life {life}");
+        assert_eq!(state.live()[&TaskId(1)].failures, 0);
+        place_all(&mut state);
+    }
+    let third = applied(&mut state, register(1, 4, 100, vec![]));
+    assert!(ended(&third.effects), "two losses are allowed");
+}
+
+#[test]
+fn a_worker_that_still_holds_an_attempt_after_its_restart_keeps_it() {
+    let mut state = with_placed(1);
+    let held = AttemptId { task: TaskId(1), epoch: Epoch(1) };
+    let foreign = AttemptId { task: TaskId(77), epoch: Epoch(1) };
+    let answer = applied(&mut state, register(1, 2, 100, vec![held, foreign])).answer;
+    assert_eq!(answer, Ok(Answer::Registered { worker: WORKER, unknown: vec![foreign] }));
+    assert!(ended(&finish(&mut state, 1, 1, 1, Outcome::Exited(0)).effects));
+}
+
+#[test]
+fn a_cancel_is_terminal_and_the_quota_stays_charged_until_the_attempt_has_stopped() {
+    let mut state = with_placed(3);
+    let cancel = Command::Cancel(Cancel { tenant: TENANT, target: CancelTarget::Job(JobId(1)) });
+    let cancelled = applied(&mut state, cancel);
+    assert_eq!(cancelled.answer, Ok(Answer::Cancelled { cancelled: 3, already_ended: 0 }));
+    assert_eq!(cancelled.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count(), 3);
+    assert_eq!(state.tenants()[&TENANT].held_tasks, 3);
+    let late = finish(&mut state, 1, 3, 1, Outcome::Exited(0));
+    assert!(ended(&late.effects));
+    assert_eq!(state.tenants()[&TENANT].held_tasks, 0);
+    let counts = late.effects.iter().find_map(|effect| match effect {
+        Effect::History(HistoryRecord::Job(_, record)) => Some(record.counts),
+        _ => None,
+    });
+    assert_eq!(counts.map(|counts| (counts.completed, counts.cancelled)), Some((0, 3)));
+}
+
+#[test]
+fn another_tenant_s_job_looks_as_if_it_did_not_exist() {
+    let mut state = with_placed(1);
+    let cancel =
+        Command::Cancel(Cancel { tenant: grey_core::TenantId(1), target: CancelTarget::Job(JobId(1)) });
+    assert_eq!(applied(&mut state, cancel).answer, Err(Rejection::UnknownJob(JobId(1))));
+}
+
+#[test]
+fn the_same_key_and_body_give_the_same_job_and_another_body_is_refused_until_the_key_is_forgotten() {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 4, vec![]));
+    let keyed = |body: &[u8]| {
+        let mut submit = submit(vec![(spec("a"), 2)]);
+        submit.key = Some(IdempotencyKey { key: "k".to_owned(), body: Digest::of(body) });
+        Command::Submit(submit)
+    };
+    let tasks = TaskRange { first: TaskId(1), count: 2 };
+    let answer = |duplicate| Ok(Answer::Submitted { job: JobId(1), tasks, duplicate });
+    assert_eq!(applied(&mut state, keyed(b"one")).answer, answer(false));
+    assert_eq!(applied(&mut state, keyed(b"one")).answer, answer(true));
+    assert_eq!(
+        applied(&mut state, keyed(b"two")).answer,
+        Err(Rejection::IdempotencyConflict { job: JobId(1) })
+    );
+    place_all(&mut state);
+    assert!(ended(&finish(&mut state, 1, 2, 1, Outcome::Exited(0)).effects));
+    assert_eq!(applied(&mut state, keyed(b"one")).answer, answer(true), "kept after the end");
+
+    let due_ms = state.next_deadline_ms().unwrap();
+    assert_eq!(due_ms, state.meta().time_ms + limits::KEY_RETENTION_MS);
+    while state.meta().time_ms < due_ms {
+        let time_ms = state.meta().time_ms + limits::TIME_STEP_MS;
+        let index = state.applied_index() + 1;
+        apply(&mut state, 1, index, &Entry { time_ms, command: Command::Tick }.encode().unwrap()).unwrap();
+    }
+    assert!(matches!(applied(&mut state, keyed(b"two")).answer, Ok(Answer::Submitted { job: JobId(2), .. })));
+}
+
+#[test]
+fn time_never_goes_back_and_a_jump_is_clamped() {
+    let (mut state, _) = founded();
+    for (given, seen) in [(5, 5), (3, 5), (u64::MAX, 5 + limits::TIME_STEP_MS), (0, 5 + limits::TIME_STEP_MS)]
+    {
+        let index = state.applied_index() + 1;
+        apply(&mut state, 1, index, &Entry { time_ms: given, command: Command::Tick }.encode().unwrap())
+            .unwrap();
+        assert_eq!(state.meta().time_ms, seen, "after {given}");
+    }
+}
+
+#[test]
+fn a_million_waiting_tasks_are_one_range_and_too_many_are_refused_whole() {
+    let (mut state, _) = founded();
+    let million = Command::Submit(submit(vec![(spec("a"), limits::ARRAY_TASKS)]));
+    assert!(applied(&mut state, million).answer.is_ok());
+    assert_eq!(state.groups()[&TaskId(1)].pending.ranges().len(), 1);
+    let before = state.meta().tasks_submitted;
+    let over = Command::Submit(submit(vec![(spec("a"), limits::ARRAY_TASKS), (spec("b"), 1)]));
+    let answer = applied(&mut state, over).answer;
+    assert!(
+        matches!(&answer, Err(Rejection::OutOfBounds { field, .. }) if field == "tasks[1].count"),
+        "{answer:?}"
+    );
+    assert_eq!(state.meta().tasks_submitted, before);
+}
+
+#[test]
+fn a_task_that_fits_no_worker_waits_and_holds_up_nobody() {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 4, vec![]));
+    let mut large = spec("large");
+    large.resources.cpu_millicores = 64_000;
+    applied(&mut state, Command::Submit(submit(vec![(large, 1), (spec("small"), 1)])));
+    let planned = plan(&state, 10);
+    assert_eq!(planned.placements.len(), 1);
+    assert_eq!(planned.placements[0].tasks.first, TaskId(2));
+}
+
+#[test]
+fn the_higher_priority_goes_first_and_equal_ones_in_order_of_submission() {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 2, vec![]));
+    let with = |priority| {
+        let mut spec = spec("");
+        spec.priority = priority;
+        (spec, 1)
+    };
+    applied(&mut state, Command::Submit(submit(vec![with(1), with(9), with(9)])));
+    let firsts: Vec<u64> =
+        plan(&state, 10).placements.iter().map(|placement| placement.tasks.first.0).collect();
+    assert_eq!(firsts, [2, 3]);
+}
+
+#[test]
+fn two_tenants_get_equal_shares_of_a_full_worker() {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 1_000, vec![]));
+    for tenant in [1, 2] {
+        let mut submit = submit(vec![(spec("a"), 5_000)]);
+        submit.tenant = grey_core::TenantId(tenant);
+        applied(&mut state, Command::Submit(submit));
+    }
+    place_all(&mut state);
+    let held: Vec<u64> = state.tenants().values().map(|tenant| tenant.held_tasks).collect();
+    assert_eq!(held.iter().sum::<u64>(), 1_000);
+    assert!(held[0].abs_diff(held[1]) <= 64, "a turn is 64 tasks: {held:?}");
+}
+
+#[test]
+fn nothing_but_a_bootstrap_founds_a_cluster_and_only_once() {
+    let mut state = State::new();
+    let tick = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
+    assert_eq!(apply(&mut state, 1, 1, &tick).unwrap().answer, Err(Rejection::NotFounded));
+    let bytes = support::bootstrap().encode().unwrap();
+    assert_eq!(apply(&mut state, 1, 2, &bytes).unwrap().answer, Ok(Answer::Done));
+    assert_eq!(apply(&mut state, 1, 3, &bytes).unwrap().answer, Err(Rejection::AlreadyFounded));
+}
+
+#[test]
+fn an_entry_of_a_newer_version_halts_and_a_damaged_body_is_a_refusal() {
+    let (mut state, _) = founded();
+    let mut newer = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
+    newer[0] = 2;
+    assert!(apply(&mut state, 1, 2, &newer).unwrap_err().must_halt());
+    let mut unknown = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
+    unknown[2] = 99;
+    assert!(apply(&mut state, 1, 2, &unknown).unwrap_err().must_halt());
+    let mut trailing = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
+    trailing.push(0);
+    assert_eq!(apply(&mut state, 1, 2, &trailing).unwrap().answer, Err(Rejection::Malformed));
+}
+
+#[test]
+fn a_submission_s_bytes_are_published_and_do_not_change() {
+    let mut body = submit(vec![(spec("a"), 2)]);
+    body.labels = vec![("k".to_owned(), "v".to_owned())];
+    body.key = Some(IdempotencyKey { key: "key".to_owned(), body: Digest::of(b"body") });
+    let bytes = Entry { time_ms: 0x0102_0304, command: Command::Submit(body) }.encode().unwrap();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        hex,
+        "0100020004030201000000000208736f6d65626f64790001016b017601036b6579230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb501016100010474727565000000006480804000640102e0d40380804002d00f"
+    );
+}
+
+#[test]
+fn each_report_adds_one_leaf_to_the_cluster_s_log() {
+    let mut state = with_placed(3);
+    let mut leaves = Vec::new();
+    for task in 1..=3 {
+        let effects = finish(&mut state, task, 1, 1, Outcome::Exited(0)).effects;
+        let grew = effects.iter().find_map(|effect| match effect {
+            Effect::LogGrew { position, hashes } => Some((*position, hashes[0])),
+            _ => None,
+        });
+        assert_eq!(grew.unwrap().0, leaves.len() as u64);
+        leaves.push(grew.unwrap().1);
+        assert_eq!(state.meta().log.root(), merkle_root(&leaves));
+    }
+    assert_ne!(leaves[0], leaf_hash(b""));
+}

@@ -1,0 +1,258 @@
+//! Builders of commands, and random ones that often make sense.
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
+use grey_core::{
+    AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Entry, Epoch, ExecutorKind,
+    Finished, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report, Resources,
+    Retries, SandboxLevel, SignedRoot, State, Submit, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId,
+    TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
+};
+use grey_proof::Digest;
+use proptest::prelude::*;
+
+pub const TENANT: TenantId = TenantId(2);
+
+pub fn bootstrap() -> Entry {
+    let defaults = TaskDefaults {
+        resources: Resources { cpu_millicores: 100, memory_bytes: 1 << 20, disk_bytes: 0 },
+        timeout_ms: 60_000,
+        output_limit_bytes: 1 << 20,
+        priority: 100,
+    };
+    let tenant = |name: &str| TenantRecord { name: name.to_owned(), defaults };
+    let body = Bootstrap {
+        cluster: Digest::of(b"cluster"),
+        wall_ms: 1_000,
+        tenants: vec![tenant("system"), tenant("default")],
+    };
+    Entry { time_ms: 0, command: Command::Bootstrap(body) }
+}
+
+/// A founded cluster, and its log so far.
+pub fn founded() -> (State, Vec<Vec<u8>>) {
+    let mut state = State::new();
+    let bytes = bootstrap().encode().unwrap();
+    assert!(apply(&mut state, 1, 1, &bytes).unwrap().answer.is_ok());
+    (state, vec![bytes])
+}
+
+/// Applies a command and returns what it came to.
+pub fn applied(state: &mut State, command: Command) -> grey_core::Applied {
+    let entry = Entry { time_ms: state.meta().time_ms, command };
+    let index = state.applied_index() + 1;
+    let applied = apply(state, 1, index, &entry.encode().unwrap()).unwrap();
+    state.check().unwrap();
+    applied
+}
+
+pub fn spec(name: &str) -> TaskSpec {
+    TaskSpec {
+        name: name.to_owned(),
+        executor: ExecutorKind::Process,
+        command: vec!["true".to_owned()],
+        environment: Vec::new(),
+        stdin: None,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        resources: Resources { cpu_millicores: 100, memory_bytes: 1 << 20, disk_bytes: 0 },
+        priority: 100,
+        retries: Retries { failure: 1, infrastructure: 2 },
+        timeout_ms: 60_000,
+        output_limit_bytes: 1 << 20,
+    }
+}
+
+pub fn submit(groups: Vec<(TaskSpec, u32)>) -> Submit {
+    Submit {
+        tenant: TENANT,
+        submitter: "somebody".to_owned(),
+        name: String::new(),
+        labels: Vec::new(),
+        key: None,
+        groups: groups.into_iter().map(|(spec, count)| GroupSubmission { spec, count }).collect(),
+        wall_ms: 2_000,
+    }
+}
+
+pub fn register(node: u8, incarnation: u64, slots: u32, holding: Vec<AttemptId>) -> Command {
+    Command::RegisterWorker(RegisterWorker {
+        node: Digest([node; 32]),
+        name: format!("host-{node}"),
+        incarnation,
+        capacity: Resources { cpu_millicores: 1_000, memory_bytes: 1 << 30, disk_bytes: 0 },
+        slots,
+        sandbox: SandboxLevel::PidNamespace,
+        certificate: Digest([node; 32]),
+        holding,
+    })
+}
+
+pub fn result(outcome: Outcome) -> AttemptResult {
+    AttemptResult {
+        outcome,
+        sandbox: SandboxLevel::PidNamespace,
+        usage_source: UsageSource::ResourceUsage,
+        stdout: Content::Inline(b"hello\n".to_vec()),
+        stderr: Content::EMPTY,
+        files: Vec::new(),
+        message: String::new(),
+    }
+}
+
+pub fn finished(tasks: TaskRange, epoch: Epoch, outcome: Outcome) -> Finished {
+    let usage = Usage { started_at_ms: 5_000, duration_us: 7_000, cpu_time_us: 10, peak_memory_bytes: 4_096 };
+    Finished { tasks, epoch, result: result(outcome), usage: vec![usage; tasks.count as usize] }
+}
+
+/// A report of the worker's present life, next in order.
+pub fn report(state: &State, worker: WorkerId, started: Vec<AttemptId>, finished: Vec<Finished>) -> Report {
+    let row = &state.workers()[&worker];
+    let signed = (!finished.is_empty()).then(|| SignedRoot {
+        root: Digest::of(b"root"),
+        salt: [1; 32],
+        signature: vec![7; 64],
+    });
+    Report {
+        worker,
+        incarnation: row.incarnation,
+        sequence: row.last_sequence + 1,
+        slots: row.slots,
+        started,
+        finished,
+        signed,
+    }
+}
+
+/// One random step. Numbers choose among what the state has when the step is taken.
+#[derive(Debug, Clone)]
+pub enum Step {
+    Submit { groups: Vec<(u8, u8)>, key: Option<u8>, tenant: u32 },
+    Register { node: u8, restart: bool, hold: u8, slots: u8 },
+    Plan { budget: u8 },
+    Stale { task: u8, count: u8, worker: u8, epoch: u8 },
+    Report { worker: u8, start: u8, finish: u8, outcome: u8, wrong_epoch: bool, again: bool },
+    Cancel { job: bool, number: u8, tenant: u32 },
+    Tick { ms: u32 },
+}
+
+pub fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (proptest::collection::vec((any::<u8>(), 1u8..20), 0..4), proptest::option::of(0u8..4), 1u32..4)
+            .prop_map(|(groups, key, tenant)| Step::Submit { groups, key, tenant }),
+        2 => (0u8..3, any::<bool>(), any::<u8>(), 0u8..40)
+            .prop_map(|(node, restart, hold, slots)| Step::Register { node, restart, hold, slots }),
+        4 => (1u8..).prop_map(|budget| Step::Plan { budget }),
+        1 => (any::<u8>(), any::<u8>(), 0u8..4, 0u8..4)
+            .prop_map(|(task, count, worker, epoch)| Step::Stale { task, count, worker, epoch }),
+        6 => (0u8..4, any::<u8>(), any::<u8>(), any::<u8>(), proptest::bool::weighted(0.1), proptest::bool::weighted(0.1))
+            .prop_map(|(worker, start, finish, outcome, wrong_epoch, again)| {
+                Step::Report { worker, start, finish, outcome, wrong_epoch, again }
+            }),
+        2 => (any::<bool>(), any::<u8>(), 1u32..4).prop_map(|(job, number, tenant)| Step::Cancel { job, number, tenant }),
+        1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
+    ]
+}
+
+/// The entry that a step becomes in a state.
+pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
+    let command = match step {
+        Step::Submit { groups, key, tenant } => Command::Submit(random_submit(groups, *key, *tenant)),
+        Step::Register { node, restart, hold, slots } => {
+            random_register(state, *node, *restart, *hold, *slots)
+        }
+        Step::Plan { budget } => Command::Plan(plan(state, u32::from(*budget))),
+        Step::Stale { task, count, worker, epoch } => Command::Plan(grey_core::Plan {
+            version: 1,
+            placements: vec![grey_core::Placement {
+                worker: WorkerId(u32::from(*worker)),
+                tasks: TaskRange { first: TaskId(u64::from(*task)), count: u32::from(*count) },
+                epoch: Epoch(u32::from(*epoch)),
+            }],
+        }),
+        Step::Report { .. } => random_report(state, step),
+        Step::Cancel { job, number, tenant } => Command::Cancel(Cancel {
+            tenant: TenantId(*tenant),
+            target: if *job {
+                let jobs: Vec<JobId> = state.jobs().keys().copied().collect();
+                CancelTarget::Job(pick(&jobs, *number).unwrap_or(JobId(u64::from(*number))))
+            } else {
+                CancelTarget::Task(TaskId(u64::from(*number)))
+            },
+        }),
+        Step::Tick { .. } => Command::Tick,
+    };
+    let ms = if let Step::Tick { ms } = step { u64::from(*ms) } else { number };
+    Entry { time_ms: state.meta().time_ms + ms, command }
+}
+
+fn pick<T: Copy>(from: &[T], number: u8) -> Option<T> {
+    from.get(usize::from(number) % from.len().max(1)).copied()
+}
+
+fn random_submit(groups: &[(u8, u8)], key: Option<u8>, tenant: u32) -> Submit {
+    let groups = groups
+        .iter()
+        .map(|(shape, count)| {
+            let mut spec = spec(&shape.to_string());
+            spec.priority = shape % 4;
+            spec.resources.cpu_millicores = u64::from(shape % 16) * 100;
+            spec.retries = Retries { failure: u16::from(shape % 2), infrastructure: u16::from(shape % 3) };
+            (spec, u32::from(*count))
+        })
+        .collect();
+    let mut submit = submit(groups);
+    submit.tenant = TenantId(tenant);
+    submit.key = key.map(|key| IdempotencyKey { key: key.to_string(), body: Digest([key % 3; 32]) });
+    submit
+}
+
+fn held_by(state: &State, worker: WorkerId) -> Vec<AttemptId> {
+    let held = state.live().iter().filter(|(_, live)| live.phase.worker() == Some(worker));
+    held.map(|(task, live)| AttemptId { task: *task, epoch: live.epoch }).collect()
+}
+
+fn random_register(state: &State, node: u8, restart: bool, hold: u8, slots: u8) -> Command {
+    let known = state.workers().iter().find(|(_, worker)| worker.node == Digest([node; 32]));
+    let incarnation = known.map_or(1, |(_, worker)| worker.incarnation + u64::from(restart));
+    let mut holding = known.map(|(id, _)| held_by(state, *id)).unwrap_or_default();
+    holding.retain(|attempt| (attempt.task.0 as u8).wrapping_mul(31) >= hold);
+    if hold == 7 {
+        holding.push(AttemptId { task: TaskId(9_999), epoch: Epoch(1) });
+    }
+    register(node, incarnation, u32::from(slots), holding)
+}
+
+fn random_report(state: &State, step: &Step) -> Command {
+    let Step::Report { worker, start, finish, outcome, wrong_epoch, again } = step else { unreachable!() };
+    let workers: Vec<WorkerId> = state.workers().keys().copied().collect();
+    let Some(worker) = pick(&workers, *worker) else { return Command::Tick };
+    let mut started = Vec::new();
+    let mut runs: Vec<Finished> = Vec::new();
+    for attempt in held_by(state, worker) {
+        let chance = (attempt.task.0 as u8).wrapping_mul(57);
+        if chance < *finish {
+            let outcomes = [
+                Outcome::Exited(0),
+                Outcome::Exited(3),
+                Outcome::TimedOut,
+                Outcome::Infrastructure,
+                Outcome::Cancelled,
+            ];
+            let outcome = pick(&outcomes, outcome.wrapping_add(chance / 64)).unwrap();
+            let epoch = if *wrong_epoch { Epoch(attempt.epoch.0 + 1) } else { attempt.epoch };
+            runs.push(finished(TaskRange::single(attempt.task), epoch, outcome));
+        } else if chance < *start {
+            started.push(attempt);
+        }
+    }
+    let mut report = report(state, worker, started, runs);
+    if *again {
+        report.sequence -= 1;
+    }
+    Command::Report(report)
+}
+
+/// The phase of a live task.
+pub fn phase(state: &State, task: u64) -> Option<Phase> {
+    state.live().get(&TaskId(task)).map(|live| live.phase)
+}
