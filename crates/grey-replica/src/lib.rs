@@ -1,0 +1,14 @@
+//! One node of the control plane: the Raft engine around the core. The only crate that names the engine.
+//!
+//! A [`Replica`] is a state machine: calls go in, [`Output`]s come out, and making things durable is an output like any
+//! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them.
+
+mod ports;
+mod replica;
+mod window;
+
+pub use ports::{
+    Checkpoint, HardState, LogEntry, LogEntryKind, LogReader, Membership, PersistBatch, ReadError, Recovered,
+    RowChange,
+};
+pub use replica::{Options, Output, Replica, ReplicaError, TICK_MS, Ticket};
