@@ -19,6 +19,7 @@ mod overlay;
 mod plan;
 mod range_set;
 mod rejection;
+mod report_check;
 mod rows;
 mod spec;
 mod state;
@@ -40,6 +41,7 @@ pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId}
 pub use plan::{PLAN_VERSION, plan};
 pub use range_set::RangeSet;
 pub use rejection::Rejection;
+pub use report_check::{ReportRefusal, check_report};
 pub use rows::{Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
 pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};
 pub use state::{Deadline, LoadError, ReadyKey, State};

@@ -181,6 +181,26 @@ pub(crate) fn rfc3339(field: &'static str, unix_ms: u64) -> Result<String, Proof
     Ok(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"))
 }
 
+/// Reads what [`rfc3339`] writes, and nothing else.
+/// The calendar is computed after H. Hinnant, "chrono-compatible low-level date algorithms", `days_from_civil`.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| -> Option<u64> {
+        let digits = text.get(from..to)?;
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second, milli) = (number(11, 13)?, number(14, 16)?, number(17, 19)?, number(20, 23)?);
+    let shifted_year = year.checked_sub(u64::from(month <= 2))?;
+    let shifted_month = if month > 2 { month.checked_sub(3)? } else { month + 9 };
+    let year_of_era = shifted_year % 400;
+    let day_of_year = (153 * shifted_month + 2) / 5 + day.checked_sub(1)?;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (shifted_year / 400 * 146_097 + day_of_era).checked_sub(719_468)?;
+    let unix_ms = days * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1_000 + milli;
+    // Writing it again refuses a 31st of February, an hour of 25 and a separator that is none.
+    rfc3339("time", unix_ms).is_ok_and(|written| written == text).then_some(unix_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +216,16 @@ mod tests {
             (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(rfc3339("t", unix_ms).unwrap(), text);
+            assert_eq!(parse_rfc3339(text), Some(unix_ms));
+        }
+        for wrong in [
+            "",
+            "2026-02-30T00:00:00.000Z",
+            "2026-11-24T25:00:00.000Z",
+            "2026-11-24 09:30:00.123Z",
+            "é".repeat(12).as_str(),
+        ] {
+            assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
         }
         assert!(rfc3339("t", 253_402_300_800_000).is_err());
     }

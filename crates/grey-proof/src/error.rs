@@ -46,4 +46,12 @@ pub enum ProofError {
         /// The type that was asked for.
         expected: String,
     },
+    /// A document that does not read as what it should be.
+    #[error("not {expected}: {reason}")]
+    Unreadable {
+        /// What it should be.
+        expected: &'static str,
+        /// What is wrong, and where.
+        reason: String,
+    },
 }

@@ -1,5 +1,7 @@
 //! What a worker signs: the root over a report's statements; and what the cluster's log keeps of it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::canonical::CanonicalWriter;
 use crate::digest::{Digest, DigestBuilder};
 use crate::envelope::pre_authentication_encoding;
@@ -10,7 +12,8 @@ use crate::keys::{SigningKey, VerifyingKey};
 pub const REPORT_PAYLOAD_TYPE: &str = "application/vnd.grey.report.v1+json";
 
 /// What one signature covers: the statements of a report, by their root, and where they belong.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReportHeader {
     /// The cluster.
     pub cluster: Digest,
@@ -66,7 +69,8 @@ pub fn report_digest(header: &ReportHeader, signature: &[u8]) -> Result<Digest, 
 }
 
 /// One leaf of the cluster's log: a report that was accepted, and which of its statements were not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LogEntry {
     /// Which report, by [`report_digest`].
     pub report_digest: Digest,

@@ -1,5 +1,7 @@
 //! What an attempt produced, and the digest by which a proof names it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, DigestBuilder};
@@ -7,7 +9,7 @@ use crate::error::ProofError;
 
 /// One output file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ResultFileJson", into = "ResultFileJson")]
 pub struct ResultFile {
     /// Path below the output directory, raw bytes.
     pub path: Vec<u8>,
@@ -17,6 +19,48 @@ pub struct ResultFile {
     pub size_bytes: u64,
     /// SHA-256 of the content.
     pub digest: Digest,
+}
+
+/// A file as it stands in JSON: its path as text, or in base64 where it is none.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResultFileJson {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
+    executable: bool,
+    size_bytes: u64,
+    digest: Digest,
+}
+
+impl From<ResultFile> for ResultFileJson {
+    fn from(file: ResultFile) -> ResultFileJson {
+        let ResultFile { path, executable, size_bytes, digest } = file;
+        let (path, path_base64) = match String::from_utf8(path) {
+            Ok(path) => (Some(path), None),
+            Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
+        };
+        ResultFileJson { path, path_base64, executable, size_bytes, digest }
+    }
+}
+
+impl TryFrom<ResultFileJson> for ResultFile {
+    type Error = ProofError;
+
+    fn try_from(json: ResultFileJson) -> Result<ResultFile, ProofError> {
+        let decoded = match (json.path, json.path_base64) {
+            (Some(path), None) => Some(path.into_bytes()),
+            (None, Some(encoded)) => STANDARD.decode(encoded).ok(),
+            _ => None,
+        };
+        let path = decoded.ok_or_else(|| ProofError::Unreadable {
+            expected: "a file of a result",
+            reason: "exactly one of `path` and `path_base64` is needed".to_owned(),
+        })?;
+        let ResultFileJson { executable, size_bytes, digest, .. } = json;
+        Ok(ResultFile { path, executable, size_bytes, digest })
+    }
 }
 
 /// Everything of an attempt's result that a proof covers: no times, owners or standard error.

@@ -1,11 +1,16 @@
 //! What a worker states of one attempt: an in-toto Statement v1 in canonical JSON.
 
-use crate::canonical::{CanonicalWriter, rfc3339};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::canonical::{CanonicalWriter, parse_rfc3339, rfc3339};
 use crate::digest::Digest;
 use crate::error::ProofError;
 
 /// The type of the statement's predicate.
 pub const PREDICATE_TYPE: &str = "urn:grey:predicate:execution:v1";
+
+const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 
 /// Who ran what, where, when, and with what outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +67,7 @@ impl ExecutionStatement {
         let started_at = rfc3339("started_at", self.started_at_ms)?;
         let completed_at = rfc3339("completed_at", self.completed_at_ms)?;
         CanonicalWriter::object(out, |statement| {
-            statement.string("_type", "https://in-toto.io/Statement/v1");
+            statement.string("_type", STATEMENT_TYPE);
             statement.nested("predicate", |predicate| {
                 predicate.number("assignment_index", self.assignment_index)?;
                 predicate.number("assignment_term", self.assignment_term)?;
@@ -97,9 +102,147 @@ impl ExecutionStatement {
                     digest.digest("sha256", &self.result_hash);
                     Ok(())
                 })?;
-                subject.string("name", &format!("grey:task:{}:result", self.task_id));
+                subject.string("name", &subject_name(self.task_id));
                 Ok(())
             })
+        })
+    }
+}
+
+fn subject_name(task_id: u64) -> String {
+    format!("grey:task:{task_id}:result")
+}
+
+/// The statement's members as they stand in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatementJson {
+    #[serde(rename = "_type")]
+    kind: String,
+    predicate: PredicateJson,
+    #[serde(rename = "predicateType")]
+    predicate_type: String,
+    subject: [SubjectJson; 1],
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubjectJson {
+    digest: SubjectDigestJson,
+    name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubjectDigestJson {
+    sha256: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PredicateJson {
+    assignment_index: u64,
+    assignment_term: u64,
+    attempt_epoch: u32,
+    certificate: Digest,
+    cluster: Digest,
+    completed_at: String,
+    cpu_time_us: u64,
+    duration_us: u64,
+    exec_key: Digest,
+    executor: String,
+    exit_code: Option<i32>,
+    job_id: u64,
+    outcome: String,
+    peak_memory_bytes: u64,
+    result_hash: Digest,
+    sandbox_level: String,
+    started_at: String,
+    task_id: u64,
+    tenant: String,
+    tier: String,
+    usage_source: String,
+    worker_id: Digest,
+}
+
+impl Serialize for ExecutionStatement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let time = |field, unix_ms| rfc3339(field, unix_ms).map_err(serde::ser::Error::custom);
+        let predicate = PredicateJson {
+            assignment_index: self.assignment_index,
+            assignment_term: self.assignment_term,
+            attempt_epoch: self.attempt_epoch,
+            certificate: self.certificate,
+            cluster: self.cluster,
+            completed_at: time("completed_at", self.completed_at_ms)?,
+            cpu_time_us: self.cpu_time_us,
+            duration_us: self.duration_us,
+            exec_key: self.exec_key,
+            executor: self.executor.clone(),
+            exit_code: self.exit_code,
+            job_id: self.job_id,
+            outcome: self.outcome.clone(),
+            peak_memory_bytes: self.peak_memory_bytes,
+            result_hash: self.result_hash,
+            sandbox_level: self.sandbox_level.clone(),
+            started_at: time("started_at", self.started_at_ms)?,
+            task_id: self.task_id,
+            tenant: self.tenant.clone(),
+            tier: self.tier.clone(),
+            usage_source: self.usage_source.clone(),
+            worker_id: self.worker_id,
+        };
+        let subject = SubjectJson {
+            digest: SubjectDigestJson { sha256: self.result_hash },
+            name: subject_name(self.task_id),
+        };
+        let kind = STATEMENT_TYPE.to_owned();
+        StatementJson { kind, predicate, predicate_type: PREDICATE_TYPE.to_owned(), subject: [subject] }
+            .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ExecutionStatement {
+    /// Every member must be known and hold what [`ExecutionStatement::encode_v1`] would write, so that nothing is read
+    /// that is not signed.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ExecutionStatement, D::Error> {
+        let StatementJson { kind, predicate, predicate_type, subject: [subject] } =
+            StatementJson::deserialize(deserializer)?;
+        if kind != STATEMENT_TYPE || predicate_type != PREDICATE_TYPE {
+            return Err(D::Error::custom("a statement of another type"));
+        }
+        if subject.digest.sha256 != predicate.result_hash || subject.name != subject_name(predicate.task_id) {
+            return Err(D::Error::custom("a statement about another subject than its predicate's"));
+        }
+        if predicate.exit_code.is_some_and(|code| code < 0) {
+            return Err(D::Error::custom("an exit code below zero"));
+        }
+        let time = |text: &str| {
+            parse_rfc3339(text).ok_or_else(|| D::Error::custom(format_args!("`{text}` is no time")))
+        };
+        Ok(ExecutionStatement {
+            cluster: predicate.cluster,
+            job_id: predicate.job_id,
+            task_id: predicate.task_id,
+            attempt_epoch: predicate.attempt_epoch,
+            worker_id: predicate.worker_id,
+            exec_key: predicate.exec_key,
+            result_hash: predicate.result_hash,
+            exit_code: predicate.exit_code,
+            started_at_ms: time(&predicate.started_at)?,
+            completed_at_ms: time(&predicate.completed_at)?,
+            duration_us: predicate.duration_us,
+            cpu_time_us: predicate.cpu_time_us,
+            peak_memory_bytes: predicate.peak_memory_bytes,
+            certificate: predicate.certificate,
+            assignment_term: predicate.assignment_term,
+            assignment_index: predicate.assignment_index,
+            tenant: predicate.tenant,
+            executor: predicate.executor,
+            sandbox_level: predicate.sandbox_level,
+            tier: predicate.tier,
+            outcome: predicate.outcome,
+            usage_source: predicate.usage_source,
         })
     }
 }
@@ -148,6 +291,9 @@ mod tests {
         for field in ["task_id", "worker_id", "started_at", "completed_at", "cpu_time_us", "result_hash"] {
             assert!(value["predicate"].get(field).is_some(), "{field} is missing");
         }
+
+        assert_eq!(serde_json::from_slice::<ExecutionStatement>(&bytes).unwrap(), statement);
+        assert_eq!(serde_json::to_value(&statement).unwrap(), value, "both writers write the same members");
 
         let mut too_large = statement.clone();
         too_large.cpu_time_us = crate::canonical::MAX_INTEGER + 1;

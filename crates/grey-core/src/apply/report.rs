@@ -108,22 +108,22 @@ impl Application<'_> {
             let attempt = AttemptId { task, epoch: run.epoch };
             // A run is of one group, since its attempts share a context; what a worker mixes in is refused.
             let live = self
-                .accepted_attempt(worker, attempt)
+                .held_attempt(worker, attempt)
                 .filter(|live| group.is_none_or(|group| group == live.group));
+            assigned.push(live.as_ref().map_or((0, 0), |live| (live.assigned_term, live.assigned_index)));
+            if let (Some(live), None) = (&live, &context) {
+                context = Some(self.context(live.group)?);
+                group = Some(live.group);
+            }
+            let live = live.filter(|live| !matches!(live.phase, Phase::Stopping { .. }));
             let Some(live) = live else {
                 self.refuse_result(worker, attempt)?;
                 tally.refused.push(leaf.saturating_add(offset));
-                assigned.push((0, 0));
                 if let Some((tasks, first_leaf)) = accepted.take() {
                     tally.pointers.push((tasks, run.epoch.0, first_leaf));
                 }
                 continue;
             };
-            assigned.push((live.assigned_term, live.assigned_index));
-            if context.is_none() {
-                context = Some(self.context(live.group)?);
-                group = Some(live.group);
-            }
             match &mut accepted {
                 Some((tasks, _)) => tasks.count += 1,
                 None => accepted = Some((TaskRange::single(task), leaf.saturating_add(offset))),
@@ -143,11 +143,10 @@ impl Application<'_> {
         Ok(())
     }
 
-    /// The live task of an attempt whose result may be accepted: the latest epoch, held by this worker, not cancelled.
-    fn accepted_attempt(&self, worker: WorkerId, attempt: AttemptId) -> Option<LiveTask> {
+    /// The live task of an attempt that this worker holds, cancelled or not.
+    fn held_attempt(&self, worker: WorkerId, attempt: AttemptId) -> Option<LiveTask> {
         let live = self.rows.live.get(&attempt.task)?;
-        let held = live.phase == (Phase::Assigned { worker }) || live.phase == (Phase::Running { worker });
-        (held && live.epoch == attempt.epoch).then(|| live.clone())
+        (live.phase.worker() == Some(worker) && live.epoch == attempt.epoch).then(|| live.clone())
     }
 
     /// A result that comes too late: refused, but a cancelled attempt has thereby stopped.

@@ -1,0 +1,518 @@
+//! The worker: holds attempts, starts what fits, and reports what they came to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use grey_core::{
+    Assignment, AttemptId, AttemptResult, Finished, RegisterWorker, Report, ReportedRun, Resources,
+    SandboxLevel, SignedRoot, Signer, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
+};
+use grey_proof::{ReportHeader, SigningKey, derive_seed};
+
+use crate::error::AgentError;
+use crate::executor::StopReason;
+use crate::outbox::{Ended, GroupContext, Outbox};
+use crate::prefetch::Prefetch;
+
+/// Reports that may wait for their answers at once.
+const REPORTS_IN_FLIGHT: usize = 2;
+/// An attempt that ends sooner is never reported as started, in microseconds.
+const STARTED_AFTER_US: u64 = 20_000;
+/// A result becomes durable after this long also when no report can be sent, in microseconds.
+const DURABLE_AFTER_US: u64 = 50_000;
+
+/// Who a worker is and what it has to give.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Cluster, node and certificate.
+    pub signer: Signer,
+    /// The host's name.
+    pub name: String,
+    /// One more at every start of the worker.
+    pub incarnation: u64,
+    /// What it has to give.
+    pub capacity: Resources,
+    /// What it can enforce.
+    pub sandbox: SandboxLevel,
+    /// How many attempts may run at once, at least one.
+    pub parallel: u32,
+    /// From which the salts of this life's reports are derived: 32 random bytes.
+    pub salt_seed: [u8; 32],
+}
+
+/// An attempt to be started.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Which.
+    pub attempt: AttemptId,
+    /// The job's id as users write it.
+    pub job: String,
+    /// Position of the task within its group, from zero.
+    pub index: u32,
+    /// What to do.
+    pub spec: Arc<TaskSpec>,
+}
+
+/// What the agent asks of its shell, in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Announce the worker; answered by [`Agent::registered`] or [`Agent::unavailable`].
+    Register(RegisterWorker),
+    /// Run an attempt; answered by [`Agent::started`] and [`Agent::finished`].
+    Execute(Start),
+    /// Stop a running attempt; [`Agent::finished`] follows.
+    Stop(AttemptId, StopReason),
+    /// Make changes of the outbox durable, then call [`Agent::persisted`].
+    Persist(Vec<(u64, Option<Vec<u8>>)>),
+    /// Send a report; answered by [`Agent::reported`] or [`Agent::unavailable`].
+    Report(Report),
+}
+
+/// What the cluster said of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReportAnswer {
+    /// Accepted, now or before: the worker may forget it.
+    Accepted,
+    /// Not taken because the worker does not hold these attempts: it is sent again without them.
+    NotHeld(Vec<AttemptId>),
+    /// Not taken because an earlier report was not: it is sent again after that one.
+    TooEarly,
+    /// Not taken because the worker is unknown or was announced anew: it announces itself.
+    Unregistered,
+}
+
+#[derive(Debug)]
+struct Held {
+    context: Arc<GroupContext>,
+    assigned: (u64, u64),
+    phase: HeldPhase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HeldPhase {
+    /// Not started.
+    Waiting,
+    /// Given to the executor.
+    Running,
+    /// Its result nobody wants; it only has to end.
+    Unwanted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    /// To be announced.
+    Down,
+    /// Announced, not answered.
+    Announcing,
+    /// Known under this number.
+    Up(WorkerId),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    sequence: u64,
+    sent_us: u64,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Agent {
+    options: AgentOptions,
+    key: SigningKey,
+    link: Link,
+    held: BTreeMap<AttemptId, Held>,
+    contexts: BTreeMap<TaskId, Arc<GroupContext>>,
+    waiting: VecDeque<AttemptId>,
+    running: Resources,
+    running_count: u32,
+    started: BTreeMap<AttemptId, u64>,
+    ended: Vec<Ended>,
+    ended_since_us: u64,
+    outbox: Outbox,
+    in_flight: VecDeque<InFlight>,
+    next_sequence: u64,
+    announced_slots: u32,
+    prefetch: Prefetch,
+    now_us: u64,
+    persisting: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Agent {
+    /// A worker's life begins with what an earlier one left in the outbox.
+    pub fn new<'a>(
+        options: AgentOptions,
+        key: SigningKey,
+        outbox: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Result<Agent, AgentError> {
+        let prefetch = Prefetch::new(options.parallel.max(1));
+        let mut agent = Agent {
+            key,
+            link: Link::Down,
+            held: BTreeMap::new(),
+            contexts: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            running: Resources::default(),
+            running_count: 0,
+            started: BTreeMap::new(),
+            ended: Vec::new(),
+            ended_since_us: 0,
+            outbox: Outbox::recover(outbox)?,
+            in_flight: VecDeque::new(),
+            next_sequence: 1,
+            announced_slots: prefetch.slots(),
+            prefetch,
+            now_us: 0,
+            persisting: false,
+            outputs: VecDeque::new(),
+            options,
+        };
+        agent.announce();
+        Ok(agent)
+    }
+
+    /// What is to be done, in order. The shell drains it after every batch of calls and one of [`Agent::settle`].
+    pub fn outputs(&mut self) -> impl Iterator<Item = Output> + '_ {
+        self.outputs.drain(..)
+    }
+
+    /// Attempts held, started or not.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether nothing is held and nothing waits to be reported.
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.ended.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Lets time pass, in microseconds of the monotonic clock.
+    pub fn elapse(&mut self, elapsed_us: u64) {
+        self.now_us = self.now_us.saturating_add(elapsed_us);
+        self.prefetch.elapse(elapsed_us);
+    }
+
+    /// In how many microseconds [`Agent::settle`] is worth calling though nothing happened.
+    pub fn next_wake_us(&self) -> Option<u64> {
+        let started = self.started.values().min().map(|at| at.saturating_add(STARTED_AFTER_US));
+        let ended = (!self.ended.is_empty()).then(|| self.ended_since_us.saturating_add(DURABLE_AFTER_US));
+        let due = started.into_iter().chain(ended).min()?;
+        Some(due.saturating_sub(self.now_us))
+    }
+
+    /// The cluster knows the worker; of what it holds, `unknown` is not wanted.
+    pub fn registered(&mut self, worker: WorkerId, unknown: &[AttemptId]) {
+        self.link = Link::Up(worker);
+        self.forget(unknown);
+        // Reports that were not answered are sent again under their numbers; the cluster knows them if it took them.
+        let resend: Vec<u64> = self.in_flight.drain(..).map(|report| report.sequence).collect();
+        for sequence in resend {
+            self.send(worker, sequence, Vec::new());
+        }
+    }
+
+    /// The cluster could not be reached, or did not say what became of a request.
+    pub fn unavailable(&mut self) {
+        self.link = Link::Down;
+    }
+
+    /// Announces the worker again after [`Agent::unavailable`]. The shell decides when.
+    pub fn announce(&mut self) {
+        if self.link == Link::Announcing {
+            return;
+        }
+        self.link = Link::Announcing;
+        let mut holding: Vec<AttemptId> = self.held.keys().copied().collect();
+        holding.extend(self.ended.iter().map(|ended| ended.attempt));
+        holding.extend(self.outbox.attempts());
+        holding.sort_unstable();
+        holding.dedup();
+        holding.truncate(limits::WORKER_SLOTS as usize);
+        self.outputs.push_back(Output::Register(RegisterWorker {
+            node: self.options.signer.node,
+            name: self.options.name.clone(),
+            incarnation: self.options.incarnation,
+            capacity: self.options.capacity,
+            slots: self.announced_slots,
+            sandbox: self.options.sandbox,
+            certificate: self.options.signer.certificate,
+            holding,
+        }));
+    }
+
+    /// Attempts were given to this worker. One that it has, or has had, is not taken twice.
+    pub fn assign(&mut self, assignment: &Assignment) {
+        let context = self.context(assignment);
+        let assigned = (assignment.term, assignment.index);
+        for task in assignment.placement.tasks.tasks() {
+            let attempt = AttemptId { task, epoch: assignment.placement.epoch };
+            if self.held.len() >= 2 * limits::WORKER_SLOTS as usize {
+                break;
+            }
+            if self.held.contains_key(&attempt) || self.has_result(attempt) {
+                continue;
+            }
+            let context = context.clone();
+            self.held.insert(attempt, Held { context, assigned, phase: HeldPhase::Waiting });
+            self.waiting.push_back(attempt);
+        }
+    }
+
+    fn context(&mut self, assignment: &Assignment) -> Arc<GroupContext> {
+        if let Some(context) = self.contexts.get(&assignment.group) {
+            return context.clone();
+        }
+        // Contexts of groups of which nothing is held any more go when there are many.
+        if self.contexts.len() >= 1_024 {
+            self.contexts.retain(|_, context| Arc::strong_count(context) > 1);
+        }
+        let context = Arc::new(GroupContext {
+            job: assignment.job,
+            group: assignment.group,
+            tenant: assignment.tenant.clone(),
+            spec: assignment.spec.clone(),
+            exec_key: assignment.spec.exec_key(),
+        });
+        self.contexts.insert(assignment.group, context.clone());
+        context
+    }
+
+    /// Whether the attempt ended here and its result is on its way. Only a repeated assignment asks, so it may search.
+    fn has_result(&self, attempt: AttemptId) -> bool {
+        self.ended.iter().any(|ended| ended.attempt == attempt) || self.outbox.covers(attempt)
+    }
+
+    /// A cancel was committed for an attempt.
+    pub fn stop(&mut self, attempt: AttemptId, result_if_unstarted: AttemptResult, usage: Usage) {
+        match self.held.get(&attempt).map(|held| held.phase) {
+            Some(HeldPhase::Waiting) => {
+                // Its place in the line is passed over when its turn comes.
+                if let Some(held) = self.held.remove(&attempt) {
+                    self.note_ended(attempt, held, result_if_unstarted, usage);
+                }
+            }
+            Some(HeldPhase::Running) => {
+                self.outputs.push_back(Output::Stop(attempt, StopReason::Cancelled));
+            }
+            Some(HeldPhase::Unwanted) | None => {}
+        }
+    }
+
+    /// The program of an attempt runs.
+    pub fn started(&mut self, attempt: AttemptId) {
+        if self.held.get(&attempt).is_some_and(|held| held.phase == HeldPhase::Running) {
+            self.started.insert(attempt, self.now_us);
+        }
+    }
+
+    /// An attempt ended, and its outputs are either in `result` or durable elsewhere.
+    pub fn finished(&mut self, attempt: AttemptId, result: AttemptResult, usage: Usage) {
+        let Some(held) = self.held.remove(&attempt) else { return };
+        self.started.remove(&attempt);
+        if held.phase != HeldPhase::Waiting {
+            let resources = &held.context.spec.resources;
+            self.running = self.running.checked_sub(resources).unwrap_or_default();
+            self.running_count = self.running_count.saturating_sub(1);
+        }
+        self.prefetch.completed(1);
+        if held.phase != HeldPhase::Unwanted {
+            self.note_ended(attempt, held, result, usage);
+        }
+    }
+
+    fn note_ended(&mut self, attempt: AttemptId, held: Held, result: AttemptResult, usage: Usage) {
+        if self.ended.is_empty() {
+            self.ended_since_us = self.now_us;
+        }
+        self.ended.push(Ended { attempt, context: held.context, assigned: held.assigned, result, usage });
+    }
+
+    /// What [`Output::Persist`] asked for last is durable.
+    pub fn persisted(&mut self) {
+        self.persisting = false;
+        self.outbox.durable();
+    }
+
+    /// The cluster answered a report.
+    pub fn reported(&mut self, sequence: u64, answer: ReportAnswer) {
+        let Some(position) = self.in_flight.iter().position(|report| report.sequence == sequence) else {
+            return;
+        };
+        match answer {
+            ReportAnswer::Accepted => {
+                if let Some(report) = self.in_flight.remove(position) {
+                    self.prefetch.answered(self.now_us.saturating_sub(report.sent_us));
+                }
+                self.outbox.accepted(sequence);
+            }
+            ReportAnswer::NotHeld(attempts) => {
+                self.in_flight.remove(position);
+                self.forget(&attempts);
+                if let Link::Up(worker) = self.link {
+                    self.send(worker, sequence, Vec::new());
+                }
+            }
+            ReportAnswer::TooEarly => {
+                self.in_flight.remove(position);
+                if let Link::Up(worker) = self.link {
+                    self.send(worker, sequence, Vec::new());
+                }
+            }
+            ReportAnswer::Unregistered => self.link = Link::Down,
+        }
+    }
+
+    /// Attempts that are no longer this worker's: unstarted ones are dropped, running ones stopped, results left out.
+    fn forget(&mut self, attempts: &[AttemptId]) {
+        if attempts.is_empty() {
+            return;
+        }
+        let unwanted: BTreeSet<AttemptId> = attempts.iter().copied().collect();
+        for attempt in &unwanted {
+            match self.held.get_mut(attempt) {
+                Some(held) if held.phase == HeldPhase::Running => {
+                    held.phase = HeldPhase::Unwanted;
+                    self.outputs.push_back(Output::Stop(*attempt, StopReason::Infrastructure));
+                }
+                Some(held) if held.phase == HeldPhase::Waiting => {
+                    self.held.remove(attempt);
+                }
+                _ => {}
+            }
+            self.started.remove(attempt);
+        }
+        self.waiting.retain(|attempt| !unwanted.contains(attempt));
+        self.ended.retain(|ended| !unwanted.contains(&ended.attempt));
+        self.outbox.drop_attempts(&|attempt| unwanted.contains(&attempt));
+    }
+
+    /// Does what has become possible: starts attempts, makes results durable, sends reports.
+    pub fn settle(&mut self) -> Result<(), AgentError> {
+        self.start_what_fits();
+        self.gather();
+        if let Link::Up(worker) = self.link {
+            self.report(worker);
+        }
+        Ok(())
+    }
+
+    /// Starts attempts in the order of their assignment: one that does not fit yet is not overtaken, or it might wait
+    /// forever.
+    fn start_what_fits(&mut self) {
+        while let Some(attempt) = self.waiting.front().copied() {
+            let Some(held) = self.held.get_mut(&attempt) else {
+                self.waiting.pop_front();
+                continue;
+            };
+            let spec = &held.context.spec;
+            let Some(running) = self.running.checked_add(&spec.resources) else { break };
+            let alone = self.running_count == 0;
+            let fits = running.fits(&self.options.capacity) && self.running_count < self.options.parallel;
+            if !fits && !alone {
+                break;
+            }
+            held.phase = HeldPhase::Running;
+            let index = attempt.task.0.saturating_sub(held.context.group.0);
+            self.outputs.push_back(Output::Execute(Start {
+                attempt,
+                job: held.context.job.to_string(),
+                index: u32::try_from(index).unwrap_or(u32::MAX),
+                spec: spec.clone(),
+            }));
+            self.running = running;
+            self.running_count += 1;
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Results are gathered while a report is on its way, so that load makes batches and an idle worker does not wait.
+    fn gather(&mut self) {
+        if self.persisting {
+            return;
+        }
+        let free = self.in_flight.len() < REPORTS_IN_FLIGHT && !self.outbox.is_writing();
+        let waited = self.now_us.saturating_sub(self.ended_since_us) >= DURABLE_AFTER_US;
+        let due = free || waited || self.ended.len() >= limits::REPORT_ATTEMPTS;
+        if (self.ended.is_empty() || !due) && !self.outbox.has_forgotten() {
+            return;
+        }
+        if self.ended.is_empty() && !(free && self.held.is_empty()) {
+            // Removals alone are not worth a sync while more is to come.
+            return;
+        }
+        let changes = self.outbox.gather(&mut self.ended);
+        self.ended_since_us = self.now_us;
+        self.persisting = true;
+        self.outputs.push_back(Output::Persist(changes));
+    }
+
+    fn report(&mut self, worker: WorkerId) {
+        while self.in_flight.len() < REPORTS_IN_FLIGHT {
+            let due = self.now_us.saturating_sub(STARTED_AFTER_US);
+            let started: Vec<AttemptId> = self
+                .started
+                .iter()
+                .filter(|(_, at)| **at <= due)
+                .map(|(attempt, _)| *attempt)
+                .take(limits::REPORT_ATTEMPTS)
+                .collect();
+            let sequence = self.next_sequence;
+            let has_record = match self.outbox.next_to_send() {
+                Some(record) => {
+                    record.sequence = Some(sequence);
+                    true
+                }
+                None => false,
+            };
+            let wants_more = self.in_flight.is_empty() && self.prefetch.slots() > 2 * self.announced_slots;
+            if !has_record && !wants_more && (started.is_empty() || !self.in_flight.is_empty()) {
+                break;
+            }
+            for attempt in &started {
+                self.started.remove(attempt);
+            }
+            self.next_sequence += 1;
+            self.send(worker, sequence, started);
+        }
+    }
+
+    fn send(&mut self, worker: WorkerId, sequence: u64, started: Vec<AttemptId>) {
+        let runs: &[ReportedRun] = self.outbox.sent_as(sequence).map_or(&[], |record| record.runs.as_slice());
+        let finished: Vec<Finished> = runs.iter().map(|run| run.finished.clone()).collect();
+        // A statement that cannot be written down would never be accepted; its attempts are lost when the lease ends.
+        let signed = self.sign(sequence, runs).ok().flatten();
+        self.announced_slots = self.prefetch.slots();
+        self.in_flight.push_back(InFlight { sequence, sent_us: self.now_us });
+        self.outputs.push_back(Output::Report(Report {
+            worker,
+            incarnation: self.options.incarnation,
+            sequence,
+            slots: self.announced_slots,
+            started,
+            finished: if signed.is_some() { finished } else { Vec::new() },
+            signed,
+        }));
+    }
+
+    fn sign(&self, sequence: u64, runs: &[ReportedRun]) -> Result<Option<SignedRoot>, AgentError> {
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let signer = &self.options.signer;
+        let salt =
+            derive_seed(&self.options.salt_seed, &format!("salt/{}/{sequence}", self.options.incarnation));
+        let root = report_root(signer, &salt, runs)?;
+        let leaf_count = runs.iter().map(|run| run.finished.tasks.count).fold(0u32, u32::saturating_add);
+        let header = ReportHeader {
+            cluster: signer.cluster,
+            worker_id: signer.node,
+            certificate: signer.certificate,
+            incarnation: self.options.incarnation,
+            sequence,
+            leaf_count,
+            root,
+        };
+        let signature = header.sign(&self.key)?.to_vec();
+        Ok(Some(SignedRoot { root, salt, signature }))
+    }
+}

@@ -1,0 +1,16 @@
+//! The worker's state machine, and the port through which it runs attempts.
+//!
+//! An [`Agent`] takes assignments and what its executor tells, and asks for executions, durable records and signed
+//! reports. It owns no thread, clock, disk or socket, so a simulator can run a thousand of them.
+
+mod agent;
+mod error;
+mod executor;
+mod outbox;
+mod prefetch;
+
+pub use agent::{Agent, AgentOptions, Output, ReportAnswer, Start};
+pub use error::AgentError;
+pub use executor::{
+    Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent, StopReason,
+};

@@ -1,0 +1,405 @@
+//! The agent against the real core: what is assigned is run, reported, signed and accepted once, whatever comes between.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use grey_agent::{Agent, AgentOptions, Output, ReportAnswer, StopReason};
+use grey_core::{
+    Answer, AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Effect, Entry,
+    ExecutorKind, GroupSubmission, HistoryRecord, JobId, Outcome, Rejection, ReportRecord, ReportRefusal,
+    Resources, Retries, SandboxLevel, Signer, State, Submit, TaskDefaults, TaskSpec, TenantId, TenantRecord,
+    Usage, UsageSource, apply_entry, check_report, leaves, plan,
+};
+use grey_proof::{Digest, SigningKey, merkle_root};
+
+const USAGE: Usage =
+    Usage { started_at_ms: 5_000, duration_us: 7_000, cpu_time_us: 10, peak_memory_bytes: 4_096 };
+
+fn result(outcome: Outcome) -> AttemptResult {
+    AttemptResult {
+        outcome,
+        sandbox: SandboxLevel::PidNamespace,
+        usage_source: UsageSource::ResourceUsage,
+        stdout: Content::Inline(b"hello\n".to_vec()),
+        stderr: Content::EMPTY,
+        files: Vec::new(),
+        message: String::new(),
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed([3; 32])
+}
+
+fn options(incarnation: u64) -> AgentOptions {
+    AgentOptions {
+        signer: Signer {
+            cluster: Digest::of(b"cluster"),
+            node: key().verifying_key().id(),
+            certificate: Digest::of(b"certificate"),
+        },
+        name: "host".to_owned(),
+        incarnation,
+        capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
+        sandbox: SandboxLevel::PidNamespace,
+        parallel: 4,
+        salt_seed: [9; 32],
+    }
+}
+
+/// One cluster of one worker, without disks or threads.
+struct House {
+    state: State,
+    agent: Agent,
+    journal: BTreeMap<u64, Vec<u8>>,
+    running: VecDeque<AttemptId>,
+    most_running: usize,
+    executed: BTreeMap<AttemptId, u32>,
+    reports: Vec<ReportRecord>,
+    counts: BTreeMap<JobId, grey_core::Counts>,
+    connected: bool,
+}
+
+impl House {
+    fn new() -> House {
+        let mut state = State::new();
+        let defaults = TaskDefaults {
+            resources: Resources { cpu_millicores: 500, memory_bytes: 1 << 20, disk_bytes: 0 },
+            timeout_ms: 60_000,
+            output_limit_bytes: 1 << 20,
+            priority: 100,
+        };
+        let tenants = vec![TenantRecord { name: "default".to_owned(), defaults }];
+        let body = Bootstrap { cluster: Digest::of(b"cluster"), wall_ms: 1, tenants };
+        apply_entry(&mut state, 1, 1, Entry { time_ms: 0, command: Command::Bootstrap(body) });
+        House {
+            state,
+            agent: Agent::new(options(1), key(), []).unwrap(),
+            journal: BTreeMap::new(),
+            running: VecDeque::new(),
+            most_running: 0,
+            executed: BTreeMap::new(),
+            reports: Vec::new(),
+            counts: BTreeMap::new(),
+            connected: true,
+        }
+    }
+
+    fn propose(&mut self, command: Command) -> Result<Answer, Rejection> {
+        let index = self.state.applied_index() + 1;
+        let time_ms = self.state.meta().time_ms;
+        let applied = apply_entry(&mut self.state, 1, index, Entry { time_ms, command });
+        self.state.check().unwrap();
+        for effect in applied.effects {
+            match effect {
+                Effect::Assign(assignment) => self.agent.assign(&assignment),
+                Effect::Stop { attempt, .. } => self.agent.stop(attempt, result(Outcome::Cancelled), USAGE),
+                Effect::History(HistoryRecord::Report(record)) => self.reports.push(*record),
+                Effect::History(HistoryRecord::Job(job, record)) => {
+                    self.counts.insert(job, record.counts);
+                }
+                _ => {}
+            }
+        }
+        applied.answer
+    }
+
+    fn submit(&mut self, tasks: u32) -> JobId {
+        let spec = TaskSpec {
+            name: String::new(),
+            executor: ExecutorKind::Process,
+            command: vec!["true".to_owned()],
+            environment: Vec::new(),
+            stdin: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            resources: Resources { cpu_millicores: 500, memory_bytes: 1 << 20, disk_bytes: 0 },
+            priority: 100,
+            retries: Retries::default(),
+            timeout_ms: 60_000,
+            output_limit_bytes: 1 << 20,
+        };
+        let answer = self.propose(Command::Submit(Submit {
+            tenant: TenantId(1),
+            submitter: String::new(),
+            name: String::new(),
+            labels: Vec::new(),
+            key: None,
+            groups: vec![GroupSubmission { spec, count: tasks }],
+            wall_ms: 1,
+        }));
+        let Ok(Answer::Submitted { job, .. }) = answer else { panic!("{answer:?}") };
+        job
+    }
+
+    /// Does what the agent asked for; whether there was anything.
+    fn turn(&mut self) -> bool {
+        self.agent.settle().unwrap();
+        let outputs: Vec<Output> = self.agent.outputs().collect();
+        let acted = !outputs.is_empty();
+        for output in outputs {
+            match output {
+                Output::Register(body) if self.connected => match self.propose(Command::RegisterWorker(body))
+                {
+                    Ok(Answer::Registered { worker, unknown }) => self.agent.registered(worker, &unknown),
+                    other => panic!("{other:?}"),
+                },
+                Output::Report(report) if self.connected => {
+                    let sequence = report.sequence;
+                    let answer = match check_report(&self.state, &report, &key().verifying_key()) {
+                        Ok(()) => match self.propose(Command::Report(report)) {
+                            Ok(_) => ReportAnswer::Accepted,
+                            Err(Rejection::ReportOutOfOrder { .. }) => ReportAnswer::TooEarly,
+                            Err(other) => panic!("{other}"),
+                        },
+                        Err(ReportRefusal::NotHeld(attempts)) => ReportAnswer::NotHeld(attempts),
+                        Err(other) => panic!("{other}"),
+                    };
+                    self.agent.reported(sequence, answer);
+                }
+                Output::Register(_) | Output::Report(_) => self.agent.unavailable(),
+                Output::Execute(start) => {
+                    *self.executed.entry(start.attempt).or_default() += 1;
+                    self.running.push_back(start.attempt);
+                    self.most_running = self.most_running.max(self.running.len());
+                    self.agent.started(start.attempt);
+                }
+                Output::Stop(attempt, reason) => {
+                    self.running.retain(|running| *running != attempt);
+                    let outcome = match reason {
+                        StopReason::Cancelled => Outcome::Cancelled,
+                        StopReason::Infrastructure => Outcome::Infrastructure,
+                    };
+                    self.agent.finished(attempt, result(outcome), USAGE);
+                }
+                Output::Persist(changes) => {
+                    for (key, value) in changes {
+                        match value {
+                            Some(value) => drop(self.journal.insert(key, value)),
+                            None => drop(self.journal.remove(&key)),
+                        }
+                    }
+                    self.agent.persisted();
+                }
+            }
+        }
+        acted
+    }
+
+    fn plan(&mut self) -> bool {
+        let planned = plan(&self.state, 1_000);
+        let placed = !planned.placements.is_empty();
+        if placed {
+            self.propose(Command::Plan(planned)).unwrap();
+        }
+        placed
+    }
+
+    /// Until nothing moves. Running attempts end with status 0 when `complete`.
+    fn run(&mut self, complete: bool) {
+        for _ in 0..100_000 {
+            self.agent.elapse(1_000);
+            let mut moved = self.turn() | self.plan();
+            if complete && let Some(attempt) = self.running.pop_front() {
+                self.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+                moved = true;
+            }
+            if !moved && self.agent.next_wake_us().is_none() {
+                return;
+            }
+            if !moved && !complete && self.agent.next_wake_us().is_some_and(|wake| wake > 60_000) {
+                return;
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    /// The worker's process ends and another one begins with what was durable.
+    fn restart(&mut self, incarnation: u64) {
+        let entries = self.journal.iter().map(|(key, bytes)| (*key, bytes.as_slice()));
+        self.agent = Agent::new(options(incarnation), key(), entries).unwrap();
+        self.running.clear();
+    }
+
+    /// Every accepted report's leaves lead to the root that its worker signed.
+    fn check_reports(&self) {
+        let signer = options(1).signer;
+        for record in &self.reports {
+            let leaves = leaves(&signer, &record.signed.salt, &record.runs).unwrap();
+            assert_eq!(merkle_root(&leaves), record.signed.root, "report {}", record.position);
+        }
+    }
+}
+
+#[test]
+fn every_task_is_run_once_and_every_report_is_provable() {
+    let mut house = House::new();
+    let job = house.submit(1_000);
+    house.run(true);
+    assert_eq!(house.counts[&job].completed, 1_000);
+    assert_eq!(house.executed.len(), 1_000);
+    assert!(house.executed.values().all(|times| *times == 1));
+    assert_eq!(house.most_running, 4, "four of half a core each fit on two cores");
+    assert!(house.agent.is_idle());
+    assert!(house.journal.is_empty(), "what was accepted leaves the outbox");
+    house.check_reports();
+}
+
+#[test]
+fn results_outlive_the_worker_s_process_and_a_lost_cluster() {
+    let mut house = House::new();
+    let job = house.submit(10);
+    house.run(false);
+    assert_eq!(house.running.len(), 4);
+    // Given: two results that are durable while the cluster cannot be reached.
+    house.connected = false;
+    for _ in 0..2 {
+        let attempt = house.running.pop_front().unwrap();
+        house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    }
+    for _ in 0..100 {
+        house.agent.elapse(1_000);
+        house.turn();
+    }
+    assert!(!house.journal.is_empty());
+    // When: the process dies and another one begins.
+    let before = house.executed.clone();
+    house.restart(2);
+    house.connected = true;
+    house.run(true);
+    // Then: the two results count, and only what was not finished ran again, in a later epoch.
+    assert_eq!(house.counts[&job].completed, 10);
+    assert_eq!(house.executed.values().sum::<u32>(), 10 + 2 + (before.len() as u32 - 4));
+    house.check_reports();
+    assert!(house.journal.is_empty());
+}
+
+#[test]
+fn a_report_that_was_taken_and_not_answered_is_not_counted_twice() {
+    let mut house = House::new();
+    let job = house.submit(3);
+    house.run(false);
+    while let Some(attempt) = house.running.pop_front() {
+        house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    }
+    // Given: the report is applied and its answer lost; the worker announces itself again in the same life.
+    let mut lost = None;
+    while lost.is_none() {
+        house.agent.elapse(1_000);
+        house.agent.settle().unwrap();
+        let outputs: Vec<Output> = house.agent.outputs().collect();
+        for output in outputs {
+            match output {
+                Output::Persist(_) => house.agent.persisted(),
+                Output::Report(report) => {
+                    house.propose(Command::Report(report.clone())).unwrap();
+                    lost = Some(report);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    house.agent.unavailable();
+    house.agent.announce();
+    house.run(true);
+    assert_eq!(house.counts[&job].completed, 3);
+    assert_eq!(house.state.meta().refused_results, 0);
+    assert_eq!(house.reports.len(), 1);
+    house.check_reports();
+}
+
+#[test]
+fn a_cancel_stops_what_runs_and_what_waits_and_its_results_are_refused_and_still_provable() {
+    let mut house = House::new();
+    let job = house.submit(8);
+    house.run(false);
+    let target = CancelTarget::Job(job);
+    // Given: one result is under way when the cancel is committed.
+    let attempt = house.running.pop_front().unwrap();
+    house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    let cancelled = house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target }));
+    assert_eq!(cancelled, Ok(Answer::Cancelled { cancelled: 8, already_ended: 0 }));
+    house.run(true);
+    assert_eq!(house.counts[&job].cancelled, 8);
+    assert!(house.running.is_empty());
+    assert!(house.agent.is_idle());
+    assert!(house.state.live().is_empty(), "nothing is charged any more");
+    house.check_reports();
+}
+
+#[test]
+fn a_report_with_a_stranger_in_it_is_sent_again_without_it() {
+    let mut house = House::new();
+    let job = house.submit(3);
+    house.run(false);
+    // Given: the cluster gave up on one attempt without this worker's knowledge.
+    let lost = house.running[0];
+    let holding: Vec<AttemptId> = house.running.iter().copied().skip(1).collect();
+    let body = grey_core::RegisterWorker {
+        node: options(1).signer.node,
+        name: "host".to_owned(),
+        incarnation: 1,
+        capacity: options(1).capacity,
+        slots: 0,
+        sandbox: SandboxLevel::PidNamespace,
+        certificate: options(1).signer.certificate,
+        holding,
+    };
+    house.agent.elapse(60_000);
+    house.turn();
+    house.propose(Command::RegisterWorker(body)).unwrap();
+    while let Some(attempt) = house.running.pop_front() {
+        house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    }
+    house.run(true);
+    assert_eq!(house.counts[&job].completed, 3);
+    assert!(house.executed.keys().any(|attempt| attempt.task == lost.task && attempt.epoch > lost.epoch));
+    house.check_reports();
+}
+
+#[test]
+fn a_forged_report_is_refused_before_it_is_proposed() {
+    let mut house = House::new();
+    house.submit(2);
+    house.run(false);
+    while let Some(attempt) = house.running.pop_front() {
+        house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    }
+    let report = loop {
+        house.agent.elapse(1_000);
+        house.agent.settle().unwrap();
+        let outputs: Vec<Output> = house.agent.outputs().collect();
+        let mut found = None;
+        for output in outputs {
+            match output {
+                Output::Persist(_) => house.agent.persisted(),
+                Output::Report(report) => found = Some(report),
+                other => panic!("{other:?}"),
+            }
+        }
+        if let Some(report) = found {
+            break report;
+        }
+    };
+    let verifying = key().verifying_key();
+    assert_eq!(check_report(&house.state, &report, &verifying), Ok(()));
+    let mut forged = report.clone();
+    forged.finished[0].result.outcome = Outcome::Exited(1);
+    assert_eq!(check_report(&house.state, &forged, &verifying), Err(ReportRefusal::BadSignature));
+    let mut forged = report.clone();
+    forged.signed.as_mut().unwrap().signature[5] ^= 1;
+    assert_eq!(check_report(&house.state, &forged, &verifying), Err(ReportRefusal::BadSignature));
+    let mut forged = report.clone();
+    forged.incarnation += 1;
+    assert_eq!(check_report(&house.state, &forged, &verifying), Err(ReportRefusal::Unregistered));
+    let mut forged = report;
+    forged.finished[0].tasks.count = u32::MAX;
+    assert_eq!(check_report(&house.state, &forged, &verifying), Err(ReportRefusal::Malformed));
+}
+
+#[test]
+fn a_damaged_outbox_is_named() {
+    let found: Vec<(u64, &[u8])> = vec![(7, b"\xff\xff")];
+    let error = Agent::new(options(1), key(), found).err().unwrap();
+    assert!(error.to_string().contains("record 7"), "{error}");
+}

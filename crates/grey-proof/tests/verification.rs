@@ -1,0 +1,246 @@
+//! Proofs: what holds is accepted, and what was changed anywhere is refused with the reason.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use grey_proof::{
+    BUNDLE_TYPE, BundledLeaf, BundledLog, Certificate, Digest, Envelope, Evidence, EvidenceFile,
+    ExecutionStatement, LogEntry, LogTree, ProofBundle, ReportHeader, ResultFile, ResultManifest, Role,
+    RootClass, RootFile, SignedCheckpoint, SigningKey, inclusion_path, leaf_hash, leaf_salt,
+    log_inclusion_path, merkle_root, report_digest, statement_leaf, verify,
+};
+
+const NOW_MS: u64 = 1_795_512_600_000;
+
+fn root_key() -> SigningKey {
+    SigningKey::from_seed([1; 32])
+}
+
+fn certificate(seed: u8, role: Role) -> (SigningKey, Certificate, Envelope) {
+    let key = SigningKey::from_seed([seed; 32]);
+    let certificate = Certificate {
+        cluster: root_key().verifying_key().id(),
+        node_id: key.verifying_key().id(),
+        role,
+        public_key: key.verifying_key(),
+        tier: "software".to_owned(),
+        serial: u64::from(seed),
+        not_before_ms: NOW_MS - 1_000,
+        not_after_ms: NOW_MS + 1_000_000,
+    };
+    let envelope = certificate.sign(&root_key()).unwrap();
+    (key, certificate, envelope)
+}
+
+fn result() -> ResultManifest {
+    ResultManifest {
+        outcome_class: "exited".to_owned(),
+        exit_code: Some(3),
+        stdout_size_bytes: 6,
+        stdout_digest: Digest::of(b"hello\n"),
+        files: vec![
+            ResultFile { path: b"a".to_vec(), executable: true, size_bytes: 1, digest: Digest::of(b"x") },
+            ResultFile { path: b"\xff".to_vec(), executable: false, size_bytes: 0, digest: Digest::of(b"") },
+        ],
+    }
+}
+
+/// A proof of the third of five attempts, in the second of three reports of the log.
+fn bundle(refused: Vec<u32>) -> ProofBundle {
+    let cluster = root_key().verifying_key().id();
+    let (worker, worker_certificate, envelope) = certificate(2, Role::Worker);
+    let (server, _, server_envelope) = certificate(3, Role::Server);
+    let result = result();
+    let statement = ExecutionStatement {
+        cluster,
+        tenant: "default".to_owned(),
+        job_id: 1,
+        task_id: 2,
+        attempt_epoch: 1,
+        worker_id: worker_certificate.node_id,
+        executor: "process".to_owned(),
+        sandbox_level: "pid-namespace".to_owned(),
+        tier: "software".to_owned(),
+        exec_key: Digest::of(b"exec"),
+        result_hash: result.result_hash().unwrap(),
+        outcome: result.outcome_class.clone(),
+        exit_code: result.exit_code,
+        started_at_ms: NOW_MS,
+        completed_at_ms: NOW_MS + 5,
+        duration_us: 5_000,
+        cpu_time_us: 1_000,
+        peak_memory_bytes: 4_096,
+        usage_source: "rusage".to_owned(),
+        certificate: worker_certificate.id().unwrap(),
+        assignment_term: 1,
+        assignment_index: 4,
+    };
+    let index = 2u32;
+    let salt = leaf_salt(&[9; 32], index);
+    let mut bytes = Vec::new();
+    statement.encode_v1(&mut bytes).unwrap();
+    let mut leaves: Vec<Digest> = (0u8..5).map(|other| Digest::of(&[other])).collect();
+    leaves[2] = statement_leaf(&salt, &bytes);
+    let report = ReportHeader {
+        cluster,
+        worker_id: worker_certificate.node_id,
+        certificate: worker_certificate.id().unwrap(),
+        incarnation: 1,
+        sequence: 2,
+        leaf_count: 5,
+        root: merkle_root(&leaves),
+    };
+    let signature = report.sign(&worker).unwrap().to_vec();
+    let entry =
+        LogEntry { report_digest: report_digest(&report, &signature).unwrap(), term: 1, index: 6, refused };
+    let (mut tree, mut stored) = (LogTree::default(), Vec::new());
+    stored.extend(tree.append(leaf_hash(b"before")));
+    stored.extend(tree.append(leaf_hash(&entry.encode_v1().unwrap())));
+    stored.extend(tree.append(leaf_hash(b"after")));
+    let read = |position: u64| Ok::<_, ()>(stored[position as usize]);
+    let path = log_inclusion_path(1, 3, read).unwrap().unwrap();
+    let mut checkpoint = SignedCheckpoint::new(cluster, 3, tree.root());
+    checkpoint.sign(&server);
+    ProofBundle {
+        kind: BUNDLE_TYPE.to_owned(),
+        statement,
+        result,
+        leaf: BundledLeaf { index, salt: Digest(salt), path: inclusion_path(&leaves, 2).unwrap() },
+        report,
+        signature,
+        certificate: envelope,
+        log: BundledLog {
+            entry,
+            position: 1,
+            path,
+            checkpoint: checkpoint.encode(),
+            servers: vec![server_envelope],
+        },
+    }
+}
+
+fn root() -> RootFile {
+    RootFile::new(RootClass::Local, &root_key().verifying_key(), 1)
+}
+
+fn evidence() -> Evidence {
+    let files = result()
+        .files
+        .into_iter()
+        .map(|file| EvidenceFile {
+            path: file.path,
+            executable: file.executable,
+            size_bytes: file.size_bytes,
+            digest: file.digest,
+        })
+        .collect();
+    Evidence { stdout: Some((6, Digest::of(b"hello\n"))), files: Some(files) }
+}
+
+fn refused(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Vec<&'static str> {
+    let verification = verify(bundle, root, evidence);
+    verification.checks.into_iter().filter(|check| check.refusal.is_some()).map(|check| check.name).collect()
+}
+
+#[test]
+fn a_whole_proof_holds_and_says_what_it_leaves_open() {
+    let bundle = ProofBundle::decode(&bundle(vec![]).encode()).unwrap();
+    let verification = verify(&bundle, &root(), &evidence());
+    assert!(verification.holds(), "{verification:#?}");
+    assert_eq!(verification.checks.len(), 11);
+    assert!(verification.not_checked.iter().any(|sentence| sentence.contains("class local")));
+
+    let verification = verify(&bundle, &root(), &Evidence::default());
+    assert!(verification.holds());
+    assert!(verification.not_checked.iter().any(|sentence| sentence.contains("--stdout")));
+    assert!(verification.not_checked.iter().any(|sentence| sentence.contains("--results")));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_refused_unless_it_only_moves_white_space() {
+    let bytes = bundle(vec![]).encode();
+    let (root, evidence) = (root(), evidence());
+    let whole = ProofBundle::decode(&bytes).unwrap();
+    for position in 0..bytes.len() {
+        for bit in [0x01, 0x20] {
+            let mut changed = bytes.clone();
+            changed[position] ^= bit;
+            let Ok(read) = ProofBundle::decode(&changed) else { continue };
+            if read == whole {
+                assert!(changed[position].is_ascii_whitespace(), "byte {position} has a second spelling");
+                continue;
+            }
+            assert!(!verify(&read, &root, &evidence).holds(), "byte {position} may be changed");
+        }
+    }
+}
+
+#[test]
+fn another_root_another_signer_and_another_result_are_refused_with_the_reason() {
+    let whole = bundle(vec![]);
+    let other = RootFile::new(RootClass::Local, &SigningKey::from_seed([8; 32]).verifying_key(), 1);
+    assert!(refused(&whole, &other, &evidence()).contains(&"cluster"));
+    assert!(refused(&whole, &other, &evidence()).contains(&"certificate"));
+
+    let mut greedy = root();
+    greedy.checkpoint_signatures = 2;
+    assert_eq!(refused(&whole, &greedy, &evidence()), ["checkpoint"]);
+
+    // A certified server is no worker, and a worker is no server.
+    let mut changed = whole.clone();
+    changed.certificate = whole.log.servers[0].clone();
+    assert!(refused(&changed, &root(), &evidence()).contains(&"certificate"));
+    let mut changed = whole.clone();
+    changed.log.servers = vec![whole.certificate.clone()];
+    assert_eq!(refused(&changed, &root(), &evidence()), ["checkpoint"]);
+
+    // A valid signature over another report does not carry this statement.
+    let (worker, ..) = certificate(2, Role::Worker);
+    let mut changed = whole.clone();
+    changed.report.sequence += 1;
+    changed.signature = changed.report.sign(&worker).unwrap().to_vec();
+    assert_eq!(refused(&changed, &root(), &evidence()), ["acceptance"]);
+
+    for (evidence, name) in [
+        (Evidence { stdout: Some((6, Digest::of(b"hullo\n"))), files: None }, "stdout"),
+        (Evidence { stdout: Some((7, Digest::of(b"hello\n"))), files: None }, "stdout"),
+        (Evidence { stdout: None, files: Some(vec![]) }, "files"),
+    ] {
+        assert_eq!(refused(&whole, &root(), &evidence), [name]);
+    }
+    for change in [
+        (|file| file.digest = Digest::ZERO) as fn(&mut EvidenceFile),
+        |file| file.executable = !file.executable,
+        |file| file.path.push(b'x'),
+    ] {
+        let mut evidence = evidence();
+        change(&mut evidence.files.as_mut().unwrap()[0]);
+        assert_eq!(refused(&whole, &root(), &evidence), ["files"]);
+    }
+}
+
+#[test]
+fn a_result_that_the_cluster_refused_is_no_proof() {
+    assert!(verify(&bundle(vec![0, 4]), &root(), &evidence()).holds());
+    assert_eq!(refused(&bundle(vec![1, 2]), &root(), &evidence()), ["acceptance"]);
+}
+
+#[test]
+fn an_execution_outside_the_certificate_s_validity_is_refused() {
+    let mut late = bundle(vec![]);
+    late.statement.completed_at_ms = NOW_MS + 2_000_000;
+    assert!(refused(&late, &root(), &evidence()).contains(&"validity"));
+}
+
+#[test]
+fn files_that_are_no_proof_or_no_root_are_refused_and_never_panic() {
+    for wrong in [&b""[..], b"{}", b"null", b"[]", b"\xff", b"{\"type\":\"urn:grey:proof:v2\"}"] {
+        assert!(ProofBundle::decode(wrong).is_err());
+        assert!(RootFile::decode(wrong).is_err());
+    }
+    assert_eq!(RootFile::decode(&root().encode()), Ok(root()));
+    let mut wrong = root();
+    wrong.cluster = Digest::ZERO;
+    assert!(RootFile::decode(&wrong.encode()).is_err());
+    let mut wrong = root();
+    wrong.checkpoint_signatures = 0;
+    assert!(RootFile::decode(&wrong.encode()).is_err());
+}
