@@ -1,15 +1,11 @@
-//! The grey binary. No command stands yet; it says so rather than pretend.
+//! The grey binary: parses what the user says and passes it on.
 
-use std::io::Write;
+mod cli;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let told = writeln!(
-        std::io::stderr(),
-        "grey {}: no command runs a task yet. What stands is listed in README.md.",
-        env!("CARGO_PKG_VERSION")
-    );
-    // Status 2 either way: there is nobody left to tell when standard error is closed.
-    drop(told);
-    ExitCode::from(2)
+    // A launcher of a task is this binary too, and must be one thread from its first statement on.
+    grey_exec::launcher::run_if_requested();
+    cli::main()
 }

@@ -216,6 +216,11 @@ impl Agent {
         self.link = Link::Down;
     }
 
+    /// Whether the worker has to announce itself again.
+    pub fn is_down(&self) -> bool {
+        self.link == Link::Down
+    }
+
     /// Announces the worker again after [`Agent::unavailable`]. The shell decides when.
     pub fn announce(&mut self) {
         if self.link == Link::Announcing {

@@ -112,6 +112,31 @@ impl DigestBuilder {
     }
 }
 
+/// The length and digest of content that comes piece by piece.
+#[derive(Clone, Default)]
+pub struct StreamDigest {
+    hash: Sha256,
+    length_bytes: u64,
+}
+
+impl StreamDigest {
+    /// Of nothing so far.
+    pub fn new() -> StreamDigest {
+        StreamDigest::default()
+    }
+
+    /// Adds the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.hash.update(piece);
+        self.length_bytes = self.length_bytes.saturating_add(piece.len() as u64);
+    }
+
+    /// Length in bytes and digest of all pieces.
+    pub fn finish(self) -> (u64, Digest) {
+        (self.length_bytes, Digest(self.hash.finalize().into()))
+    }
+}
+
 /// HMAC-SHA256 (RFC 2104) with a key of at most one block.
 pub(crate) fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let pad = |filler: u8| {

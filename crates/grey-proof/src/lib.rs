@@ -23,7 +23,7 @@ pub use bundle::{BUNDLE_TYPE, BundledLeaf, BundledLog, LARGEST_BUNDLE_BYTES, Pro
 pub use canonical::MAX_INTEGER;
 pub use certificate::{CERTIFICATE_PAYLOAD_TYPE, Certificate, Role};
 pub use checkpoint::SignedCheckpoint;
-pub use digest::{Digest, DigestBuilder};
+pub use digest::{Digest, DigestBuilder, StreamDigest};
 pub use envelope::{Envelope, EnvelopeSignature, pre_authentication_encoding};
 pub use error::ProofError;
 pub use keys::{SigningKey, VerifyingKey, derive_seed};

@@ -1,0 +1,298 @@
+//! A client over one connection: HTTP/1.1 on a unix socket or on the loopback interface.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Mutex;
+
+use crate::address::Address;
+use crate::problem::{ErrorCode, Problem};
+
+/// The longest path of a unix socket that the system takes, in bytes.
+const LONGEST_SOCKET_PATH_BYTES: usize = 107;
+/// The most bytes of a response that is read as a whole.
+const LARGEST_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a request has no answer, or a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers there.
+    #[error("no cluster answers at {address}: {reason}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The connection broke before the answer was complete.
+    #[error("the connection to {address} broke: {reason}")]
+    Broken {
+        /// Where.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The cluster refused.
+    #[error("{0}")]
+    Refused(Box<Problem>),
+    /// The answer is not one of Grey's.
+    #[error("{address} answers something that is not Grey's: {reason}")]
+    Unreadable {
+        /// Where.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ClientError {
+    /// The refusal, where the cluster refused.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            ClientError::Refused(problem) => Some(problem),
+            _ => None,
+        }
+    }
+}
+
+/// A body that is read piece by piece.
+#[derive(Debug)]
+pub struct Body {
+    incoming: Incoming,
+    address: String,
+}
+
+impl Body {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.incoming.frame().await {
+            let frame = frame.map_err(|error| ClientError::Broken {
+                address: self.address.clone(),
+                reason: error.to_string(),
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Talks to one node. Requests follow one another on one connection, which is opened when it is needed.
+#[derive(Debug)]
+pub struct Client {
+    address: Address,
+    token: Option<String>,
+    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+}
+
+impl Client {
+    /// A client of the node at `address`. Nothing is opened yet.
+    pub fn new(address: Address, token: Option<String>) -> Client {
+        Client { address, token, connection: Mutex::new(None) }
+    }
+
+    /// Where it talks to.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn unreachable(&self, reason: impl ToString) -> ClientError {
+        ClientError::Unreachable { address: self.address.to_string(), reason: reason.to_string() }
+    }
+
+    fn broken(&self, reason: impl ToString) -> ClientError {
+        ClientError::Broken { address: self.address.to_string(), reason: reason.to_string() }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let connecting = async {
+            match &self.address {
+                Address::Unix(path) => {
+                    let stream = connect_unix(path).await.map_err(|error| self.unreachable(error))?;
+                    self.handshake(TokioIo::new(stream)).await
+                }
+                Address::Tcp { host, port } => {
+                    let stream = TcpStream::connect((host.as_str(), *port));
+                    let stream = stream.await.map_err(|error| self.unreachable(error))?;
+                    stream.set_nodelay(true).map_err(|error| self.unreachable(error))?;
+                    self.handshake(TokioIo::new(stream)).await
+                }
+            }
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(self.unreachable("it does not answer within 10 s")),
+        }
+    }
+
+    async fn handshake<S>(&self, stream: TokioIo<S>) -> Result<SendRequest<Full<Bytes>>, ClientError>
+    where
+        TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    {
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(stream).await.map_err(|error| self.unreachable(error))?;
+        // It ends when the sender is dropped; what it fails with, the sender reports.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let host = match &self.address {
+            Address::Unix(_) => "localhost".to_owned(),
+            Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            Address::Tcp { host, port } => format!("{host}:{port}"),
+        };
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::new(body)).map_err(|error| self.unreachable(error))
+    }
+
+    /// Sends a request and returns the response's head with its body unread.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut slot = self.connection.lock().await;
+        let open = match slot.take() {
+            Some(mut open) if !open.is_closed() => open.ready().await.is_ok().then_some(open),
+            _ => None,
+        };
+        let reused = open.is_some();
+        let mut sender = match open {
+            Some(open) => open,
+            None => self.connect().await?,
+        };
+        let sent = sender.send_request(self.request(&method, path, headers, body.clone())?).await;
+        let response = match sent {
+            Ok(response) => response,
+            // An idle connection that the node closed tells so only now. Nothing of the request was taken then, and
+            // reading twice or writing twice under one idempotency key does no harm.
+            Err(error) if reused && (error.is_closed() || error.is_canceled() || method == Method::GET) => {
+                sender = self.connect().await?;
+                let again = self.request(&method, path, headers, body)?;
+                sender.send_request(again).await.map_err(|error| self.broken(error))?
+            }
+            Err(error) => return Err(self.broken(error)),
+        };
+        *slot = Some(sender);
+        Ok(response)
+    }
+
+    async fn whole(&self, response: Response<Incoming>) -> Result<(StatusCode, Bytes), ClientError> {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LARGEST_RESPONSE_BYTES).collect().await;
+        Ok((status, body.map_err(|error| self.broken(error))?.to_bytes()))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<Problem>(body) {
+            Ok(problem) => ClientError::Refused(Box::new(problem)),
+            Err(_) => ClientError::Unreadable {
+                address: self.address.to_string(),
+                reason: format!("status {status} without the particulars that Grey would give"),
+            },
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| ClientError::Unreadable {
+            address: self.address.to_string(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Fetches a document as it is.
+    pub async fn get_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
+        let response = self.send(Method::GET, path, &[], Bytes::new()).await?;
+        let (status, body) = self.whole(response).await?;
+        if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
+    }
+
+    /// Fetches a document.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.read(&self.get_bytes(path).await?)
+    }
+
+    /// Fetches a body that is read piece by piece, on a connection of its own.
+    pub async fn stream(&self, path: &str) -> Result<Body, ClientError> {
+        let mut sender = self.connect().await?;
+        let request = self.request(&Method::GET, path, &[], Bytes::new())?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        if !response.status().is_success() {
+            let (status, body) = self.whole(response).await?;
+            return Err(self.refusal(status, &body));
+        }
+        Ok(Body { incoming: response.into_body(), address: self.address.to_string() })
+    }
+
+    /// Sends a document, under an idempotency key where one is given.
+    pub async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        key: Option<&str>,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| {
+            let problem = Problem::new(ErrorCode::InvalidRequest, error.to_string());
+            ClientError::Refused(Box::new(problem))
+        })?;
+        self.post_bytes(path, "application/json", body.into(), key).await
+    }
+
+    /// Sends bytes of a media type, under an idempotency key where one is given.
+    pub async fn post_bytes<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: Bytes,
+        key: Option<&str>,
+    ) -> Result<T, ClientError> {
+        let mut headers = vec![("content-type", media_type)];
+        if let Some(key) = key {
+            headers.push(("idempotency-key", key));
+        }
+        let response = self.send(Method::POST, path, &headers, body).await?;
+        let (status, body) = self.whole(response).await?;
+        if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
+    }
+}
+
+/// Opens a socket also where its path is longer than the system takes: through the open directory.
+async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
+    if path.as_os_str().len() <= LONGEST_SOCKET_PATH_BYTES {
+        return UnixStream::connect(path).await;
+    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path).await;
+    };
+    let directory = File::open(directory)?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    UnixStream::connect(short).await
+}

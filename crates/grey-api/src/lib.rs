@@ -1,0 +1,18 @@
+//! The client API of Grey: its types, its OpenAPI description, and a client. The command line reaches a cluster through
+//! nothing else.
+
+mod address;
+mod client;
+mod endpoints;
+mod problem;
+mod types;
+
+pub use address::{Address, AddressError, DEFAULT_PORT};
+pub use client::{Body, Client, ClientError};
+pub use endpoints::{ENDPOINTS, Endpoint, openapi};
+pub use problem::{ErrorCode, Problem};
+pub use types::{
+    CancelResponse, ClusterStatus, ContentStatus, EventMessage, FileStatus, JobCounts, JobCreated, JobList,
+    JobRequest, JobStatus, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus,
+    WorkerStatus,
+};

@@ -1,0 +1,364 @@
+//! Requests and responses. Identifiers are texts such as `j17` and `t42`, digests 64 hexadecimal digits, times RFC 3339.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How often a task is tried again, by who was at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetriesRequest {
+    /// After a failure of the task's own; 0 when left out.
+    #[serde(default)]
+    pub failure: u16,
+    /// After the loss of its worker; 5 when left out.
+    #[serde(default = "default_infrastructure_retries")]
+    pub infrastructure: u16,
+}
+
+fn default_infrastructure_retries() -> u16 {
+    5
+}
+
+/// A task to be run. What is left out gets the tenant's default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaskRequest {
+    /// A name within the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `process` when left out, or `noop`, which runs nothing and measures the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<String>,
+    /// Program and arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Patterns of files to keep, relative to `GREY_OUT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
+    /// Thousandths of a processor core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millicores: Option<u64>,
+    /// Memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Scratch disk in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+    /// 0–255, higher first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Longest run of an attempt in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// The most that an attempt may write, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_limit_bytes: Option<u64>,
+    /// How often to try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetriesRequest>,
+    /// How many such tasks; 1 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+}
+
+/// A job of tasks, accepted as a whole or not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// A name.
+    #[serde(default)]
+    pub name: String,
+    /// Whose job it is; `default` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The tasks; their ids are given in this order.
+    pub tasks: Vec<TaskRequest>,
+}
+
+/// A job was accepted: it is on the disks of a quorum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobCreated {
+    /// The job.
+    pub job: String,
+    /// Its first task; the others follow without a gap.
+    pub first_task: String,
+    /// How many tasks.
+    pub tasks: u32,
+    /// Whether an earlier submission under the same idempotency key made it.
+    pub duplicate: bool,
+}
+
+/// How many tasks of a job are where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct JobCounts {
+    /// Waiting.
+    pub pending: u64,
+    /// Placed and not started.
+    pub assigned: u64,
+    /// Started.
+    pub running: u64,
+    /// Succeeded.
+    pub completed: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Cancelled.
+    pub cancelled: u64,
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobStatus {
+    /// The job.
+    pub id: String,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Whose it is.
+    pub tenant: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether no task of it is left.
+    pub ended: bool,
+    /// Where its tasks are.
+    pub counts: JobCounts,
+    /// Its first task.
+    pub first_task: String,
+    /// How many tasks.
+    pub tasks: u32,
+    /// When it was accepted, by the server's clock.
+    pub created_at_ms: u64,
+    /// When its last task ended, by the worker's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at_ms: Option<u64>,
+}
+
+/// A page of jobs, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobList {
+    /// The jobs.
+    pub jobs: Vec<JobStatus>,
+    /// Give it as `before` to see the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskStatus {
+    /// The task.
+    pub id: String,
+    /// Its job.
+    pub job: String,
+    /// Its name within the job; may be empty.
+    pub name: String,
+    /// Whose it is.
+    pub tenant: String,
+    /// `pending`, `assigned`, `running`, `completed`, `failed` or `cancelled`.
+    pub state: String,
+    /// Why it is there, where the state alone does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its latest attempt; 0 before the first.
+    pub attempt: u32,
+    /// Who holds the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// What its latest ended attempt came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<TaskResult>,
+}
+
+impl TaskStatus {
+    /// Whether it goes no further.
+    pub fn ended(&self) -> bool {
+        matches!(self.state.as_str(), "completed" | "failed" | "cancelled")
+    }
+}
+
+/// A page of tasks, lowest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskList {
+    /// The tasks.
+    pub tasks: Vec<TaskStatus>,
+    /// Give it as `from` to see the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Which stream of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamName {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A stream's length and digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContentStatus {
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// SHA-256.
+    pub digest: String,
+}
+
+/// An output file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileStatus {
+    /// Path below `GREY_OUT`; bytes that are no text are replaced.
+    pub path: String,
+    /// The path's bytes in hexadecimal where they are no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// Its position among the files, which names it in `/outputs/{number}`.
+    pub number: u32,
+    /// Whether its owner may execute it.
+    pub executable: bool,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// SHA-256.
+    pub digest: String,
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskResult {
+    /// The task.
+    pub task: String,
+    /// Its job.
+    pub job: String,
+    /// Which attempt.
+    pub attempt: u32,
+    /// `exited`, `signaled`, `timed_out`, `cancelled`, `output_limit`, `out_of_memory`, `command_not_found`,
+    /// `command_not_executable`, `output_refused` or `infrastructure`.
+    pub outcome: String,
+    /// As a shell shows it: the status, 124 for a time-out, 125 for a limit or Grey's failure, 126, 127, 128 + signal.
+    pub exit_code: u8,
+    /// What it says for a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// What was enforced around it.
+    pub sandbox: String,
+    /// The node that ran it.
+    pub worker: String,
+    /// Start by the worker's clock, milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// Run time in microseconds.
+    pub duration_us: u64,
+    /// Processor time in microseconds.
+    pub cpu_time_us: u64,
+    /// Highest resident memory in bytes.
+    pub peak_memory_bytes: u64,
+    /// Standard output.
+    pub stdout: ContentStatus,
+    /// Standard error.
+    pub stderr: ContentStatus,
+    /// Output files, sorted by path.
+    pub files: Vec<FileStatus>,
+}
+
+/// What a cancel came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CancelResponse {
+    /// Tasks that it ended.
+    pub cancelled: u64,
+    /// Tasks that had ended before.
+    pub already_ended: u64,
+}
+
+/// Something that happened, as the `data` of a server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventMessage {
+    /// Index of the entry behind it.
+    pub index: u64,
+    /// The job.
+    pub job: String,
+    /// `submitted`, `attempt_ended`, `cancelled` or `job_ended`.
+    pub kind: String,
+    /// The task, where it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// How an attempt ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Whether the task is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<bool>,
+    /// How many tasks, where it is about several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<u64>,
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerStatus {
+    /// Its number.
+    pub id: String,
+    /// The node's identity.
+    pub node: String,
+    /// The host's name.
+    pub name: String,
+    /// What it can enforce.
+    pub sandbox: String,
+    /// Attempts that it holds.
+    pub held: u32,
+    /// Attempts that it wants to hold.
+    pub slots: u32,
+    /// Thousandths of processor cores.
+    pub cpu_millicores: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+}
+
+/// The cluster as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStatus {
+    /// The cluster's identity.
+    pub cluster: String,
+    /// What stands behind its root: `local`, `lab` or `production`.
+    pub class: String,
+    /// Version of this node.
+    pub version: String,
+    /// This server's number.
+    pub server: u64,
+    /// The leader's number, 0 when unknown.
+    pub leader: u64,
+    /// The term.
+    pub term: u64,
+    /// Index of the last applied entry.
+    pub applied_index: u64,
+    /// Hash of the state at that index: equal on every server.
+    pub state_hash: String,
+    /// Reports in the cluster's log.
+    pub reports: u64,
+    /// Jobs submitted so far.
+    pub jobs_submitted: u64,
+    /// Tasks submitted so far.
+    pub tasks_submitted: u64,
+    /// Jobs that have not ended.
+    pub jobs_live: u64,
+    /// Placements that were dropped because the state had moved on.
+    pub stale_placements: u64,
+    /// Results that were refused.
+    pub refused_results: u64,
+    /// Whether new work is taken; otherwise why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusing: Option<String>,
+    /// Its workers.
+    pub workers: Vec<WorkerStatus>,
+    /// Where this node's data lies.
+    pub data_dir: String,
+    /// The node's process.
+    pub process_id: u32,
+}

@@ -1,0 +1,220 @@
+//! Blobs in a local directory behind `object_store`.
+//!
+//! Its local backend puts a blob into its place by renaming a finished file, and syncs nothing: what is promised to be
+//! durable is synced here. After a power cut a name may stand for content that never reached the disk; every read
+//! checks the digest, and putting a blob again replaces what is there.
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use grey_proof::{Digest, StreamDigest};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Location;
+use object_store::{ObjectStoreExt, WriteMultipart};
+use tokio::io::AsyncReadExt;
+
+use crate::error::BlobError;
+
+/// How much of a file is read and written at once, in bytes.
+const PIECE_BYTES: usize = 4 * 1024 * 1024;
+/// Pieces that may be written at the same time.
+const PIECES_AT_ONCE: usize = 4;
+
+/// A blob's content piece by piece.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, BlobError>> + Send>>;
+
+/// The blobs of one node.
+#[derive(Debug)]
+pub struct BlobStore {
+    directory: PathBuf,
+    store: LocalFileSystem,
+}
+
+fn relative(digest: &Digest) -> String {
+    let name = digest.to_string();
+    let folder: String = name.chars().take(2).collect();
+    format!("{folder}/{name}")
+}
+
+impl BlobStore {
+    /// Opens a directory of blobs, creating it where needed, readable by its owner only.
+    pub fn open(directory: &Path) -> Result<BlobStore, BlobError> {
+        let shown = directory.display().to_string();
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(BlobError::failed("create", &shown))?;
+        let store = LocalFileSystem::new_with_prefix(directory).map_err(BlobError::failed("open", shown))?;
+        Ok(BlobStore { directory: directory.to_path_buf(), store })
+    }
+
+    /// Where a blob lies. Its content is unchecked.
+    pub fn path_of(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(relative(digest))
+    }
+
+    /// Keeps bytes; durable when this returns.
+    pub async fn put(&self, bytes: Bytes) -> Result<Digest, BlobError> {
+        let digest = Digest::of(&bytes);
+        let location = Location::from(relative(&digest));
+        let put = self.store.put(&location, bytes.into()).await;
+        put.map_err(BlobError::failed("write", format!("blob {digest}")))?;
+        self.make_durable(digest).await?;
+        Ok(digest)
+    }
+
+    /// Keeps a finished file; durable when this returns. What is not of the announced length and digest is not kept.
+    pub async fn put_file(&self, path: &Path, digest: &Digest, size_bytes: u64) -> Result<(), BlobError> {
+        let shown = path.display().to_string();
+        let mut file = tokio::fs::File::open(path).await.map_err(BlobError::failed("open", &shown))?;
+        let location = Location::from(relative(digest));
+        let upload = self.store.put_multipart(&location).await;
+        let upload = upload.map_err(BlobError::failed("write", format!("blob {digest}")))?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
+        let (mut hash, mut length) = (StreamDigest::new(), 0u64);
+        let copied = loop {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            match (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut piece).await {
+                Ok(0) => break Ok(()),
+                Ok(read) => {
+                    hash.update(&piece);
+                    length += read as u64;
+                    if length > size_bytes {
+                        break Ok(());
+                    }
+                    if let Err(error) = writer.wait_for_capacity(PIECES_AT_ONCE).await {
+                        break Err(BlobError::failed("write", format!("blob {digest}"))(error));
+                    }
+                    writer.put(piece.into());
+                }
+                Err(error) => break Err(BlobError::failed("read", &shown)(error)),
+            }
+        };
+        let (_, found) = hash.finish();
+        let checked = copied.and_then(|()| {
+            if length == size_bytes && found == *digest {
+                return Ok(());
+            }
+            let (expected_bytes, digest) = (size_bytes, *digest);
+            Err(BlobError::Mismatch { what: shown, expected_bytes, digest, found_bytes: length, found })
+        });
+        if let Err(error) = checked {
+            // What was written so far lies under another name and is removed; the blob never appears.
+            drop(writer.abort().await);
+            return Err(error);
+        }
+        writer.finish().await.map_err(BlobError::failed("write", format!("blob {digest}")))?;
+        self.make_durable(*digest).await
+    }
+
+    /// Syncs a blob and the names that lead to it.
+    async fn make_durable(&self, digest: Digest) -> Result<(), BlobError> {
+        let (path, directory) = (self.path_of(&digest), self.directory.clone());
+        let sync = move || -> std::io::Result<()> {
+            File::open(&path)?.sync_all()?;
+            if let Some(folder) = path.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+            File::open(directory)?.sync_all()
+        };
+        let synced = tokio::task::spawn_blocking(sync).await;
+        let what = format!("blob {digest}");
+        synced.map_err(BlobError::failed("sync", &what))?.map_err(BlobError::failed("sync", what))
+    }
+
+    /// A whole blob of at most `limit_bytes`, verified.
+    pub async fn get(&self, digest: &Digest, limit_bytes: u64) -> Result<Bytes, BlobError> {
+        let (size_bytes, mut pieces) = self.reader(digest, 0).await?;
+        if size_bytes > limit_bytes {
+            return Err(BlobError::TooLarge { digest: *digest, size_bytes, limit_bytes });
+        }
+        let mut whole = Vec::with_capacity(usize::try_from(size_bytes).unwrap_or(0));
+        while let Some(piece) = pieces.next().await {
+            whole.extend_from_slice(&piece?);
+        }
+        Ok(whole.into())
+    }
+
+    /// A blob's length, and its content from `offset` on. The last piece is given out only once the digest of the whole
+    /// is known to be right; otherwise the stream ends in [`BlobError::Damaged`].
+    pub async fn reader(&self, digest: &Digest, offset: u64) -> Result<(u64, Pieces), BlobError> {
+        let digest = *digest;
+        let opened = self.store.get(&Location::from(relative(&digest))).await;
+        let opened = opened.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => BlobError::NotFound { digest },
+            other => BlobError::failed("open", format!("blob {digest}"))(other),
+        })?;
+        let size_bytes = opened.meta.size;
+        let reading = Reading {
+            digest,
+            pieces: opened.into_stream(),
+            hash: Some(StreamDigest::new()),
+            skip: offset,
+            held: None,
+        };
+        Ok((size_bytes, stream::unfold(reading, Reading::next).boxed()))
+    }
+
+    /// Which of these blobs are not here.
+    pub async fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, BlobError> {
+        let mut missing = Vec::new();
+        for digest in digests {
+            match self.store.head(&Location::from(relative(digest))).await {
+                Ok(_) => {}
+                Err(object_store::Error::NotFound { .. }) => missing.push(*digest),
+                Err(other) => return Err(BlobError::failed("look for", format!("blob {digest}"))(other)),
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// A verified read under way.
+struct Reading {
+    digest: Digest,
+    pieces: BoxStream<'static, object_store::Result<Bytes>>,
+    /// Taken when the stream has ended.
+    hash: Option<StreamDigest>,
+    skip: u64,
+    /// The newest piece: given out when there is another one after it, or when the digest is right.
+    held: Option<Bytes>,
+}
+
+impl Reading {
+    async fn next(mut self) -> Option<(Result<Bytes, BlobError>, Reading)> {
+        let mut hash = self.hash.take()?;
+        loop {
+            match self.pieces.next().await {
+                Some(Ok(piece)) => {
+                    hash.update(&piece);
+                    let skipped = self.skip.min(piece.len() as u64);
+                    self.skip -= skipped;
+                    let rest = piece.slice(usize::try_from(skipped).unwrap_or(piece.len())..);
+                    if rest.is_empty() {
+                        continue;
+                    }
+                    if let Some(held) = self.held.replace(rest) {
+                        self.hash = Some(hash);
+                        return Some((Ok(held), self));
+                    }
+                }
+                Some(Err(error)) => {
+                    let what = format!("blob {}", self.digest);
+                    return Some((Err(BlobError::failed("read", what)(error)), self));
+                }
+                None => {
+                    let (digest, (_, found)) = (self.digest, hash.finish());
+                    if found != digest {
+                        return Some((Err(BlobError::Damaged { digest, found }), self));
+                    }
+                    return self.held.take().map(|held| (Ok(held), self));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Native processes, a bounded number at a time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use grey_agent::{Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, StopReason};
+use grey_core::limits::WORKER_SLOTS;
+use grey_core::{AttemptId, Outcome, Resources, SandboxLevel};
+
+use crate::attempt::{self, Ground, never_ran, stopped};
+use crate::directory::WorkDirectory;
+use crate::error::ExecError;
+use crate::plan::Fence;
+use crate::probe::probe;
+use crate::stop::Stop;
+
+/// Attempts that may be accepted and not yet finished: as many as a worker may hold.
+const ACCEPTED: usize = WORKER_SLOTS as usize;
+/// The stack of an attempt's thread in bytes; it keeps its buffers on the heap.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// What a [`ProcessExecutor`] needs to know.
+#[derive(Debug, Clone)]
+pub struct ProcessOptions {
+    /// The directory under which every attempt has its own. One executor has it at a time.
+    pub work_dir: PathBuf,
+    /// The binary to re-execute. Its `main` calls [`crate::launcher::run_if_requested`] first. `/proc/self/exe` stays
+    /// right when the file of the running binary is replaced.
+    pub launcher: PathBuf,
+    /// Attempts that run at the same time, 1–16,384; further ones wait. Each has a thread and about ten descriptors.
+    pub max_running: usize,
+    /// What the machine gives to tasks.
+    pub resources: Resources,
+}
+
+/// Runs every attempt as native processes of this machine, behind the strongest fence that works here.
+///
+/// Captured files lie in the attempt's directory until `release`, and are written by the same user as the task: a
+/// reader checks them against their digest. Dropping the executor stops what runs; its ends are still reported.
+pub struct ProcessExecutor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: ProcessOptions,
+    work: WorkDirectory,
+    fence: Fence,
+    capabilities: Capabilities,
+    sink: EventSink,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Execution>,
+    /// Attempts that are queued or run.
+    accepted: BTreeSet<AttemptId>,
+    running: BTreeMap<AttemptId, Arc<Stop>>,
+    threads: usize,
+}
+
+impl ProcessExecutor {
+    /// Takes the work directory, sweeps what an earlier life left there, and finds out what can be enforced here.
+    ///
+    /// # Errors
+    /// [`ExecError`] when the directory cannot be used, another executor has it, or the launcher does not work.
+    pub fn new(options: ProcessOptions, sink: EventSink) -> Result<ProcessExecutor, ExecError> {
+        ProcessExecutor::with_highest_level(options, sink, SandboxLevel::PidNamespace)
+    }
+
+    /// As [`ProcessExecutor::new`], with a fence no stronger than `highest`: for machines whose policy forbids
+    /// namespaces although they work.
+    ///
+    /// # Errors
+    /// As [`ProcessExecutor::new`]. A `highest` of `SandboxLevel::None` leaves no fence to run behind.
+    pub fn with_highest_level(
+        options: ProcessOptions,
+        sink: EventSink,
+        highest: SandboxLevel,
+    ) -> Result<ProcessExecutor, ExecError> {
+        if options.max_running == 0 || options.max_running > ACCEPTED {
+            return Err(ExecError::Options {
+                field: "max_running",
+                value: u64::try_from(options.max_running).unwrap_or(u64::MAX),
+                expected: "between 1 and 16384",
+            });
+        }
+        let work = WorkDirectory::open(&options.work_dir)?;
+        let found = probe(&options.launcher, highest)?;
+        let capabilities =
+            Capabilities { sandbox: found.fence.level(), resources: options.resources, notes: found.notes };
+        let state = Mutex::new(State::default());
+        let shared = Shared { options, work, fence: found.fence, capabilities, sink, state };
+        Ok(ProcessExecutor { shared: Arc::new(shared) })
+    }
+}
+
+impl Drop for ProcessExecutor {
+    fn drop(&mut self) {
+        let queued = {
+            let mut state = self.shared.state();
+            state.running.values().for_each(|stop| stop.request(StopReason::Infrastructure));
+            let queued = std::mem::take(&mut state.queue);
+            queued.iter().for_each(|execution| {
+                state.accepted.remove(&execution.attempt);
+            });
+            queued
+        };
+        for execution in queued {
+            self.shared.refuse(execution.attempt, stopped(StopReason::Infrastructure));
+        }
+    }
+}
+
+impl Executor for ProcessExecutor {
+    fn capabilities(&self) -> Capabilities {
+        self.shared.capabilities.clone()
+    }
+
+    /// A second start of an attempt that has not finished is not accepted, and so gets no answer of its own.
+    fn start(&self, execution: Execution) {
+        let attempt = execution.attempt;
+        let needs_thread = {
+            let mut state = self.shared.state();
+            if state.accepted.len() >= ACCEPTED {
+                drop(state);
+                return self
+                    .shared
+                    .refuse(attempt, (Outcome::Infrastructure, "the worker holds too many attempts"));
+            }
+            if !state.accepted.insert(attempt) {
+                tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "an attempt was started twice");
+                return;
+            }
+            state.queue.push_back(execution);
+            let needs_thread = state.threads < self.shared.options.max_running;
+            state.threads = state.threads.saturating_add(usize::from(needs_thread));
+            needs_thread
+        };
+        if needs_thread && let Err(error) = self.shared.clone().spawn() {
+            self.shared.without_thread(attempt, &error);
+        }
+    }
+
+    fn stop(&self, attempt: AttemptId, reason: StopReason) {
+        let mut state = self.shared.state();
+        if let Some(stop) = state.running.get(&attempt) {
+            return stop.request(reason);
+        }
+        if state.take_queued(attempt) {
+            drop(state);
+            self.shared.refuse(attempt, stopped(reason));
+        }
+    }
+
+    /// Takes time in proportion to the number of files. An attempt that has not finished keeps its directory.
+    fn release(&self, attempt: AttemptId) {
+        if self.shared.state().accepted.contains(&attempt) {
+            tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "a running attempt was released");
+            return;
+        }
+        if let Err(error) = self.shared.work.remove(attempt) {
+            tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, %error, "a directory was not removed");
+        }
+    }
+}
+
+impl State {
+    fn take_queued(&mut self, attempt: AttemptId) -> bool {
+        let position = self.queue.iter().position(|execution| execution.attempt == attempt);
+        if let Some(position) = position {
+            self.queue.remove(position);
+            self.accepted.remove(&attempt);
+        }
+        position.is_some()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics between two changes that belong together, so a poisoned state is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finished(&self, executed: Executed) {
+        (self.sink)(ExecutorEvent::Finished(Box::new(executed)));
+    }
+
+    fn refuse(&self, attempt: AttemptId, (outcome, message): (Outcome, &str)) {
+        self.finished(never_ran(attempt, self.capabilities.sandbox, outcome, message));
+    }
+
+    fn spawn(self: Arc<Shared>) -> std::io::Result<()> {
+        std::thread::Builder::new()
+            .name("grey-attempt".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.work_off())
+            .map(|_| ())
+    }
+
+    /// Without a thread of its own an attempt waits for another's; without any, it cannot run.
+    fn without_thread(&self, attempt: AttemptId, error: &std::io::Error) {
+        let stranded = {
+            let mut state = self.state();
+            state.threads = state.threads.saturating_sub(1);
+            state.threads == 0 && state.take_queued(attempt)
+        };
+        if stranded {
+            self.refuse(attempt, (Outcome::Infrastructure, &format!("no thread can be started: {error}")));
+        }
+    }
+
+    /// Runs queued attempts until none is left.
+    fn work_off(&self) {
+        loop {
+            let (execution, stop) = {
+                let mut state = self.state();
+                let Some(execution) = state.queue.pop_front() else {
+                    state.threads = state.threads.saturating_sub(1);
+                    return;
+                };
+                let stop = Stop::new().map(Arc::new);
+                if let Ok(stop) = &stop {
+                    state.running.insert(execution.attempt, stop.clone());
+                }
+                (execution, stop)
+            };
+            let attempt = execution.attempt;
+            let executed = match stop {
+                Ok(stop) => self.run(&execution, &stop),
+                Err(error) => {
+                    let message = format!("the attempt cannot be watched: {error}");
+                    never_ran(attempt, self.capabilities.sandbox, Outcome::Infrastructure, &message)
+                }
+            };
+            {
+                let mut state = self.state();
+                state.running.remove(&attempt);
+                state.accepted.remove(&attempt);
+            }
+            // A sink that panics must not take the thread and the queue behind it along.
+            if catch_unwind(AssertUnwindSafe(|| self.finished(executed))).is_err() {
+                tracing::error!(task = %attempt.task, epoch = %attempt.epoch, "the event sink panicked");
+            }
+        }
+    }
+
+    fn run(&self, execution: &Execution, stop: &Stop) -> Executed {
+        let ground = Ground { work: &self.work, launcher: &self.options.launcher, fence: self.fence };
+        let attempt = execution.attempt;
+        let started = || (self.sink)(ExecutorEvent::Started(attempt));
+        // An attempt that panics still gets its one answer; its launcher dies with the socket that is dropped.
+        catch_unwind(AssertUnwindSafe(|| attempt::run(&ground, execution, stop, &started))).unwrap_or_else(
+            |_| {
+                never_ran(
+                    attempt,
+                    self.capabilities.sandbox,
+                    Outcome::Infrastructure,
+                    "the worker failed at the attempt",
+                )
+            },
+        )
+    }
+}

@@ -1,0 +1,72 @@
+//! Why a node cannot start or go on.
+
+/// Everything that ends a node.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Storage.
+    #[error(transparent)]
+    Store(#[from] grey_store::StoreError),
+    /// Blobs.
+    #[error(transparent)]
+    Blob(#[from] grey_blob::BlobError),
+    /// Executors.
+    #[error(transparent)]
+    Exec(#[from] grey_exec::ExecError),
+    /// Consensus and state.
+    #[error(transparent)]
+    Replica(#[from] grey_replica::ReplicaError),
+    /// The worker's agent.
+    #[error(transparent)]
+    Agent(#[from] grey_agent::AgentError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Proof(#[from] grey_proof::ProofError),
+    /// A file or socket of the node.
+    #[error("cannot {action} {what}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        what: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The address to listen on is taken.
+    #[error("{address} is in use by another program; choose another with --listen, or end that program")]
+    AddressInUse {
+        /// The address.
+        address: String,
+    },
+    /// The plain interface is for this machine only.
+    #[error("{address} is not a loopback address; without TLS only 127.0.0.0/8 and [::1] are listened on")]
+    NotLoopback {
+        /// The address.
+        address: String,
+    },
+    /// Keys and data do not belong together.
+    #[error(
+        "the keys in {directory} are not those of its log: the directory was put together from two clusters"
+    )]
+    ForeignKeys {
+        /// The data directory.
+        directory: String,
+    },
+    /// A key file holds something else.
+    #[error("{file} is damaged: {reason}")]
+    DamagedKey {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A thread of the node ended though nobody asked it to.
+    #[error("the {0} thread ended unexpectedly")]
+    ThreadEnded(&'static str),
+}
+
+impl NodeError {
+    pub(crate) fn io(action: &'static str, what: impl ToString) -> impl FnOnce(std::io::Error) -> NodeError {
+        let what = what.to_string();
+        move |source| NodeError::Io { action, what, source }
+    }
+}

@@ -1,0 +1,275 @@
+//! What request handlers hold: ways to propose, to ask, to wait, and to read what has ended.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use grey_api::{ErrorCode, Problem};
+use grey_blob::BlobStore;
+use grey_core::{Answer, Command, Event, JobId, Rejection, State, TaskDefaults, TaskId, TenantId};
+use grey_replica::{Replica, ReplicaError};
+use grey_store::{StoreError, TreeFile};
+use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
+
+use crate::control::{Message, Outcome};
+use crate::identity::Identity;
+use crate::records::Records;
+
+/// Submissions that are worked on at once; more wait for a moment and are then refused.
+const SUBMISSIONS_AT_ONCE: usize = 64;
+const SUBMISSION_WAIT: Duration = Duration::from_secs(5);
+/// How long history may lag behind the state before a read gives up.
+const HISTORY_WAIT: Duration = Duration::from_secs(30);
+
+/// A tenant as submissions need it.
+#[derive(Debug, Clone)]
+pub(crate) struct TenantEntry {
+    pub(crate) id: TenantId,
+    pub(crate) defaults: TaskDefaults,
+}
+
+/// The parts of a running node.
+pub(crate) struct Node {
+    pub(crate) control: Sender<Message>,
+    pub(crate) kept: watch::Receiver<u64>,
+    pub(crate) leads: watch::Receiver<bool>,
+    pub(crate) records: Records,
+    pub(crate) tree: TreeFile,
+    pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) identity: Identity,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) tenants: BTreeMap<String, TenantEntry>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) shutdown: Notify,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) submissions: Semaphore,
+    pub(crate) disk: DiskRoom,
+}
+
+/// When the node last had something to do for somebody.
+pub(crate) struct Activity {
+    begun: Instant,
+    last_ms: AtomicU64,
+    open: AtomicU64,
+}
+
+impl Activity {
+    pub(crate) fn new() -> Activity {
+        Activity { begun: Instant::now(), last_ms: AtomicU64::new(0), open: AtomicU64::new(0) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A request or a stream begins; it lasts until the guard is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> ActivityGuard {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        ActivityGuard(self.clone())
+    }
+
+    /// How long nothing was open.
+    pub(crate) fn idle(&self) -> Duration {
+        if self.open.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(self.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Counts as something to do.
+    pub(crate) fn touch(&self) {
+        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+}
+
+/// One open request.
+pub(crate) struct ActivityGuard(Arc<Activity>);
+
+impl Drop for ActivityGuard {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether there is room on the disk for new work.
+#[derive(Debug)]
+pub(crate) struct DiskRoom {
+    directory: PathBuf,
+    floor_bytes: u64,
+    free_bytes: AtomicU64,
+}
+
+/// The share of a disk that new work must leave free: a twentieth, within these bounds, in bytes.
+const LEAST_FLOOR_BYTES: u64 = 4 * 1024 * 1024;
+const MOST_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
+
+impl DiskRoom {
+    pub(crate) fn new(directory: PathBuf) -> Result<DiskRoom, StoreError> {
+        let free = grey_store::free_bytes(&directory)?;
+        let total = grey_store::total_bytes(&directory)?;
+        let floor_bytes = (total / 20).clamp(LEAST_FLOOR_BYTES, MOST_FLOOR_BYTES);
+        Ok(DiskRoom { directory, floor_bytes, free_bytes: AtomicU64::new(free) })
+    }
+
+    /// Looks again.
+    pub(crate) fn refresh(&self) {
+        if let Ok(free) = grey_store::free_bytes(&self.directory) {
+            self.free_bytes.store(free, Ordering::Relaxed);
+        }
+    }
+
+    /// Why no new work is taken, if none is.
+    pub(crate) fn refusal(&self) -> Option<Problem> {
+        let free = self.free_bytes.load(Ordering::Relaxed);
+        (free < self.floor_bytes).then(|| {
+            let detail = format!(
+                "{} bytes are free below {}; new work is taken from {} bytes on",
+                free,
+                self.directory.display(),
+                self.floor_bytes
+            );
+            Problem::new(ErrorCode::DiskFull, detail)
+                .limit(self.floor_bytes)
+                .hint("make room on that disk; work that was accepted goes on")
+                .retry_after_ms(5_000)
+        })
+    }
+}
+
+/// A semaphore for submissions.
+pub(crate) fn submission_gate() -> Semaphore {
+    Semaphore::new(SUBMISSIONS_AT_ONCE)
+}
+
+fn gone() -> Problem {
+    Problem::new(ErrorCode::Unavailable, "the node is stopping")
+        .hint("try again in a moment")
+        .retry_after_ms(500)
+}
+
+pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
+    let code = match error {
+        ReplicaError::NotLeader { .. } => ErrorCode::Unavailable,
+        ReplicaError::Overloaded => ErrorCode::Overloaded,
+        ReplicaError::Entry(_) => ErrorCode::TooLarge,
+        _ => ErrorCode::Internal,
+    };
+    Problem::new(code, error.to_string()).retry_after_ms(200)
+}
+
+impl Node {
+    /// Proposes a command and waits for what it came to.
+    pub(crate) async fn propose(&self, command: Command) -> Result<Answer, Problem> {
+        let (reply, answer) = oneshot::channel();
+        self.control.send(Message::Propose(command, reply)).map_err(|_| gone())?;
+        match answer.await {
+            Ok(Outcome::Applied(Ok(answer))) => Ok(answer),
+            Ok(Outcome::Applied(Err(rejection))) => Err(rejected(&rejection)),
+            Ok(Outcome::Refused(error)) => Err(not_leading(&error)),
+            Ok(Outcome::Unknown) | Err(_) => Err(Problem::new(
+                ErrorCode::OutcomeUnknown,
+                "the node lost track of the request; it may have happened",
+            )
+            .hint("send it again under the same Idempotency-Key")
+            .retry_after_ms(500)),
+        }
+    }
+
+    /// Asks the state, as of everything that was committed before.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Replica) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (reply, answer) = oneshot::channel();
+        let question = Box::new(move |replica: Result<&Replica, ReplicaError>| {
+            let answer = replica.map(question);
+            drop(reply.send(answer));
+        });
+        self.control.send(Message::Ask(question)).map_err(|_| gone())?;
+        match answer.await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(not_leading(&error)),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Asks the state, then waits until history has everything that the state had let go of.
+    pub(crate) async fn view<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (answer, index) =
+            self.ask(move |replica| (question(replica.state()), replica.state().applied_index())).await?;
+        let mut kept = self.kept.clone();
+        let caught_up = kept.wait_for(|kept| *kept >= index);
+        match tokio::time::timeout(HISTORY_WAIT, caught_up).await {
+            Ok(Ok(_)) => Ok(answer),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(Problem::new(ErrorCode::Overloaded, "history lags behind").retry_after_ms(1_000)),
+        }
+    }
+
+    /// Waits until a job, or one task of it, has ended.
+    pub(crate) async fn wait_ended(&self, job: JobId, task: Option<TaskId>, longest: Duration) {
+        let (reply, ended) = oneshot::channel();
+        if self.control.send(Message::Wait(job, task, reply)).is_ok() {
+            // Whether it ended or time is up, the caller looks for itself.
+            drop(tokio::time::timeout(longest, ended).await);
+        }
+    }
+
+    /// A place among the submissions that are worked on.
+    pub(crate) async fn admit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+        if let Some(refusal) = self.disk.refusal() {
+            return Err(refusal);
+        }
+        match tokio::time::timeout(SUBMISSION_WAIT, self.submissions.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(Problem::new(
+                ErrorCode::Overloaded,
+                format!("{SUBMISSIONS_AT_ONCE} submissions are under way"),
+            )
+            .limit(SUBMISSIONS_AT_ONCE as u64)
+            .retry_after_ms(1_000)),
+        }
+    }
+
+    /// The name of a tenant.
+    pub(crate) fn tenant_name(&self, id: TenantId) -> String {
+        let found = self.tenants.iter().find(|(_, tenant)| tenant.id == id);
+        found.map_or_else(|| id.to_string(), |(name, _)| name.clone())
+    }
+}
+
+/// A rejection by the state machine, as a client reads it.
+pub(crate) fn rejected(rejection: &Rejection) -> Problem {
+    let detail = rejection.to_string();
+    match rejection {
+        Rejection::OutOfBounds { field, limit, .. } => {
+            Problem::new(ErrorCode::OutOfBounds, detail).field(field.clone()).limit(*limit)
+        }
+        Rejection::UnknownTenant(_) => Problem::new(ErrorCode::UnknownTenant, detail),
+        Rejection::UnknownJob(_) | Rejection::UnknownTask(_) => Problem::new(ErrorCode::NotFound, detail),
+        Rejection::IdempotencyConflict { .. } => Problem::new(ErrorCode::IdempotencyConflict, detail)
+            .field("Idempotency-Key")
+            .hint("use a new key for a new submission"),
+        Rejection::QueueFull { limit, .. } => Problem::new(ErrorCode::QueueFull, detail)
+            .limit(*limit)
+            .hint("wait until tasks of the tenant have ended")
+            .retry_after_ms(1_000),
+        Rejection::NotFounded => Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(200),
+        _ => Problem::new(ErrorCode::Internal, detail),
+    }
+}
+
+/// Storage that could not be read, as a client reads it.
+pub(crate) fn unreadable(error: &StoreError) -> Problem {
+    tracing::error!(%error, "history cannot be read");
+    Problem::new(ErrorCode::Internal, error.to_string())
+        .hint("see the node's log; restore the named file from a copy")
+}

@@ -1,0 +1,109 @@
+//! Who may speak: checked before anything else, on every method.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use grey_api::{ErrorCode, Problem};
+use grey_proof::Digest;
+
+use super::reply::Refusal;
+use crate::handle::Activity;
+
+/// How a request came in.
+pub(crate) enum Entrance {
+    /// Over the unix socket.
+    Socket,
+    /// Over the loopback interface, with this token.
+    Loopback {
+        /// What must be shown.
+        token: String,
+    },
+}
+
+/// Lets a request in or refuses it, and counts it as activity.
+pub(crate) async fn guard(
+    State(gate): State<Arc<(Entrance, Arc<Activity>)>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (entrance, activity) = gate.as_ref();
+    if let Err(problem) = admit(entrance, request.headers(), request.uri().path()) {
+        return Refusal(problem).into_response();
+    }
+    let _open = activity.enter();
+    next.run(request).await
+}
+
+fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Problem> {
+    // A page in a browser of the same machine may reach the port, and even name it by a host of its own.
+    if headers.contains_key(header::ORIGIN) {
+        return Err(Problem::new(ErrorCode::ForbiddenOrigin, "requests from web pages are not taken"));
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_local(host) {
+        let shown: String = host.chars().take(128).collect();
+        let detail = format!("`{shown}` is not a name of this machine's loopback interface");
+        return Err(
+            Problem::new(ErrorCode::ForbiddenOrigin, detail).hint("use 127.0.0.1, [::1] or localhost")
+        );
+    }
+    match entrance {
+        Entrance::Socket => Ok(()),
+        Entrance::Loopback { .. } if path == "/health/live" || path == "/health/ready" => Ok(()),
+        Entrance::Loopback { token } => {
+            let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+            // Digests are compared, so that the time it takes tells nothing of the token.
+            if Digest::of(shown.as_bytes()) == Digest::of(token.as_bytes()) {
+                return Ok(());
+            }
+            Err(Problem::new(ErrorCode::Unauthorized, "the token is missing or not this node's")
+                .hint("set GREY_TOKEN to the token that `grey dev` prints"))
+        }
+    }
+}
+
+fn is_local(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_local_names_without_an_origin_and_with_the_token_come_in() {
+        let loopback = Entrance::Loopback { token: "secret".to_owned() };
+        let authorized = ("authorization", "Bearer secret");
+        for host in ["localhost", "localhost:7654", "127.0.0.1:1", "127.9.9.9", "[::1]:7654"] {
+            assert!(admit(&Entrance::Socket, &headers(&[("host", host)]), "/v1/jobs").is_ok(), "{host}");
+            assert!(admit(&loopback, &headers(&[("host", host), authorized]), "/v1/jobs").is_ok(), "{host}");
+        }
+        for host in ["", "example.com", "localhost.example.com", "10.0.0.1", "[::2]"] {
+            let refused = admit(&loopback, &headers(&[("host", host), authorized]), "/v1/jobs");
+            assert_eq!(refused.unwrap_err().code, ErrorCode::ForbiddenOrigin, "{host}");
+        }
+        let origin = headers(&[("host", "localhost"), authorized, ("origin", "http://localhost")]);
+        assert_eq!(admit(&loopback, &origin, "/v1/jobs").unwrap_err().code, ErrorCode::ForbiddenOrigin);
+        for token in ["", "secret", "Bearer ", "Bearer secre", "Bearer secret2", "bearer secret"] {
+            let shown = headers(&[("host", "localhost"), ("authorization", token)]);
+            assert_eq!(admit(&loopback, &shown, "/v1/jobs").unwrap_err().code, ErrorCode::Unauthorized);
+        }
+        assert!(admit(&loopback, &headers(&[("host", "localhost")]), "/health/live").is_ok());
+    }
+}

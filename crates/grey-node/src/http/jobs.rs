@@ -1,0 +1,141 @@
+//! Jobs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use grey_api::{CancelResponse, ErrorCode, JobList, Problem, TaskList};
+use grey_core::{Answer, Cancel, CancelTarget, Command, JobId, TaskId, TenantId};
+
+use super::reply::{Refusal, json, value};
+use crate::handle::Node;
+use crate::views;
+
+/// The longest that a request may wait for something to end, in milliseconds.
+const LONGEST_WAIT_MS: u64 = 60_000;
+/// The most items of a page.
+const LARGEST_PAGE: usize = 1_000;
+const USUAL_PAGE: usize = 100;
+
+pub(crate) type Parameters = HashMap<String, String>;
+
+/// How long a request waits.
+pub(crate) fn wait(query: &Parameters) -> Result<Option<Duration>, Refusal> {
+    let wait = query.get("wait_ms").map(|text| value::<u64>("wait_ms", text)).transpose()?;
+    Ok(wait.map(|wait_ms| Duration::from_millis(wait_ms.min(LONGEST_WAIT_MS))))
+}
+
+/// How many items a page has.
+pub(crate) fn page(query: &Parameters) -> Result<usize, Refusal> {
+    let limit = query.get("limit").map(|text| value::<usize>("limit", text)).transpose()?;
+    let limit = limit.unwrap_or(USUAL_PAGE);
+    if (1..=LARGEST_PAGE).contains(&limit) {
+        return Ok(limit);
+    }
+    let problem = Problem::new(ErrorCode::OutOfBounds, format!("`limit` must be from 1 to {LARGEST_PAGE}"));
+    Err(Refusal(problem.field("limit").limit(LARGEST_PAGE as u64)))
+}
+
+/// `GET /v1/jobs`.
+pub(crate) async fn list(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let before = query.get("before").map(|text| value::<JobId>("before", text)).transpose()?;
+    let limit = page(&query)?;
+    let tenant = query.get("tenant").map(|name| tenant(&node, name)).transpose()?;
+    let (jobs, more) = views::jobs(&node, before.unwrap_or(JobId(u64::MAX)), limit, tenant).await?;
+    let next = if more { jobs.last().map(|job| job.id.clone()) } else { None };
+    json(&JobList { jobs, next })
+}
+
+fn tenant(node: &Node, name: &str) -> Result<TenantId, Refusal> {
+    let unknown = || Refusal(Problem::new(ErrorCode::UnknownTenant, format!("tenant `{name}` is unknown")));
+    node.tenants.get(name).map(|tenant| tenant.id).ok_or_else(unknown)
+}
+
+/// `GET /v1/jobs/{id}`.
+pub(crate) async fn show(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: JobId = value("id", &id)?;
+    if let Some(longest) = wait(&query)? {
+        views::job(&node, id).await?;
+        node.wait_ended(id, None, longest).await;
+    }
+    json(&views::job(&node, id).await?)
+}
+
+/// `GET /v1/jobs/{id}/tasks`.
+pub(crate) async fn tasks(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: JobId = value("id", &id)?;
+    let from = query.get("from").map(|text| value::<TaskId>("from", text)).transpose()?.unwrap_or_default();
+    let limit = page(&query)?;
+    let mut found = views::facts_of_job(&node, id, from, limit + 1).await?;
+    task_page(&node, &mut found, limit, query.get("state").map(String::as_str))
+}
+
+/// A page of tasks, and where the next one begins.
+pub(crate) fn task_page(
+    node: &Node,
+    found: &mut Vec<views::TaskFacts>,
+    limit: usize,
+    state: Option<&str>,
+) -> Result<Response, Refusal> {
+    const STATES: [&str; 6] = ["pending", "assigned", "running", "completed", "failed", "cancelled"];
+    if let Some(state) = state.filter(|state| !STATES.contains(state)) {
+        let shown: String = state.chars().take(64).collect();
+        let detail = format!("`{shown}` is no state; the states are {}", STATES.join(", "));
+        return Err(Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field("state")));
+    }
+    let next = if found.len() > limit { found.pop().map(|facts| facts.task.to_string()) } else { None };
+    let mut tasks = Vec::with_capacity(found.len());
+    for facts in found.iter() {
+        let status = views::task_status(node, facts)?;
+        if state.is_none_or(|state| status.state == state) {
+            tasks.push(status);
+        }
+    }
+    json(&TaskList { tasks, next })
+}
+
+/// `POST /v1/jobs/{id}/cancel`.
+pub(crate) async fn cancel(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let id: JobId = value("id", &id)?;
+    let live = node.view(move |state| state.jobs().get(&id).map(|job| job.info.tenant)).await?;
+    let Some(tenant) = live else {
+        let job = views::job(&node, id).await?;
+        let already_ended = u64::from(job.tasks);
+        return json(&CancelResponse { cancelled: 0, already_ended });
+    };
+    cancel_target(&node, tenant, CancelTarget::Job(id)).await
+}
+
+/// Proposes a cancel. What ended in the meantime is no failure.
+pub(crate) async fn cancel_target(
+    node: &Node,
+    tenant: TenantId,
+    target: CancelTarget,
+) -> Result<Response, Refusal> {
+    match node.propose(Command::Cancel(Cancel { tenant, target })).await {
+        Ok(Answer::Cancelled { cancelled, already_ended }) => {
+            json(&CancelResponse { cancelled, already_ended })
+        }
+        Ok(other) => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
+        Err(problem) if problem.code == ErrorCode::NotFound => {
+            json(&CancelResponse { cancelled: 0, already_ended: 1 })
+        }
+        Err(problem) => Err(Refusal(problem)),
+    }
+}

@@ -1,0 +1,71 @@
+//! The client API over HTTP. Handlers check, ask and answer; what happens is decided in the core.
+
+mod cluster;
+mod events;
+mod guard;
+mod jobs;
+mod reply;
+mod submit;
+mod tasks;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use grey_api::{ErrorCode, Problem};
+
+use crate::handle::Node;
+use guard::{Entrance, guard};
+use reply::Refusal;
+
+/// The most bytes of a request's body: a submission's JSON is several times its encoded size.
+pub(crate) const REQUEST_BYTES: usize = 16 * 1024 * 1024;
+
+/// The routes behind one entrance.
+fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
+    let api = Router::new()
+        .route("/v1/jobs", post(submit::job).get(jobs::list))
+        .route("/v1/tasks", post(submit::tasks).get(tasks::list))
+        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}/tasks", get(jobs::tasks))
+        .route("/v1/jobs/{id}/events", get(events::of_job))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/tasks/{id}", get(tasks::show))
+        .route("/v1/tasks/{id}/result", get(tasks::result))
+        .route("/v1/tasks/{id}/logs", get(tasks::logs))
+        .route("/v1/tasks/{id}/outputs/{number}", get(tasks::output))
+        .route("/v1/tasks/{id}/proof", get(tasks::proof))
+        .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/v1/events", get(events::all))
+        .route("/v1/cluster", get(cluster::show))
+        .route("/v1/cluster/root", get(cluster::root))
+        .route("/v1/cluster/shutdown", post(cluster::shutdown))
+        .route("/openapi.json", get(cluster::openapi))
+        .route("/health/live", get(cluster::live))
+        .route("/health/ready", get(cluster::ready))
+        .fallback(|| async {
+            Refusal(
+                Problem::new(ErrorCode::NotFound, "there is no such endpoint")
+                    .hint("GET /openapi.json lists them"),
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            let detail = "this endpoint does not take this method";
+            Refusal(Problem::new(ErrorCode::MethodNotAllowed, detail).hint("GET /openapi.json lists them"))
+        })
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES))
+        .with_state(node.clone());
+    let gate = Arc::new((entrance, node.activity.clone()));
+    api.layer(axum::middleware::from_fn_with_state(gate, guard))
+}
+
+/// Routes for the unix socket: its permissions say who may speak.
+pub(crate) fn for_socket(node: Arc<Node>) -> Router {
+    routes(node, Entrance::Socket)
+}
+
+/// Routes for the loopback interface: a token says who may speak.
+pub(crate) fn for_loopback(node: Arc<Node>, token: String) -> Router {
+    routes(node, Entrance::Loopback { token })
+}

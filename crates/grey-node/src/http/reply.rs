@@ -1,0 +1,81 @@
+//! Answers and refusals as responses.
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use grey_api::{ErrorCode, Problem};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::REQUEST_BYTES;
+
+/// A refusal on its way to the client.
+pub(crate) struct Refusal(pub(crate) Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Refusal {
+        Refusal(problem)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Refusal(problem) = self;
+        let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let media_type = HeaderValue::from_static("application/problem+json");
+        let mut response = (status, [(header::CONTENT_TYPE, media_type)], body).into_response();
+        if let Some(retry_after_ms) = problem.retry_after_ms {
+            let seconds = HeaderValue::from(retry_after_ms.div_ceil(1_000));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        response
+    }
+}
+
+/// A document.
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<Response, Refusal> {
+    let body = serde_json::to_vec(value)
+        .map_err(|error| Refusal(Problem::new(ErrorCode::Internal, error.to_string())))?;
+    Ok(typed("application/json", body))
+}
+
+/// Bytes of a media type.
+pub(crate) fn typed(media_type: &'static str, body: impl Into<Body>) -> Response {
+    let name: HeaderName = header::CONTENT_TYPE;
+    ([(name, HeaderValue::from_static(media_type))], body.into()).into_response()
+}
+
+/// A request's body, or why it was not read.
+pub(crate) fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Refusal> {
+    body.map_err(|rejection| {
+        let problem = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let detail = format!("the body is larger than {REQUEST_BYTES} bytes");
+            Problem::new(ErrorCode::TooLarge, detail).limit(REQUEST_BYTES as u64).hint("send it in parts")
+        } else {
+            Problem::new(ErrorCode::InvalidRequest, rejection.body_text())
+        };
+        Refusal(problem)
+    })
+}
+
+/// Reads a document that a client sent.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], place: &str) -> Result<T, Refusal> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let detail = format!("{place} cannot be read: {error}");
+        Refusal(
+            Problem::new(ErrorCode::InvalidRequest, detail).hint("GET /openapi.json describes the request"),
+        )
+    })
+}
+
+/// A value of the path or the query.
+pub(crate) fn value<T: core::str::FromStr>(field: &str, text: &str) -> Result<T, Refusal>
+where
+    T::Err: core::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| {
+        Refusal(Problem::new(ErrorCode::InvalidRequest, format!("`{field}`: {error}")).field(field))
+    })
+}

@@ -1,0 +1,239 @@
+//! Submissions: a request becomes one command, and is answered once that command is durable and applied.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::Response;
+use grey_api::{ErrorCode, JobCreated, JobRequest, Problem, TaskRequest};
+use grey_core::{
+    Answer, Command, ExecutorKind, GroupSubmission, IdempotencyKey, Resources, Retries, Submit, TaskDefaults,
+    TaskSpec, limits, validate,
+};
+use grey_proof::DigestBuilder;
+
+use super::reply::{Refusal, json, parse, whole};
+use crate::clock::wall_ms;
+use crate::handle::{Node, rejected};
+
+/// Whose tasks are submitted that name no tenant.
+pub(crate) const DEFAULT_TENANT: &str = "default";
+
+/// Equal tasks next to one another.
+struct Run {
+    request: TaskRequest,
+    count: u32,
+}
+
+fn refuse(field: &str, detail: impl Into<String>) -> Refusal {
+    Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field(field))
+}
+
+fn push(runs: &mut Vec<Run>, request: TaskRequest) -> Result<(), Refusal> {
+    let count = request.count.unwrap_or(1);
+    match runs.last_mut() {
+        // An array keeps a group of its own: a task's index counts from the array's beginning.
+        Some(run) if request.count.is_none() && run.request == request => {
+            run.count =
+                run.count.checked_add(1).ok_or_else(|| refuse("tasks", "there are too many tasks"))?;
+        }
+        _ => runs.push(Run { request, count }),
+    }
+    Ok(())
+}
+
+/// `POST /v1/jobs`.
+pub(crate) async fn job(
+    State(node): State<Arc<Node>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let body = whole(body)?;
+    let request: JobRequest = parse(&body, "the job")?;
+    let mut runs = Vec::new();
+    let listed = request.tasks.len();
+    for task in request.tasks {
+        push(&mut runs, task)?;
+    }
+    let heading = Heading { tenant: request.tenant, name: request.name, labels: request.labels, listed };
+    submit(&node, &headers, &body, heading, runs).await
+}
+
+/// `POST /v1/tasks`.
+pub(crate) async fn tasks(
+    State(node): State<Arc<Node>>,
+    Query(mut query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let body = whole(body)?;
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let (runs, listed) = if media_type.is_some_and(|text| text.starts_with("application/x-ndjson")) {
+        lines(&body)?
+    } else {
+        document(&body)?
+    };
+    let heading = Heading {
+        tenant: query.remove("tenant"),
+        name: query.remove("name").unwrap_or_default(),
+        labels: BTreeMap::new(),
+        listed,
+    };
+    if let Some(unknown) = query.keys().next() {
+        return Err(refuse("query", format!("`{unknown}` is not a parameter; tenant and name are")));
+    }
+    submit(&node, &headers, &body, heading, runs).await
+}
+
+/// One object a line. Equal neighbours are read once.
+fn lines(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
+    let mut runs: Vec<Run> = Vec::new();
+    let (mut listed, mut last): (usize, Option<&[u8]>) = (0, None);
+    for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        listed += 1;
+        if listed > limits::BATCH_TASKS {
+            break;
+        }
+        match (last == Some(line), runs.last_mut()) {
+            (true, Some(run)) if run.request.count.is_none() => run.count += 1,
+            _ => push(&mut runs, parse(line, &format!("line {}", number + 1))?)?,
+        }
+        last = Some(line);
+    }
+    Ok((runs, listed))
+}
+
+fn document(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
+    let mut runs = Vec::new();
+    let is_array = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let requests: Vec<TaskRequest> =
+        if is_array { parse(body, "the array")? } else { vec![parse(body, "the task")?] };
+    let listed = requests.len();
+    for request in requests {
+        push(&mut runs, request)?;
+    }
+    Ok((runs, listed))
+}
+
+/// What a submission says beside its tasks.
+struct Heading {
+    tenant: Option<String>,
+    name: String,
+    labels: BTreeMap<String, String>,
+    listed: usize,
+}
+
+async fn submit(
+    node: &Node,
+    headers: &HeaderMap,
+    body: &[u8],
+    heading: Heading,
+    runs: Vec<Run>,
+) -> Result<Response, Refusal> {
+    if heading.listed > limits::BATCH_TASKS {
+        let detail = format!("more than {} tasks are listed", limits::BATCH_TASKS);
+        let problem = Problem::new(ErrorCode::OutOfBounds, detail).field("tasks");
+        return Err(Refusal(
+            problem
+                .limit(limits::BATCH_TASKS as u64)
+                .hint("send several submissions, or one task with a `count`"),
+        ));
+    }
+    let tenant_name = heading.tenant.as_deref().unwrap_or(DEFAULT_TENANT);
+    let tenant = node.tenants.get(tenant_name).ok_or_else(|| {
+        let shown: String = tenant_name.chars().take(limits::NAME_BYTES).collect();
+        let names: Vec<&str> = node.tenants.keys().map(String::as_str).collect();
+        Refusal(
+            Problem::new(ErrorCode::UnknownTenant, format!("tenant `{shown}` is unknown"))
+                .field("tenant")
+                .hint(format!("there are: {}", names.join(", "))),
+        )
+    })?;
+    let groups = runs
+        .into_iter()
+        .map(|run| Ok(GroupSubmission { count: run.count, spec: spec(run.request, &tenant.defaults)? }))
+        .collect::<Result<Vec<_>, Refusal>>()?;
+    let key = key(headers, tenant_name, &heading.name, body)?;
+    let submission = Submit {
+        tenant: tenant.id,
+        submitter: String::new(),
+        name: heading.name,
+        labels: heading.labels.into_iter().collect(),
+        key,
+        groups,
+        wall_ms: wall_ms(),
+    };
+    validate::submission(&submission).map_err(|rejection| Refusal(rejected(&rejection)))?;
+    let _place = node.admit().await?;
+    match node.propose(Command::Submit(submission)).await? {
+        Answer::Submitted { job, tasks, duplicate } => json(&JobCreated {
+            job: job.to_string(),
+            first_task: tasks.first.to_string(),
+            tasks: tasks.count,
+            duplicate,
+        }),
+        other => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
+    }
+}
+
+/// The idempotency key with the digest of all that it stands for.
+fn key(
+    headers: &HeaderMap,
+    tenant: &str,
+    name: &str,
+    body: &[u8],
+) -> Result<Option<IdempotencyKey>, Refusal> {
+    let Some(given) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = given.to_str().ok().filter(|key| (1..=limits::KEY_BYTES).contains(&key.len()));
+    let key = key.ok_or_else(|| {
+        let detail = format!("the key must have 1 to {} visible characters", limits::KEY_BYTES);
+        refuse("Idempotency-Key", detail)
+    })?;
+    let mut digest = DigestBuilder::domain("grey/submission/v1");
+    [tenant.as_bytes(), name.as_bytes(), body].into_iter().for_each(|field| digest.field(field));
+    Ok(Some(IdempotencyKey { key: key.to_owned(), body: digest.finish() }))
+}
+
+fn spec(request: TaskRequest, defaults: &TaskDefaults) -> Result<TaskSpec, Refusal> {
+    let executor = match request.executor.as_deref() {
+        None | Some("process") => ExecutorKind::Process,
+        Some("noop") => ExecutorKind::Noop,
+        Some(other) => {
+            let shown: String = other.chars().take(64).collect();
+            return Err(refuse("executor", format!("`{shown}` is no executor; `process` and `noop` are")));
+        }
+    };
+    // Nothing runs for `noop`, so it needs nothing unless it is asked for.
+    let unset = match executor {
+        ExecutorKind::Process => defaults.resources,
+        ExecutorKind::Noop => Resources::default(),
+    };
+    let retries = request.retries.map_or_else(Retries::default, |retries| Retries {
+        failure: retries.failure,
+        infrastructure: retries.infrastructure,
+    });
+    Ok(TaskSpec {
+        name: request.name.unwrap_or_default(),
+        executor,
+        command: request.command,
+        environment: request.env.into_iter().collect(),
+        stdin: None,
+        inputs: Vec::new(),
+        outputs: request.outputs,
+        resources: Resources {
+            cpu_millicores: request.cpu_millicores.unwrap_or(unset.cpu_millicores),
+            memory_bytes: request.memory_bytes.unwrap_or(unset.memory_bytes),
+            disk_bytes: request.disk_bytes.unwrap_or(unset.disk_bytes),
+        },
+        priority: request.priority.unwrap_or(defaults.priority),
+        retries,
+        timeout_ms: request.timeout_ms.unwrap_or(defaults.timeout_ms),
+        output_limit_bytes: request.output_limit_bytes.unwrap_or(defaults.output_limit_bytes),
+    })
+}

@@ -1,0 +1,141 @@
+//! Tasks, their streams, files and proofs.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use grey_api::{CancelResponse, ErrorCode, Problem};
+use grey_core::{CancelTarget, Content, TaskId};
+
+use super::jobs::{Parameters, cancel_target, page, task_page, wait};
+use super::reply::{Refusal, json, typed, value};
+use crate::handle::Node;
+use crate::{prover, views};
+
+fn epoch(query: &Parameters) -> Result<Option<u32>, Refusal> {
+    query.get("attempt").map(|text| value("attempt", text)).transpose()
+}
+
+/// `GET /v1/tasks`.
+pub(crate) async fn list(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let from = query.get("from").map(|text| value::<TaskId>("from", text)).transpose()?.unwrap_or_default();
+    let limit = page(&query)?;
+    let mut found = views::facts_of_live(&node, from, limit + 1).await?;
+    task_page(&node, &mut found, limit, query.get("state").map(String::as_str))
+}
+
+/// `GET /v1/tasks/{id}`.
+pub(crate) async fn show(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let mut facts = views::facts(&node, id).await?;
+    if let Some(longest) = wait(&query)? {
+        node.wait_ended(facts.job, Some(id), longest).await;
+        facts = views::facts(&node, id).await?;
+    }
+    json(&views::task_status(&node, &facts)?)
+}
+
+/// `GET /v1/tasks/{id}/result`.
+pub(crate) async fn result(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let job = views::facts(&node, id).await?.job;
+    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let damaged = || Problem::new(ErrorCode::Internal, "the report does not have the attempt");
+    json(&views::task_result(id, job, &attempt).ok_or_else(damaged)?)
+}
+
+/// `GET /v1/tasks/{id}/logs`.
+pub(crate) async fn logs(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let offset = query.get("offset").map(|text| value::<u64>("offset", text)).transpose()?.unwrap_or(0);
+    let (run, _) = attempt.run().ok_or_else(|| views::no_such("task", id))?;
+    let content = match query.get("stream").map_or("stdout", String::as_str) {
+        "stdout" => &run.finished.result.stdout,
+        "stderr" => &run.finished.result.stderr,
+        other => {
+            let shown: String = other.chars().take(64).collect();
+            let detail = format!("`{shown}` is no stream; stdout and stderr are");
+            return Err(Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field("stream")));
+        }
+    };
+    serve(&node, content, offset).await
+}
+
+/// `GET /v1/tasks/{id}/outputs/{number}`.
+pub(crate) async fn output(
+    State(node): State<Arc<Node>>,
+    Path((id, number)): Path<(String, String)>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let number: usize = value("number", &number)?;
+    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let file = attempt.run().and_then(|(run, _)| run.finished.result.files.get(number));
+    let file = file.ok_or_else(|| views::no_such("output file", format!("{number} of task {id}")))?;
+    serve(&node, &file.content, 0).await
+}
+
+async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, Refusal> {
+    const MEDIA_TYPE: &str = "application/octet-stream";
+    match content {
+        Content::Inline(bytes) => {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(typed(MEDIA_TYPE, Bytes::copy_from_slice(bytes.get(from..).unwrap_or_default())))
+        }
+        Content::Blob(blob) => {
+            let opened = node.blobs.reader(&blob.digest, offset).await;
+            let (_, pieces) = opened.map_err(|error| {
+                tracing::error!(%error, "a blob cannot be read");
+                Refusal(Problem::new(ErrorCode::Internal, error.to_string()))
+            })?;
+            // A blob that turns out damaged ends the response early: the client sees a broken connection, never
+            // different bytes.
+            Ok(typed(MEDIA_TYPE, Body::from_stream(pieces.boxed())))
+        }
+    }
+}
+
+/// `GET /v1/tasks/{id}/proof`.
+pub(crate) async fn proof(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let log = node.view(|state| state.meta().log.clone()).await?;
+    let bundle = prover::prove(&node, &attempt, &log)?;
+    Ok(typed("application/vnd.grey.proof.v1+json", bundle.encode()))
+}
+
+/// `POST /v1/tasks/{id}/cancel`.
+pub(crate) async fn cancel(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let facts = views::facts(&node, id).await?;
+    if views::task_status(&node, &facts)?.ended() {
+        return json(&CancelResponse { cancelled: 0, already_ended: 1 });
+    }
+    cancel_target(&node, facts.info.tenant, CancelTarget::Task(id)).await
+}

@@ -1,0 +1,20 @@
+//! The shell around the core: threads, files, HTTP. It decides nothing.
+
+mod clock;
+mod control;
+mod error;
+mod handle;
+mod http;
+mod identity;
+mod inspection;
+mod local;
+mod prover;
+mod records;
+mod threads;
+mod views;
+mod worker;
+
+pub use error::NodeError;
+pub use grey_store::StoreError;
+pub use inspection::Inspection;
+pub use local::{LocalOptions, Ready, SOCKET_FILE, run_local};

@@ -1,0 +1,435 @@
+//! A cluster of one process: server and worker on one data directory, reached over a unix socket in it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use grey_agent::{Agent, AgentOptions, EventSink, Executor};
+use grey_blob::BlobStore;
+use grey_core::{Bootstrap, Command, Resources, TaskDefaults, TenantRecord};
+use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
+use grey_proof::Digest;
+use grey_replica::{Options, Replica};
+use grey_store::{DirectoryLock, Disk, Folder, Journal, Storage, StorageOptions};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::clock::wall_ms;
+use crate::control::{Control, Message, Outcome, Wiring};
+use crate::error::NodeError;
+use crate::handle::{Activity, DiskRoom, Node, TenantEntry, submission_gate};
+use crate::http;
+use crate::identity::{Identity, random, secret};
+use crate::records::Records;
+use crate::threads::{log_thread, side_thread, spawn};
+use crate::worker::{Worker, WorkerMessage, WorkerWiring};
+
+/// The number of the only server.
+pub(crate) const SERVER: u64 = 1;
+/// The socket's name in the data directory.
+pub const SOCKET_FILE: &str = "grey.sock";
+/// The longest path of a unix socket that the system takes, in bytes.
+const LONGEST_SOCKET_PATH_BYTES: usize = 107;
+/// Log after which a checkpoint is due, in bytes.
+const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// Attempts that the worker gives to its executors at once; their resources bound them further.
+const ATTEMPTS_AT_ONCE: u32 = 1_024;
+/// Processes that run at once.
+const PROCESSES_AT_ONCE: usize = 256;
+/// Events that a slow reader may lag behind.
+const EVENTS_KEPT: usize = 4_096;
+/// How often idleness and the disk's room are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long open requests may take to end at a shutdown.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Choices of a local cluster.
+#[derive(Debug, Clone)]
+pub struct LocalOptions {
+    /// Where everything lies.
+    pub data_dir: PathBuf,
+    /// The binary that is re-executed as a task's launcher.
+    pub launcher: PathBuf,
+    /// A loopback address to listen on beside the socket; a token is then needed there.
+    pub listen: Option<SocketAddr>,
+    /// End after so long without a request and without work.
+    pub idle_exit: Option<Duration>,
+}
+
+/// What a node tells once it takes requests.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The socket.
+    pub socket: PathBuf,
+    /// The loopback address, where one was asked for.
+    pub address: Option<SocketAddr>,
+    /// The token for it.
+    pub token: Option<String>,
+    /// The cluster.
+    pub cluster: String,
+    /// What is enforced around tasks here.
+    pub sandbox: String,
+}
+
+/// The defaults of a local tenant.
+fn defaults() -> TaskDefaults {
+    TaskDefaults {
+        resources: Resources { cpu_millicores: 1_000, memory_bytes: 64 * 1024 * 1024, disk_bytes: 0 },
+        timeout_ms: 24 * 3_600 * 1_000,
+        output_limit_bytes: 64 * 1024 * 1024,
+        priority: 100,
+    }
+}
+
+/// The threads of a node, ended in an order in which nobody waits for one that is gone.
+struct Threads {
+    control: JoinHandle<Result<(), NodeError>>,
+    log: JoinHandle<Result<(), NodeError>>,
+    side: JoinHandle<Result<(), NodeError>>,
+    worker: Option<JoinHandle<Result<(), NodeError>>>,
+}
+
+/// What the node's threads share before it takes requests.
+struct Engine {
+    control: Sender<Message>,
+    worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
+    kept: watch::Receiver<u64>,
+    leads: watch::Receiver<bool>,
+    events: broadcast::Sender<grey_core::Event>,
+    ended: Arc<Notify>,
+    threads: Threads,
+    records: Records,
+    tree: grey_store::TreeFile,
+}
+
+fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Result<Engine, NodeError> {
+    let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default())?;
+    if recovered.membership.voters.is_empty() {
+        recovered.membership.voters = vec![SERVER];
+    }
+    let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
+    let options = Options { id: SERVER, seed: seed()?, checkpoint_bytes: CHECKPOINT_BYTES };
+    let checkpoint_index = recovered.checkpoint_index;
+    let replica = Replica::new(&options, recovered, Box::new(storage.log.reader()))?;
+    if replica.state().meta().cluster.is_some_and(|cluster| cluster != identity.cluster()) {
+        return Err(NodeError::ForeignKeys { directory: data_dir.display().to_string() });
+    }
+    let (control, messages) = channel();
+    let (worker, worker_messages) = channel();
+    let (kept_sender, kept) = watch::channel(checkpoint_index);
+    let (role, leads) = watch::channel(false);
+    let (events, _) = broadcast::channel(EVENTS_KEPT);
+    let ended = Arc::new(Notify::new());
+    let (log_requests, log) = log_thread(storage.log, control.clone())?;
+    let (side_requests, side) =
+        side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
+    let wiring = Wiring {
+        log: log_requests,
+        side: side_requests,
+        worker: worker.clone(),
+        events: events.clone(),
+        role,
+        worker_key: identity.worker_key,
+    };
+    let tell = ended.clone();
+    let control_thread = spawn("control", move || {
+        let outcome = Control::new(replica, wiring).run(&messages);
+        tell.notify_one();
+        outcome
+    })?;
+    Ok(Engine {
+        control,
+        worker: (worker, Some(worker_messages)),
+        kept,
+        leads,
+        events,
+        ended,
+        threads: Threads { control: control_thread, log, side, worker: None },
+        records,
+        tree,
+    })
+}
+
+fn seed() -> Result<u64, NodeError> {
+    let [a, b, c, d, e, f, g, h, ..] = random()?;
+    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// Runs a local cluster until it is told to end, has been idle for long enough, or cannot go on.
+pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Result<(), NodeError> {
+    if let Some(address) = options.listen.filter(|address| !address.ip().is_loopback()) {
+        return Err(NodeError::NotLoopback { address: address.to_string() });
+    }
+    let _lock = DirectoryLock::take(&options.data_dir)?;
+    let identity = Identity::open(&options.data_dir, wall_ms())?;
+    let disk: Arc<dyn Disk> =
+        Arc::new(Folder::open(&options.data_dir).map_err(NodeError::io("open", options.data_dir.display()))?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(NodeError::io("start", "the runtime"))?;
+    let mut engine = start_engine(disk.clone(), &identity, &options.data_dir)?;
+    let served = runtime.block_on(serve(options, identity, disk, &mut engine, on_ready));
+    let ended = end(engine);
+    runtime.shutdown_timeout(GRACE);
+    served.and(ended)
+}
+
+/// Ends the threads; the reason that one gave itself says more than that it is gone.
+fn end(engine: Engine) -> Result<(), NodeError> {
+    drop(engine.worker.0.send(WorkerMessage::End));
+    drop(engine.control.send(Message::Stop));
+    let Threads { control, log, side, worker } = engine.threads;
+    drop((engine.control, engine.worker, engine.events));
+    let joined = |handle: JoinHandle<Result<(), NodeError>>, name| {
+        handle.join().unwrap_or(Err(NodeError::ThreadEnded(name)))
+    };
+    let worker = worker.map_or(Ok(()), |handle| joined(handle, "worker"));
+    let control = joined(control, "control");
+    let (side, log) = (joined(side, "history"), joined(log, "log"));
+    worker.and(log).and(side).and(control)
+}
+
+async fn serve(
+    options: &LocalOptions,
+    identity: Identity,
+    disk: Arc<dyn Disk>,
+    engine: &mut Engine,
+    on_ready: impl FnOnce(&Ready),
+) -> Result<(), NodeError> {
+    let (socket, listener) = bind_socket(&options.data_dir)?;
+    let loopback = match options.listen {
+        Some(address) => Some(bind_loopback(address).await?),
+        None => None,
+    };
+    let address = loopback.as_ref().and_then(|listener| listener.local_addr().ok());
+    let token = match loopback {
+        Some(_) => Some(Digest(secret(&options.data_dir, "token")?).to_string()),
+        None => None,
+    };
+    tokio::select! {
+        found = lead(engine, &identity) => found?,
+        // Why it ended, its thread says when it is joined.
+        () = engine.ended.notified() => return Ok(()),
+    };
+    let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
+    let sandbox = start_worker(options, &identity, disk, engine, &blobs).await?;
+    let cluster = identity.cluster().to_string();
+    let node = Arc::new(Node {
+        control: engine.control.clone(),
+        kept: engine.kept.clone(),
+        leads: engine.leads.clone(),
+        records: engine.records.clone(),
+        tree: engine.tree.clone(),
+        blobs,
+        identity,
+        events: engine.events.clone(),
+        tenants: tenants(engine).await?,
+        data_dir: options.data_dir.clone(),
+        shutdown: Notify::new(),
+        activity: Arc::new(Activity::new()),
+        submissions: submission_gate(),
+        disk: DiskRoom::new(options.data_dir.clone())?,
+    });
+    let stopping = Arc::new(Notify::new());
+    let mut servers = tokio::task::JoinSet::new();
+    let wait = stopping.clone();
+    servers.spawn(
+        axum::serve(listener, http::for_socket(node.clone()))
+            .with_graceful_shutdown(async move { wait.notified().await })
+            .into_future(),
+    );
+    if let (Some(listener), Some(token)) = (loopback, token.clone()) {
+        let wait = stopping.clone();
+        servers.spawn(
+            axum::serve(listener, http::for_loopback(node.clone(), token))
+                .with_graceful_shutdown(async move { wait.notified().await })
+                .into_future(),
+        );
+    }
+    on_ready(&Ready { socket: socket.clone(), address, token, cluster, sandbox });
+    wait_for_end(&node, &engine.ended, options.idle_exit).await?;
+    stopping.notify_waiters();
+    // Streams that never end by themselves are cut when the grace is over.
+    drop(tokio::time::timeout(GRACE, async { while servers.join_next().await.is_some() {} }).await);
+    drop(std::fs::remove_file(&socket));
+    Ok(())
+}
+
+/// Waits for leadership, and founds the cluster where there is none.
+async fn lead(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
+    let mut leads = engine.leads.clone();
+    leads.wait_for(|leads| *leads).await.map_err(|_| NodeError::ThreadEnded("control"))?;
+    let founded = ask(engine, |state| state.meta().cluster.is_some()).await?;
+    if founded {
+        return Ok(());
+    }
+    let tenant = |name: &str| TenantRecord { name: name.to_owned(), defaults: defaults() };
+    let body = Bootstrap {
+        cluster: identity.cluster(),
+        wall_ms: wall_ms(),
+        tenants: vec![tenant("system"), tenant("default")],
+    };
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    drop(engine.control.send(Message::Propose(Command::Bootstrap(body), reply)));
+    match answer.await {
+        Ok(Outcome::Applied(Ok(_))) => Ok(()),
+        other => {
+            tracing::error!(?other, "the cluster could not be founded");
+            Err(NodeError::ThreadEnded("control"))
+        }
+    }
+}
+
+async fn ask<T: Send + 'static>(
+    engine: &Engine,
+    question: impl FnOnce(&grey_core::State) -> T + Send + 'static,
+) -> Result<T, NodeError> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let question = Box::new(move |replica: Result<&Replica, _>| {
+        if let Ok(replica) = replica {
+            // Who asked and is gone needs no answer.
+            drop(reply.send(question(replica.state())));
+        }
+    });
+    drop(engine.control.send(Message::Ask(question)));
+    answer.await.map_err(|_| NodeError::ThreadEnded("control"))
+}
+
+async fn tenants(engine: &Engine) -> Result<BTreeMap<String, TenantEntry>, NodeError> {
+    ask(engine, |state| {
+        let entry = |(id, tenant): (&grey_core::TenantId, &grey_core::Tenant)| {
+            (tenant.name.as_ref().to_owned(), TenantEntry { id: *id, defaults: tenant.defaults })
+        };
+        state.tenants().iter().map(entry).collect()
+    })
+    .await
+}
+
+async fn start_worker(
+    options: &LocalOptions,
+    identity: &Identity,
+    disk: Arc<dyn Disk>,
+    engine: &mut Engine,
+    blobs: &Arc<BlobStore>,
+) -> Result<String, NodeError> {
+    let node = identity.signer.node;
+    let lives = move |state: &grey_core::State| {
+        state.workers().values().find(|worker| worker.node == node).map_or(0, |worker| worker.incarnation)
+    };
+    let incarnation = ask(engine, lives).await?.saturating_add(1);
+    let (itself, messages) = (engine.worker.0.clone(), engine.worker.1.take());
+    let sink_to = itself.clone();
+    let sink: EventSink = Arc::new(move |event| drop(sink_to.send(WorkerMessage::Event(event))));
+    let resources = machine_resources(&options.data_dir)?;
+    let process_options = ProcessOptions {
+        work_dir: options.data_dir.join("attempts"),
+        launcher: options.launcher.clone(),
+        max_running: PROCESSES_AT_ONCE,
+        resources,
+    };
+    let process: Arc<dyn Executor> = Arc::new(ProcessExecutor::new(process_options, sink.clone())?);
+    let noop: Arc<dyn Executor> = Arc::new(NoopExecutor::new(resources, sink));
+    let capabilities = process.capabilities();
+    let agent_options = AgentOptions {
+        signer: identity.signer,
+        name: host_name(),
+        incarnation,
+        capacity: capabilities.resources,
+        sandbox: capabilities.sandbox,
+        parallel: ATTEMPTS_AT_ONCE,
+        salt_seed: random()?,
+    };
+    let key = identity.report_key();
+    let journal = Journal::open(disk)?;
+    let outbox = journal.entries().iter().map(|(key, bytes)| (*key, bytes.as_slice()));
+    let agent = Agent::new(agent_options, key, outbox)?;
+    let wiring = WorkerWiring {
+        control: engine.control.clone(),
+        itself,
+        process,
+        noop,
+        blobs: blobs.clone(),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let messages = messages.ok_or(NodeError::ThreadEnded("worker"))?;
+    let tell = engine.ended.clone();
+    engine.threads.worker = Some(spawn("worker", move || {
+        let outcome = Worker::new(agent, journal, wiring).run(&messages);
+        tell.notify_one();
+        outcome
+    })?);
+    Ok(capabilities.sandbox.name().to_owned())
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy().into_owned();
+    name.chars().take(64).collect()
+}
+
+/// Binds the socket, also where its path is longer than the system takes: through the open directory. Whoever holds the
+/// directory's lock may remove what an earlier process left.
+fn bind_socket(data_dir: &Path) -> Result<(PathBuf, UnixListener), NodeError> {
+    let path = data_dir.join(SOCKET_FILE);
+    let shown = path.display().to_string();
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(NodeError::io("remove", shown)(error));
+        }
+        _ => {}
+    }
+    let listener = if path.as_os_str().len() <= LONGEST_SOCKET_PATH_BYTES {
+        UnixListener::bind(&path)
+    } else {
+        let directory = File::open(data_dir).map_err(NodeError::io("open", data_dir.display()))?;
+        UnixListener::bind(
+            Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(SOCKET_FILE),
+        )
+    };
+    let listener = listener.map_err(NodeError::io("listen on", &shown))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(NodeError::io("protect", shown))?;
+    Ok((path, listener))
+}
+
+async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => NodeError::AddressInUse { address: address.to_string() },
+        _ => NodeError::io("listen on", address)(error),
+    })
+}
+
+/// Returns when the node is to end: told by a client or a signal, idle, or broken.
+async fn wait_for_end(node: &Node, ended: &Notify, idle_exit: Option<Duration>) -> Result<(), NodeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminated = signal(SignalKind::terminate()).map_err(NodeError::io("watch", "SIGTERM"))?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(NodeError::io("watch", "SIGINT"))?;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            () = node.shutdown.notified() => return Ok(()),
+            () = ended.notified() => return Ok(()),
+            _ = terminated.recv() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
+            _ = look.tick() => {
+                node.disk.refresh();
+                if idle_exit.is_some_and(|longest| node.activity.idle() >= longest) {
+                    // Work keeps a node alive, also when nobody is watching.
+                    match node.ask(|replica| replica.state().jobs().is_empty()).await {
+                        Ok(true) => return Ok(()),
+                        _ => node.activity.touch(),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Puts a proof together from history: the same statements that the worker signed, rebuilt by the same function.
+
+use grey_api::{ErrorCode, Problem};
+use grey_core::{leaves, report_header, statement};
+use grey_proof::{
+    BUNDLE_TYPE, BundledLeaf, BundledLog, Digest, LogEntry, LogTree, ProofBundle, SignedCheckpoint,
+    inclusion_path, leaf_salt, log_inclusion_path, report_digest,
+};
+
+use crate::handle::{Node, unreadable};
+use crate::views::Attempt;
+
+fn broken(what: &str) -> Problem {
+    Problem::new(ErrorCode::Internal, format!("the proof cannot be put together: {what}"))
+}
+
+/// The proof of an attempt under a checkpoint of the log as it is now.
+pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
+    let signer = node.identity.signer;
+    let report = &attempt.report;
+    if report.certificate != signer.certificate || report.node != signer.node {
+        return Err(broken("the report names a certificate that this node does not have"));
+    }
+    let (run, offset) = attempt.run().ok_or_else(|| broken("the report does not have the attempt"))?;
+    let context =
+        run.context.as_ref().ok_or_else(|| broken("the report does not know the attempt's task"))?;
+    let statement = statement(&signer, context, &run.finished, offset)
+        .ok_or_else(|| broken("the statement cannot be written"))?;
+    let index = attempt.found.pointer.leaf;
+    let hashes =
+        leaves(&signer, &report.signed.salt, &report.runs).map_err(|error| broken(&error.to_string()))?;
+    let path = inclusion_path(&hashes, index as usize).ok_or_else(|| broken("the leaf is missing"))?;
+    let leaf_count = u32::try_from(hashes.len()).map_err(|_| broken("the report has too many leaves"))?;
+    let header = report_header(node.identity.cluster(), report, leaf_count);
+    let digest =
+        report_digest(&header, &report.signed.signature).map_err(|error| broken(&error.to_string()))?;
+    let entry = LogEntry {
+        report_digest: digest,
+        term: report.term,
+        index: report.index,
+        refused: report.refused.clone(),
+    };
+    let log_path = log_inclusion_path(report.position, log.size(), |hash| node.tree.read(hash));
+    let log_path = log_path.map_err(|error| unreadable(&error))?;
+    let log_path = log_path.ok_or_else(|| broken("the log does not have the report"))?;
+    let mut checkpoint = SignedCheckpoint::new(node.identity.cluster(), log.size(), log.root());
+    checkpoint.sign(&node.identity.server_key);
+    Ok(ProofBundle {
+        kind: BUNDLE_TYPE.to_owned(),
+        statement,
+        result: run.finished.result.manifest(),
+        leaf: BundledLeaf { index, salt: Digest(leaf_salt(&report.signed.salt, index)), path },
+        report: header,
+        signature: report.signed.signature.clone(),
+        certificate: node.identity.worker_certificate.clone(),
+        log: BundledLog {
+            entry,
+            position: report.position,
+            path: log_path,
+            checkpoint: checkpoint.encode(),
+            servers: vec![node.identity.server_certificate.clone()],
+        },
+    })
+}

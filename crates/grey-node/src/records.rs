@@ -1,0 +1,139 @@
+//! How history records are keyed, so that an attempt, a report or a job is found again.
+
+use grey_core::{AttemptPointer, HistoryRecord, JobId, JobRecord, ReportRecord, TaskId, TaskRange};
+use grey_store::{HistoryReader, RecordKey, RecordKind, StoreError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+const ATTEMPTS: RecordKind = RecordKind(1);
+const REPORT: RecordKind = RecordKind(2);
+const JOB: RecordKind = RecordKind(3);
+const JOB_OF_TASK: RecordKind = RecordKind(4);
+/// Tasks are gathered in blocks of so many; a record lies within one block.
+const BLOCK_BITS: u32 = 6;
+const BLOCK_TASKS: u64 = 1 << BLOCK_BITS;
+/// The most records that are looked through for one task: more attempts than retries allow of a whole block.
+const BLOCK_RECORDS: usize = 65_536;
+
+/// Attempts of neighbouring tasks in one block.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct AttemptsRecord {
+    tasks: TaskRange,
+    epoch: u32,
+    pointer: AttemptPointer,
+}
+
+/// One attempt of a task and where its report lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FoundAttempt {
+    pub(crate) epoch: u32,
+    pub(crate) pointer: AttemptPointer,
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Serialising to memory fails only for types without a known length, and records have none of those.
+    postcard::to_allocvec(value).unwrap_or_default()
+}
+
+/// The records to be appended for one of the core's.
+pub(crate) fn encoded(record: &HistoryRecord, out: &mut Vec<(RecordKey, Vec<u8>)>) {
+    match record {
+        HistoryRecord::Attempts { tasks, epoch, pointer } => {
+            let (mut first, end) = (tasks.first.0, tasks.end().0);
+            while first < end {
+                let block = first >> BLOCK_BITS;
+                let last = end.min((block + 1) << BLOCK_BITS);
+                let skipped = u32::try_from(first - tasks.first.0).unwrap_or(u32::MAX);
+                let part = AttemptsRecord {
+                    tasks: TaskRange { first: TaskId(first), count: (last - first) as u32 },
+                    epoch: *epoch,
+                    pointer: AttemptPointer {
+                        position: pointer.position,
+                        leaf: pointer.leaf.saturating_add(skipped),
+                    },
+                };
+                // A task and an epoch end once, so the first task within the block and the epoch name the record.
+                let place = (first % BLOCK_TASKS) as u32;
+                let subkey = place << (32 - BLOCK_BITS) | (*epoch & (u32::MAX >> BLOCK_BITS));
+                out.push((RecordKey { kind: ATTEMPTS, key: block, subkey }, encode(&part)));
+                first = last;
+            }
+        }
+        HistoryRecord::Report(report) => {
+            out.push((RecordKey { kind: REPORT, key: report.position, subkey: 0 }, encode(report)));
+        }
+        HistoryRecord::Job(job, record) => {
+            out.push((RecordKey { kind: JOB, key: job.0, subkey: 0 }, encode(record)));
+            let first = record.info.tasks.first.0;
+            out.push((RecordKey { kind: JOB_OF_TASK, key: first, subkey: 0 }, encode(job)));
+        }
+    }
+}
+
+/// Reads history in the core's types.
+#[derive(Debug, Clone)]
+pub(crate) struct Records(pub(crate) HistoryReader);
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+    postcard::from_bytes(bytes).map_err(|_| StoreError::Damaged {
+        file: "history".to_owned(),
+        place: "a record".to_owned(),
+        what: "its checksum holds and it does not decode".to_owned(),
+    })
+}
+
+impl Records {
+    /// All attempts of a task that were reported, lowest epoch first.
+    pub(crate) fn attempts(&self, task: TaskId) -> Result<Vec<FoundAttempt>, StoreError> {
+        let block = task.0 >> BLOCK_BITS;
+        let from = RecordKey { kind: ATTEMPTS, key: block, subkey: 0 };
+        let to = RecordKey { kind: ATTEMPTS, key: block + 1, subkey: 0 };
+        let mut found = Vec::new();
+        for (_, bytes) in self.0.scan(from, to, BLOCK_RECORDS, false)? {
+            let record: AttemptsRecord = decode(&bytes)?;
+            if record.tasks.contains(task) {
+                let offset = u32::try_from(task.0 - record.tasks.first.0).unwrap_or(u32::MAX);
+                let AttemptPointer { position, leaf } = record.pointer;
+                let pointer = AttemptPointer { position, leaf: leaf.saturating_add(offset) };
+                found.push(FoundAttempt { epoch: record.epoch, pointer });
+            }
+        }
+        found.sort_by_key(|attempt| attempt.epoch);
+        Ok(found)
+    }
+
+    /// A report by its position.
+    pub(crate) fn report(&self, position: u64) -> Result<Option<ReportRecord>, StoreError> {
+        let bytes = self.0.get(RecordKey { kind: REPORT, key: position, subkey: 0 })?;
+        bytes.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// A job that has ended.
+    pub(crate) fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
+        let bytes = self.0.get(RecordKey { kind: JOB, key: job.0, subkey: 0 })?;
+        bytes.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// The ended job that a task belongs to.
+    pub(crate) fn job_of(&self, task: TaskId) -> Result<Option<(JobId, JobRecord)>, StoreError> {
+        let Some((_, bytes)) = self.0.at_or_below(JOB_OF_TASK, task.0)? else { return Ok(None) };
+        let job: JobId = decode(&bytes)?;
+        let record = self.job(job)?.filter(|record| record.info.tasks.contains(task));
+        Ok(record.map(|record| (job, record)))
+    }
+
+    /// Ended jobs below `before`, newest first, at most `limit`.
+    pub(crate) fn jobs_before(
+        &self,
+        before: JobId,
+        limit: usize,
+    ) -> Result<Vec<(JobId, JobRecord)>, StoreError> {
+        let from = RecordKey { kind: JOB, key: 0, subkey: 0 };
+        let to = RecordKey { kind: JOB, key: before.0, subkey: 0 };
+        self.0
+            .scan(from, to, limit, true)?
+            .into_iter()
+            .map(|(key, bytes)| Ok((JobId(key.key), decode(&bytes)?)))
+            .collect()
+    }
+}

@@ -1,0 +1,155 @@
+//! The threads that write: one for the log, one for history and checkpoints. Each owns its files.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use grey_core::Effect;
+use grey_replica::{Checkpoint, PersistBatch};
+use grey_store::{LogStore, SideStorage};
+use tokio::sync::watch;
+
+use crate::control::Message;
+use crate::error::NodeError;
+use crate::records::encoded;
+
+/// How many batches are written with one sync at most.
+const BATCHES_PER_SYNC: usize = 256;
+/// How many requests may wait for a writing thread before the one who asks has to wait too.
+const QUEUE_LENGTH: usize = 4_096;
+
+/// What the log's thread is asked.
+pub(crate) enum LogRequest {
+    /// Make a batch durable.
+    Persist(PersistBatch),
+    /// Drop entries up to an index with this term.
+    Truncate(u64, u64),
+}
+
+/// What the side's thread is asked, in the order of the log.
+pub(crate) enum SideRequest {
+    /// Keep what an entry left, and say that everything up to its index is kept.
+    Effects(u64, Vec<Effect>),
+    /// Make everything so far durable, with the state.
+    Checkpoint(Box<Checkpoint>),
+}
+
+/// Starts a named thread.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &'static str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, NodeError> {
+    let builder = std::thread::Builder::new().name(format!("grey-{name}"));
+    builder.spawn(body).map_err(NodeError::io("start", format!("the {name} thread")))
+}
+
+/// Starts the log's thread.
+pub(crate) fn log_thread(
+    mut log: LogStore,
+    control: Sender<Message>,
+) -> Result<(SyncSender<LogRequest>, JoinHandle<Result<(), NodeError>>), NodeError> {
+    let (sender, requests) = sync_channel(QUEUE_LENGTH);
+    let handle = spawn("log", move || {
+        let outcome = write_log(&mut log, &requests, &control);
+        // Whoever waits for a write must learn that none will come.
+        drop(control.send(Message::Failed("log")));
+        outcome
+    })?;
+    Ok((sender, handle))
+}
+
+fn write_log(
+    log: &mut LogStore,
+    requests: &Receiver<LogRequest>,
+    control: &Sender<Message>,
+) -> Result<(), NodeError> {
+    let mut batches: Vec<PersistBatch> = Vec::new();
+    while let Ok(first) = requests.recv() {
+        let mut truncate = None;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                LogRequest::Persist(batch) => batches.push(batch),
+                LogRequest::Truncate(index, term) => truncate = Some((index, term)),
+            }
+            next = if batches.len() < BATCHES_PER_SYNC { requests.try_recv().ok() } else { None };
+        }
+        if let Some(last) = batches.last().map(|batch| batch.number) {
+            log.append(&batches)?;
+            batches.clear();
+            if control.send(Message::Persisted(last)).is_err() {
+                return Ok(());
+            }
+        }
+        if let Some((index, term)) = truncate {
+            log.truncate_through(index, term)?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts the side's thread. The receiver tells up to which index effects are kept.
+pub(crate) fn side_thread(
+    mut side: SideStorage,
+    log: SyncSender<LogRequest>,
+    control: Sender<Message>,
+    kept: watch::Sender<u64>,
+) -> Result<(SyncSender<SideRequest>, JoinHandle<Result<(), NodeError>>), NodeError> {
+    let (sender, requests) = sync_channel(QUEUE_LENGTH);
+    let handle = spawn("side", move || {
+        let outcome = write_side(&mut side, &requests, &log, &control, &kept);
+        drop(control.send(Message::Failed("history")));
+        outcome
+    })?;
+    Ok((sender, handle))
+}
+
+fn write_side(
+    side: &mut SideStorage,
+    requests: &Receiver<SideRequest>,
+    log: &SyncSender<LogRequest>,
+    control: &Sender<Message>,
+    kept: &watch::Sender<u64>,
+) -> Result<(), NodeError> {
+    let mut records = Vec::new();
+    while let Ok(first) = requests.recv() {
+        let (mut next, mut checkpoint, mut index, mut taken) = (Some(first), None, None, 0usize);
+        while let Some(request) = next {
+            match request {
+                SideRequest::Effects(at, effects) => {
+                    for effect in &effects {
+                        match effect {
+                            Effect::History(record) => encoded(record, &mut records),
+                            Effect::LogGrew { hashes, .. } => side.tree.append(hashes)?,
+                            _ => {}
+                        }
+                    }
+                    index = Some(at);
+                }
+                // Nothing that follows a checkpoint may be written before it.
+                SideRequest::Checkpoint(found) => checkpoint = Some(found),
+            }
+            taken += 1;
+            let more = checkpoint.is_none() && taken < BATCHES_PER_SYNC;
+            next = if more { requests.try_recv().ok() } else { None };
+        }
+        side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
+        records.clear();
+        if let Some(index) = index {
+            kept.send_replace(index);
+        }
+        if let Some(checkpoint) = checkpoint {
+            side.write_checkpoint(&checkpoint)?;
+            let through = checkpoint.truncate_through;
+            // Only once the checkpoint is durable may the log forget what it covers.
+            if through == checkpoint.index
+                && log.send(LogRequest::Truncate(through, checkpoint.term)).is_err()
+            {
+                return Ok(());
+            }
+            if control.send(Message::Checkpointed(through)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}

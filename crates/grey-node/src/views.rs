@@ -1,0 +1,367 @@
+//! What the API says of jobs, tasks and results: from the state while a job lives, from history afterwards.
+
+use std::sync::Arc;
+
+use grey_api::{ContentStatus, ErrorCode, FileStatus, JobCounts, JobStatus, Problem, TaskResult, TaskStatus};
+use grey_core::{
+    Content, Counts, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord, ReportedRun, Resources, State,
+    TaskId, TaskSpec, Usage,
+};
+
+use crate::handle::{Node, unreadable};
+use crate::records::FoundAttempt;
+
+/// The most attempts that are looked at to tell how a task ended.
+const ATTEMPTS_LOOKED_AT: usize = 64;
+
+/// What is known of a task without its results.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskFacts {
+    pub(crate) task: TaskId,
+    pub(crate) job: JobId,
+    pub(crate) info: Arc<JobInfo>,
+    pub(crate) spec: Arc<TaskSpec>,
+    counts: Counts,
+    /// Where a task is that has not ended.
+    live: Option<LiveFacts>,
+}
+
+#[derive(Debug, Clone)]
+struct LiveFacts {
+    state: &'static str,
+    reason: Option<String>,
+    attempt: u32,
+    worker: Option<String>,
+}
+
+/// One attempt with its report.
+pub(crate) struct Attempt {
+    pub(crate) found: FoundAttempt,
+    pub(crate) report: ReportRecord,
+}
+
+impl Attempt {
+    /// The attempt's run and its offset within the run.
+    pub(crate) fn run(&self) -> Option<(&ReportedRun, u32)> {
+        let mut leaf = self.found.pointer.leaf;
+        for run in &self.report.runs {
+            if leaf < run.finished.tasks.count {
+                return Some((run, leaf));
+            }
+            leaf -= run.finished.tasks.count;
+        }
+        None
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.run().map(|(run, _)| run.finished.result.outcome)
+    }
+}
+
+fn counts(counts: &Counts) -> JobCounts {
+    JobCounts {
+        pending: counts.pending,
+        assigned: counts.assigned,
+        running: counts.running,
+        completed: counts.completed,
+        failed: counts.failed,
+        cancelled: counts.cancelled,
+    }
+}
+
+fn job_status(node: &Node, id: JobId, info: &JobInfo, total: &Counts, ended_at_ms: Option<u64>) -> JobStatus {
+    JobStatus {
+        id: id.to_string(),
+        name: info.name.clone(),
+        tenant: node.tenant_name(info.tenant),
+        labels: info.labels.iter().cloned().collect(),
+        ended: total.live() == 0,
+        counts: counts(total),
+        first_task: info.tasks.first.to_string(),
+        tasks: info.tasks.count,
+        created_at_ms: info.created_at_ms,
+        ended_at_ms,
+    }
+}
+
+pub(crate) fn no_such(what: &str, id: impl core::fmt::Display) -> Problem {
+    Problem::new(ErrorCode::NotFound, format!("there is no {what} {id}"))
+        .hint(format!("`grey {what} list` shows what there is"))
+}
+
+/// A job, wherever it is.
+pub(crate) async fn job(node: &Node, id: JobId) -> Result<JobStatus, Problem> {
+    let live =
+        node.view(move |state| state.jobs().get(&id).map(|job| (job.info.clone(), job.counts))).await?;
+    match live {
+        Some((info, total)) => Ok(job_status(node, id, &info, &total, None)),
+        None => {
+            let record = node.records.job(id).map_err(|error| unreadable(&error))?;
+            let record = record.ok_or_else(|| no_such("job", id))?;
+            Ok(job_status(node, id, &record.info, &record.counts, Some(record.ended_at_ms)))
+        }
+    }
+}
+
+/// Jobs before `before`, newest first, live and ended ones together; and whether there are more.
+pub(crate) async fn jobs(
+    node: &Node,
+    before: JobId,
+    limit: usize,
+    tenant: Option<grey_core::TenantId>,
+) -> Result<(Vec<JobStatus>, bool), Problem> {
+    let live: Vec<(JobId, Arc<JobInfo>, Counts)> = node
+        .view(move |state| {
+            let below = state.jobs().range(..before).rev();
+            let of_tenant = below.filter(|(_, job)| tenant.is_none_or(|tenant| job.info.tenant == tenant));
+            of_tenant.take(limit + 1).map(|(id, job)| (*id, job.info.clone(), job.counts)).collect()
+        })
+        .await?;
+    let mut found: Vec<(JobId, JobStatus)> =
+        live.iter().map(|(id, info, total)| (*id, job_status(node, *id, info, total, None))).collect();
+    // Pages of ended jobs are read until enough are of the tenant.
+    let (mut below, mut ended) = (before, 0);
+    while ended <= limit {
+        let page = node.records.jobs_before(below, limit + 1).map_err(|error| unreadable(&error))?;
+        let Some((lowest, _)) = page.last() else { break };
+        below = *lowest;
+        for (id, record) in &page {
+            if tenant.is_none_or(|tenant| record.info.tenant == tenant) {
+                ended += 1;
+                let status = job_status(node, *id, &record.info, &record.counts, Some(record.ended_at_ms));
+                found.push((*id, status));
+            }
+        }
+    }
+    found.sort_by_key(|(id, _)| core::cmp::Reverse(*id));
+    found.dedup_by_key(|(id, _)| *id);
+    let more = found.len() > limit;
+    found.truncate(limit);
+    Ok((found.into_iter().map(|(_, status)| status).collect(), more))
+}
+
+/// What the state knows of a task of a job that lives.
+fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
+    let (first, group) = state.group_of(task)?;
+    let job = state.jobs().get(&group.job)?;
+    let spec = state.spec(first)?.clone();
+    let live = if group.pending.contains(task) {
+        Some(LiveFacts {
+            state: "pending",
+            reason: Some(waiting_reason(state, &spec.resources)),
+            attempt: 0,
+            worker: None,
+        })
+    } else {
+        state.live().get(&task).and_then(|live| {
+            let (name, reason) = match live.phase {
+                Phase::Ready => ("pending", Some(waiting_reason(state, &spec.resources))),
+                Phase::Backoff { .. } => ("pending", Some("it waits before it is tried again".to_owned())),
+                Phase::Assigned { .. } => ("assigned", None),
+                Phase::Running { .. } => ("running", None),
+                Phase::Stopping { .. } => return None,
+            };
+            let worker = live.phase.worker().map(|worker| worker.to_string());
+            Some(LiveFacts { state: name, reason, attempt: live.epoch.0, worker })
+        })
+    };
+    Some(TaskFacts { task, job: group.job, info: job.info.clone(), spec, counts: job.counts, live })
+}
+
+fn waiting_reason(state: &State, needs: &Resources) -> String {
+    if state.workers().is_empty() {
+        return "no worker is registered".to_owned();
+    }
+    if !state.workers().values().any(|worker| needs.fits(&worker.capacity)) {
+        return "no worker has the resources that it asks for".to_owned();
+    }
+    "every worker that could run it is full".to_owned()
+}
+
+fn ended_facts(task: TaskId, job: JobId, record: &JobRecord) -> Option<TaskFacts> {
+    let spec = Arc::new(record.spec(task)?.clone());
+    let info = Arc::new(record.info.clone());
+    Some(TaskFacts { task, job, info, spec, counts: record.counts, live: None })
+}
+
+/// What is known of a task, wherever it is.
+pub(crate) async fn facts(node: &Node, task: TaskId) -> Result<TaskFacts, Problem> {
+    if let Some(facts) = node.view(move |state| live_facts(state, task)).await? {
+        return Ok(facts);
+    }
+    let found = node.records.job_of(task).map_err(|error| unreadable(&error))?;
+    found.and_then(|(job, record)| ended_facts(task, job, &record)).ok_or_else(|| no_such("task", task))
+}
+
+/// The tasks of a job from `from` on, at most `limit`.
+pub(crate) async fn facts_of_job(
+    node: &Node,
+    job: JobId,
+    from: TaskId,
+    limit: usize,
+) -> Result<Vec<TaskFacts>, Problem> {
+    let live = node
+        .view(move |state| {
+            let tasks = state.jobs().get(&job)?.info.tasks;
+            let first = from.max(tasks.first);
+            let range = (first.0..tasks.end().0).take(limit);
+            Some(range.filter_map(|task| live_facts(state, TaskId(task))).collect::<Vec<_>>())
+        })
+        .await?;
+    if let Some(found) = live {
+        return Ok(found);
+    }
+    let record = node.records.job(job).map_err(|error| unreadable(&error))?;
+    let record = record.ok_or_else(|| no_such("job", job))?;
+    let tasks = record.info.tasks;
+    let first = from.max(tasks.first);
+    let range = (first.0..tasks.end().0).take(limit);
+    Ok(range.filter_map(|task| ended_facts(TaskId(task), job, &record)).collect())
+}
+
+/// Tasks of live jobs from `from` on, at most `limit`.
+pub(crate) async fn facts_of_live(
+    node: &Node,
+    from: TaskId,
+    limit: usize,
+) -> Result<Vec<TaskFacts>, Problem> {
+    node.view(move |state| {
+        let mut found = Vec::new();
+        for job in state.jobs().values() {
+            let tasks = job.info.tasks;
+            for task in from.max(tasks.first).0..tasks.end().0 {
+                if found.len() >= limit {
+                    return found;
+                }
+                found.extend(live_facts(state, TaskId(task)).filter(|facts| facts.live.is_some()));
+            }
+        }
+        found
+    })
+    .await
+}
+
+/// An attempt with its report: the one of `epoch`, or the latest.
+pub(crate) fn attempt(node: &Node, task: TaskId, epoch: Option<u32>) -> Result<Option<Attempt>, Problem> {
+    let attempts = node.records.attempts(task).map_err(|error| unreadable(&error))?;
+    let found = match epoch {
+        Some(epoch) => attempts.into_iter().find(|attempt| attempt.epoch == epoch),
+        None => attempts.into_iter().next_back(),
+    };
+    found.map(|found| with_report(node, found)).transpose()
+}
+
+fn with_report(node: &Node, found: FoundAttempt) -> Result<Attempt, Problem> {
+    let position = found.pointer.position;
+    let report = node.records.report(position).map_err(|error| unreadable(&error))?;
+    let missing = || Problem::new(ErrorCode::Internal, format!("report {position} is missing from history"));
+    Ok(Attempt { found, report: report.ok_or_else(missing)? })
+}
+
+/// An attempt that must exist.
+pub(crate) async fn ended_attempt(node: &Node, task: TaskId, epoch: Option<u32>) -> Result<Attempt, Problem> {
+    let facts = facts(node, task).await?;
+    if let Some(attempt) = attempt(node, task, epoch)? {
+        return Ok(attempt);
+    }
+    match (&facts.live, epoch) {
+        (Some(live), _) => Err(Problem::new(
+            ErrorCode::NotEnded,
+            format!("task {task} is {}: nothing of it has ended yet", live.state),
+        )
+        .hint(format!("`grey task wait {task}` waits for it"))),
+        (None, Some(epoch)) => Err(no_such("attempt", format!("{epoch} of task {task}"))),
+        (None, None) => Err(Problem::new(
+            ErrorCode::NotFound,
+            format!("task {task} ended without an attempt whose result was accepted"),
+        )),
+    }
+}
+
+/// How a task ended: its latest result says it, unless a cancel came between two attempts.
+fn ended_state(node: &Node, facts: &TaskFacts) -> Result<&'static str, Problem> {
+    let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
+    let (mut failures, mut losses) = (0u32, 0u32);
+    let skipped = attempts.len().saturating_sub(ATTEMPTS_LOOKED_AT);
+    for found in attempts.into_iter().skip(skipped) {
+        match with_report(node, found)?.outcome() {
+            Some(outcome) if outcome.is_success() => return Ok("completed"),
+            Some(Outcome::Infrastructure) => losses += 1,
+            _ => failures += 1,
+        }
+    }
+    let retries = facts.spec.retries;
+    let exhausted = failures > u32::from(retries.failure) || losses > u32::from(retries.infrastructure);
+    Ok(if exhausted || facts.counts.cancelled == 0 { "failed" } else { "cancelled" })
+}
+
+/// A task as the API shows it.
+pub(crate) fn task_status(node: &Node, facts: &TaskFacts) -> Result<TaskStatus, Problem> {
+    let latest = attempt(node, facts.task, None)?;
+    let result = latest.as_ref().and_then(|attempt| task_result(facts.task, facts.job, attempt));
+    let ended = match &facts.live {
+        Some(_) => None,
+        None => Some(ended_state(node, facts)?),
+    };
+    let (state, reason, attempt, worker) = match (&facts.live, ended) {
+        (Some(live), _) => (live.state, live.reason.clone(), live.attempt, live.worker.clone()),
+        (None, state) => {
+            let reached = latest.as_ref().map_or(0, |attempt| attempt.found.epoch);
+            let reason =
+                result.as_ref().map(|result| result.message.clone()).filter(|message| !message.is_empty());
+            (state.unwrap_or("failed"), reason, reached, None)
+        }
+    };
+    Ok(TaskStatus {
+        id: facts.task.to_string(),
+        job: facts.job.to_string(),
+        name: facts.spec.name.clone(),
+        tenant: node.tenant_name(facts.info.tenant),
+        state: state.to_owned(),
+        reason,
+        attempt,
+        worker,
+        command: facts.spec.command.clone(),
+        result,
+    })
+}
+
+fn content_status(content: &Content) -> ContentStatus {
+    ContentStatus { size_bytes: content.size_bytes(), digest: content.digest().to_string() }
+}
+
+/// What an attempt came to, as the API shows it.
+pub(crate) fn task_result(task: TaskId, job: JobId, attempt: &Attempt) -> Option<TaskResult> {
+    let (run, offset) = attempt.run()?;
+    let usage: &Usage = run.finished.usage.get(offset as usize)?;
+    let result = &run.finished.result;
+    let files = result.files.iter().zip(0u32..).map(|(file, number)| {
+        let text = core::str::from_utf8(&file.path).is_ok();
+        let hex = || file.path.iter().map(|byte| format!("{byte:02x}")).collect();
+        FileStatus {
+            path: String::from_utf8_lossy(&file.path).into_owned(),
+            path_hex: (!text).then(hex),
+            number,
+            executable: file.executable,
+            size_bytes: file.content.size_bytes(),
+            digest: file.content.digest().to_string(),
+        }
+    });
+    Some(TaskResult {
+        task: task.to_string(),
+        job: job.to_string(),
+        attempt: attempt.found.epoch,
+        outcome: result.outcome.class().to_owned(),
+        exit_code: result.outcome.exit_code(),
+        message: result.message.clone(),
+        sandbox: result.sandbox.name().to_owned(),
+        worker: attempt.report.node.to_string(),
+        started_at_ms: usage.started_at_ms,
+        duration_us: usage.duration_us,
+        cpu_time_us: usage.cpu_time_us,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        stdout: content_status(&result.stdout),
+        stderr: content_status(&result.stderr),
+        files: files.collect(),
+    })
+}

@@ -1,0 +1,301 @@
+//! The worker's thread: owns the agent and its outbox, runs what the agent asks for, and stores what attempts leave.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use grey_agent::{
+    Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, ReportAnswer, Start,
+};
+use grey_blob::BlobStore;
+use grey_core::{
+    Assignment, AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Outcome, OutputFile,
+    SandboxLevel, Usage, UsageSource, WorkerId, limits,
+};
+use grey_store::Journal;
+use tokio::runtime::Handle;
+
+use crate::clock::wall_ms;
+use crate::control::Message;
+use crate::error::NodeError;
+
+/// How many messages are handled before what they came to is acted on.
+const MESSAGES_PER_TURN: usize = 4_096;
+/// How long after a lost answer the worker announces itself again.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(100);
+/// The longest that the thread sleeps.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+/// The most bytes of an attempt's files that travel inside its report; what is beyond goes to blobs.
+const INLINE_FILES_BYTES: usize = 64 * 1024;
+
+/// What the worker's thread is told.
+pub(crate) enum WorkerMessage {
+    /// Attempts were given to it.
+    Assign(Arc<Assignment>),
+    /// A cancel was committed.
+    Stop(AttemptId),
+    /// It is known.
+    Registered(WorkerId, Vec<AttemptId>),
+    /// A report was answered.
+    Reported(u64, ReportAnswer),
+    /// A request's fate is not known.
+    Unavailable,
+    /// An executor tells something.
+    Event(ExecutorEvent),
+    /// An attempt's outputs are stored.
+    Stored(AttemptId, Box<AttemptResult>, Usage),
+    /// The node ends.
+    End,
+}
+
+/// What the worker's thread talks to.
+pub(crate) struct WorkerWiring {
+    pub(crate) control: Sender<Message>,
+    pub(crate) itself: Sender<WorkerMessage>,
+    pub(crate) process: Arc<dyn Executor>,
+    pub(crate) noop: Arc<dyn Executor>,
+    pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) runtime: Handle,
+}
+
+pub(crate) struct Worker {
+    agent: Agent,
+    journal: Journal,
+    wiring: WorkerWiring,
+    last_elapse: Instant,
+    announced: Instant,
+}
+
+impl Worker {
+    pub(crate) fn new(agent: Agent, journal: Journal, wiring: WorkerWiring) -> Worker {
+        let now = Instant::now();
+        Worker { agent, journal, wiring, last_elapse: now, announced: now }
+    }
+
+    /// Runs until the node ends or the outbox cannot be written.
+    pub(crate) fn run(mut self, messages: &Receiver<WorkerMessage>) -> Result<(), NodeError> {
+        loop {
+            self.act()?;
+            let wake = self.agent.next_wake_us().map_or(LONGEST_SLEEP, Duration::from_micros);
+            let mut next = match messages.recv_timeout(wake.min(LONGEST_SLEEP)) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            self.elapse();
+            let mut handled = 0;
+            while let Some(message) = next {
+                if matches!(message, WorkerMessage::End) {
+                    return Ok(());
+                }
+                self.handle(message);
+                handled += 1;
+                next = if handled < MESSAGES_PER_TURN { messages.try_recv().ok() } else { None };
+            }
+            if self.agent.is_down() && self.announced.elapsed() >= ANNOUNCE_AGAIN {
+                self.announced = Instant::now();
+                self.agent.announce();
+            }
+        }
+    }
+
+    fn elapse(&mut self) {
+        let elapsed_us = u64::try_from(self.last_elapse.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.last_elapse += Duration::from_micros(elapsed_us);
+        self.agent.elapse(elapsed_us);
+    }
+
+    fn handle(&mut self, message: WorkerMessage) {
+        match message {
+            WorkerMessage::Assign(assignment) => self.agent.assign(&assignment),
+            WorkerMessage::Stop(attempt) => {
+                let (result, usage) = unstarted(Outcome::Cancelled, "cancelled before it started");
+                self.agent.stop(attempt, result, usage);
+            }
+            WorkerMessage::Registered(worker, unknown) => self.agent.registered(worker, &unknown),
+            WorkerMessage::Reported(sequence, answer) => self.agent.reported(sequence, answer),
+            WorkerMessage::Unavailable => self.agent.unavailable(),
+            WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
+            WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
+            WorkerMessage::Stored(attempt, result, usage) => {
+                self.wiring.process.release(attempt);
+                self.agent.finished(attempt, *result, usage);
+            }
+            WorkerMessage::End => {}
+        }
+    }
+
+    fn finished(&mut self, executed: Executed) {
+        let (attempt, usage) = (executed.attempt, executed.usage);
+        match inline(executed) {
+            Ok(result) => {
+                if result.sandbox != SandboxLevel::None {
+                    self.wiring.process.release(attempt);
+                }
+                self.agent.finished(attempt, result, usage);
+            }
+            Err(executed) => {
+                let (blobs, itself) = (self.wiring.blobs.clone(), self.wiring.itself.clone());
+                self.wiring.runtime.spawn(async move {
+                    let result = store(&blobs, *executed).await;
+                    drop(itself.send(WorkerMessage::Stored(attempt, Box::new(result), usage)));
+                });
+            }
+        }
+    }
+
+    fn act(&mut self) -> Result<(), NodeError> {
+        self.agent.settle()?;
+        loop {
+            let outputs: Vec<Output> = self.agent.outputs().collect();
+            if outputs.is_empty() {
+                return Ok(());
+            }
+            for output in outputs {
+                self.do_output(output)?;
+            }
+            self.agent.settle()?;
+        }
+    }
+
+    fn do_output(&mut self, output: Output) -> Result<(), NodeError> {
+        match output {
+            Output::Register(body) => self.to_control(Message::Register(body)),
+            Output::Report(report) => self.to_control(Message::Report(report)),
+            Output::Execute(start) => self.execute(start),
+            Output::Stop(attempt, reason) => self.wiring.process.stop(attempt, reason),
+            Output::Persist(changes) => {
+                self.journal.change(changes)?;
+                self.agent.persisted();
+            }
+        }
+        Ok(())
+    }
+
+    fn to_control(&self, message: Message) {
+        // The control thread ends before this one only when the node ends.
+        drop(self.wiring.control.send(message));
+    }
+
+    fn execute(&self, start: Start) {
+        let executor = match start.spec.executor {
+            ExecutorKind::Process => &self.wiring.process,
+            ExecutorKind::Noop => &self.wiring.noop,
+        };
+        executor.start(Execution {
+            attempt: start.attempt,
+            job: start.job,
+            index: start.index,
+            spec: start.spec,
+            stdin: None,
+            inputs: Vec::new(),
+        });
+    }
+}
+
+/// The result of an attempt that never ran.
+fn unstarted(outcome: Outcome, message: &str) -> (AttemptResult, Usage) {
+    let result = AttemptResult {
+        outcome,
+        sandbox: SandboxLevel::None,
+        usage_source: UsageSource::None,
+        stdout: Content::EMPTY,
+        stderr: Content::EMPTY,
+        files: Vec::new(),
+        message: message.to_owned(),
+    };
+    (result, Usage { started_at_ms: wall_ms(), duration_us: 0, cpu_time_us: 0, peak_memory_bytes: 0 })
+}
+
+/// The result as it travels, when all of it is small; otherwise what was executed comes back.
+fn inline(executed: Executed) -> Result<AttemptResult, Box<Executed>> {
+    let small = |captured: &Captured| match captured {
+        Captured::Inline(bytes) => (bytes.len() <= limits::INLINE_OUTPUT_BYTES).then_some(bytes.len()),
+        Captured::File { .. } => None,
+    };
+    let files: Option<usize> = executed.files.iter().map(|file| small(&file.content)).sum();
+    let streams = small(&executed.stdout).is_some() && small(&executed.stderr).is_some();
+    if !streams || files.is_none_or(|bytes| bytes > INLINE_FILES_BYTES) {
+        return Err(Box::new(executed));
+    }
+    let content = |captured| match captured {
+        Captured::Inline(bytes) => Content::Inline(bytes),
+        Captured::File { .. } => Content::EMPTY,
+    };
+    let file = |file: CapturedFile| OutputFile {
+        path: file.path,
+        executable: file.executable,
+        content: content(file.content),
+    };
+    Ok(AttemptResult {
+        outcome: executed.outcome,
+        sandbox: executed.sandbox,
+        usage_source: executed.usage_source,
+        stdout: content(executed.stdout),
+        stderr: content(executed.stderr),
+        files: executed.files.into_iter().map(file).collect(),
+        message: executed.message,
+    })
+}
+
+/// Puts what is large into blobs, durably. When that fails the attempt has no result, and the task is not at fault.
+async fn store(blobs: &BlobStore, executed: Executed) -> AttemptResult {
+    let (outcome, sandbox, usage_source) = (executed.outcome, executed.sandbox, executed.usage_source);
+    let message = executed.message.clone();
+    match store_contents(blobs, executed).await {
+        Ok((stdout, stderr, files)) => {
+            AttemptResult { outcome, sandbox, usage_source, stdout, stderr, files, message }
+        }
+        Err(error) => {
+            tracing::error!(%error, "an attempt's outputs could not be stored");
+            let mut message = format!("its outputs could not be stored: {error}");
+            message.truncate(message.floor_char_boundary(limits::MESSAGE_BYTES));
+            AttemptResult {
+                outcome: Outcome::Infrastructure,
+                sandbox,
+                usage_source,
+                stdout: Content::EMPTY,
+                stderr: Content::EMPTY,
+                files: Vec::new(),
+                message,
+            }
+        }
+    }
+}
+
+async fn store_contents(
+    blobs: &BlobStore,
+    executed: Executed,
+) -> Result<(Content, Content, Vec<OutputFile>), grey_blob::BlobError> {
+    let stdout = store_one(blobs, executed.stdout, limits::INLINE_OUTPUT_BYTES).await?;
+    let stderr = store_one(blobs, executed.stderr, limits::INLINE_OUTPUT_BYTES).await?;
+    let mut files = Vec::with_capacity(executed.files.len());
+    let mut room = INLINE_FILES_BYTES;
+    for file in executed.files {
+        let content = store_one(blobs, file.content, room.min(limits::INLINE_OUTPUT_BYTES)).await?;
+        if let Content::Inline(bytes) = &content {
+            room = room.saturating_sub(bytes.len());
+        }
+        files.push(OutputFile { path: file.path, executable: file.executable, content });
+    }
+    Ok((stdout, stderr, files))
+}
+
+async fn store_one(
+    blobs: &BlobStore,
+    captured: Captured,
+    inline_bytes: usize,
+) -> Result<Content, grey_blob::BlobError> {
+    match captured {
+        Captured::Inline(bytes) if bytes.len() <= inline_bytes => Ok(Content::Inline(bytes)),
+        Captured::Inline(bytes) => {
+            let size_bytes = bytes.len() as u64;
+            let digest = blobs.put(bytes.into()).await?;
+            Ok(Content::Blob(BlobReference { digest, size_bytes }))
+        }
+        Captured::File { path, size_bytes, digest } => {
+            blobs.put_file(&path, &digest, size_bytes).await?;
+            Ok(Content::Blob(BlobReference { digest, size_bytes }))
+        }
+    }
+}

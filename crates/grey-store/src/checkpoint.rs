@@ -1,0 +1,177 @@
+//! Checkpoints: the rows of the state, and how far history and tree had come, in one transaction.
+
+use grey_replica::{Checkpoint, Membership};
+use redb::{Database, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::database::{failure, open};
+use crate::disk::Disk;
+use crate::error::StoreError;
+
+/// The file's name.
+pub(crate) const STATE_FILE: &str = "state.redb";
+const FORMAT_VERSION: u64 = 1;
+const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+
+/// How far the files beside the state had come at a checkpoint: what follows is regenerated from the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SidePosition {
+    /// Number of the open history segment.
+    pub history_segment: u32,
+    /// Its length in bytes.
+    pub history_bytes: u64,
+    /// Hashes in the tree file.
+    pub tree_hashes: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Facts {
+    version: u64,
+    index: u64,
+    term: u64,
+    membership: MembershipFact,
+    side: SidePosition,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct MembershipFact {
+    voters: Vec<u64>,
+    voters_outgoing: Vec<u64>,
+    learners: Vec<u64>,
+    learners_next: Vec<u64>,
+    auto_leave: bool,
+}
+
+/// What the last checkpoint holds.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) membership: Membership,
+    pub(crate) side: SidePosition,
+    pub(crate) rows: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The durable state of one node as of its last checkpoint.
+#[derive(Debug)]
+pub struct CheckpointStore {
+    database: Database,
+    failed: bool,
+}
+
+fn wrong(error: impl Into<redb::Error>) -> StoreError {
+    failure(STATE_FILE, error)
+}
+
+fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(value.len() + 4);
+    bytes.extend_from_slice(&crc32c::crc32c_append(crc32c::crc32c(key), value).to_le_bytes());
+    bytes.extend_from_slice(value);
+    bytes
+}
+
+fn unsealed(key: &[u8], bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let place = || format!("row {}", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    match bytes.split_first_chunk::<4>() {
+        Some((stored, value))
+            if u32::from_le_bytes(*stored) == crc32c::crc32c_append(crc32c::crc32c(key), value) =>
+        {
+            Ok(value.to_vec())
+        }
+        _ => Err(StoreError::damaged(STATE_FILE, place(), "its checksum does not hold")),
+    }
+}
+
+impl CheckpointStore {
+    pub(crate) fn open(disk: &dyn Disk) -> Result<(CheckpointStore, Option<Found>), StoreError> {
+        let database = open(disk, STATE_FILE)?;
+        let transaction = database.begin_write().map_err(wrong)?;
+        let found = {
+            let facts = transaction.open_table(FACTS).map_err(wrong)?;
+            let rows = transaction.open_table(ROWS).map_err(wrong)?;
+            let stored = facts.get("facts").map_err(wrong)?.map(|value| value.value().to_vec());
+            match stored {
+                None => None,
+                Some(stored) => Some(read(&unsealed(b"facts", &stored)?, &rows)?),
+            }
+        };
+        transaction.commit().map_err(wrong)?;
+        Ok((CheckpointStore { database, failed: false }, found))
+    }
+
+    /// Writes a checkpoint; durable when this returns. The history and the tree must be durable up to `side` before.
+    pub fn write(&mut self, checkpoint: &Checkpoint, side: SidePosition) -> Result<(), StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed { file: STATE_FILE.to_owned() });
+        }
+        self.failed = true;
+        let facts = encode_facts(checkpoint, side);
+        let transaction = self.database.begin_write().map_err(wrong)?;
+        {
+            let mut rows = transaction.open_table(ROWS).map_err(wrong)?;
+            for (key, value) in &checkpoint.rows {
+                match value {
+                    Some(value) => {
+                        drop(rows.insert(key.as_slice(), sealed(key, value).as_slice()).map_err(wrong)?)
+                    }
+                    None => drop(rows.remove(key.as_slice()).map_err(wrong)?),
+                }
+            }
+            let mut table = transaction.open_table(FACTS).map_err(wrong)?;
+            table.insert("facts", sealed(b"facts", &facts).as_slice()).map_err(wrong)?;
+        }
+        transaction.commit().map_err(wrong)?;
+        self.failed = false;
+        Ok(())
+    }
+}
+
+fn encode_facts(checkpoint: &Checkpoint, side: SidePosition) -> Vec<u8> {
+    let membership = &checkpoint.membership;
+    let facts = Facts {
+        version: FORMAT_VERSION,
+        index: checkpoint.index,
+        term: checkpoint.term,
+        membership: MembershipFact {
+            voters: membership.voters.clone(),
+            voters_outgoing: membership.voters_outgoing.clone(),
+            learners: membership.learners.clone(),
+            learners_next: membership.learners_next.clone(),
+            auto_leave: membership.auto_leave,
+        },
+        side,
+    };
+    // Serialising to memory fails only for types without a known length, of which there are none here.
+    postcard::to_allocvec(&facts).unwrap_or_default()
+}
+
+fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Found, StoreError> {
+    let facts: Facts = postcard::from_bytes(facts)
+        .map_err(|_| StoreError::damaged(STATE_FILE, "its facts", "they do not decode"))?;
+    if facts.version != FORMAT_VERSION {
+        let file = STATE_FILE.to_owned();
+        return Err(StoreError::Version { file, found: facts.version, supported: FORMAT_VERSION });
+    }
+    let mut found = Vec::new();
+    for row in rows.iter().map_err(wrong)? {
+        let (key, value) = row.map_err(wrong)?;
+        let key = key.value().to_vec();
+        let value = unsealed(&key, value.value())?;
+        found.push((key, value));
+    }
+    let membership = facts.membership;
+    Ok(Found {
+        index: facts.index,
+        term: facts.term,
+        membership: Membership {
+            voters: membership.voters,
+            voters_outgoing: membership.voters_outgoing,
+            learners: membership.learners,
+            learners_next: membership.learners_next,
+            auto_leave: membership.auto_leave,
+        },
+        side: facts.side,
+        rows: found,
+    })
+}

@@ -1,0 +1,23 @@
+//! What a node keeps on its disk: the log, checkpoints of the state, history, the tree of reports, the worker's outbox.
+//!
+//! A write that is acknowledged is durable. A damaged file is named with the place of the damage, never passed over.
+//! After a failed write or sync a store takes nothing more: the node ends and starts anew from what is on the disk.
+
+mod checkpoint;
+mod database;
+mod disk;
+mod error;
+mod history;
+mod journal;
+mod log;
+mod storage;
+mod tree;
+
+pub use checkpoint::{CheckpointStore, SidePosition};
+pub use disk::{Disk, Folder, Medium};
+pub use error::StoreError;
+pub use history::{HistoryReader, HistoryWriter, RecordKey, RecordKind};
+pub use journal::Journal;
+pub use log::{LogStore, LogStoreReader};
+pub use storage::{DirectoryLock, SideStorage, Storage, StorageOptions, free_bytes, total_bytes};
+pub use tree::TreeFile;

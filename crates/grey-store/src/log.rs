@@ -1,0 +1,212 @@
+//! The log: entries by index, the hard state, and where the log begins. One transaction, and so one sync, takes any
+//! number of batches.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use grey_replica::{HardState, LogEntry, LogEntryKind, LogReader, PersistBatch, ReadError};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::database::{failure, open};
+use crate::disk::Disk;
+use crate::error::StoreError;
+
+/// The file's name.
+pub(crate) const LOG_FILE: &str = "log.redb";
+const FORMAT_VERSION: u64 = 1;
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+/// Checksum, kind and term before an entry's data.
+const HEADER_BYTES: usize = 13;
+
+/// What the log says of itself at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LogFacts {
+    pub(crate) hard_state: HardState,
+    pub(crate) truncated: (u64, u64),
+    pub(crate) last_index: u64,
+}
+
+/// The durable log of one node.
+#[derive(Debug)]
+pub struct LogStore {
+    database: Arc<Database>,
+    failed: bool,
+}
+
+/// Reads the log from any thread.
+#[derive(Debug, Clone)]
+pub struct LogStoreReader {
+    database: Arc<Database>,
+}
+
+fn wrong(error: impl Into<redb::Error>) -> StoreError {
+    failure(LOG_FILE, error)
+}
+
+fn encode(entry: &LogEntry) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + entry.data.len());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.push(match entry.kind {
+        LogEntryKind::Normal => 0,
+        LogEntryKind::Membership => 1,
+    });
+    bytes.extend_from_slice(&entry.term.to_le_bytes());
+    bytes.extend_from_slice(&entry.data);
+    let checksum = checksum(entry.index, &bytes);
+    if let Some(place) = bytes.first_chunk_mut::<4>() {
+        *place = checksum.to_le_bytes();
+    }
+    bytes
+}
+
+/// Covers the index too: a right entry in the wrong place is wrong.
+fn checksum(index: u64, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&index.to_le_bytes()), bytes.get(4..).unwrap_or_default())
+}
+
+fn decode(index: u64, bytes: &[u8]) -> Result<LogEntry, StoreError> {
+    let damaged = |what: &str| StoreError::damaged(LOG_FILE, format!("entry {index}"), what);
+    let (stored, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| damaged("it is cut short"))?;
+    if u32::from_le_bytes(*stored) != checksum(index, bytes) {
+        return Err(damaged("its checksum does not hold"));
+    }
+    let (kind, rest) = rest.split_first().ok_or_else(|| damaged("it is cut short"))?;
+    let (term, data) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("it is cut short"))?;
+    let kind = match kind {
+        0 => LogEntryKind::Normal,
+        1 => LogEntryKind::Membership,
+        _ => return Err(damaged("its kind is unknown")),
+    };
+    Ok(LogEntry { term: u64::from_le_bytes(*term), index, kind, data: Bytes::copy_from_slice(data) })
+}
+
+impl LogStore {
+    pub(crate) fn open(disk: &dyn Disk) -> Result<(LogStore, LogFacts), StoreError> {
+        let database = Arc::new(open(disk, LOG_FILE)?);
+        let transaction = database.begin_write().map_err(wrong)?;
+        let facts = {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
+            let entries = transaction.open_table(ENTRIES).map_err(wrong)?;
+            let found = numbers.get("version").map_err(wrong)?.map(|value| value.value());
+            match found {
+                None => drop(numbers.insert("version", FORMAT_VERSION).map_err(wrong)?),
+                Some(FORMAT_VERSION) => {}
+                Some(found) => {
+                    let file = LOG_FILE.to_owned();
+                    return Err(StoreError::Version { file, found, supported: FORMAT_VERSION });
+                }
+            }
+            let number = |name: &str| -> Result<u64, StoreError> {
+                Ok(numbers.get(name).map_err(wrong)?.map_or(0, |value| value.value()))
+            };
+            let truncated = (number("truncated_index")?, number("truncated_term")?);
+            let hard_state =
+                HardState { term: number("term")?, vote: number("vote")?, commit: number("commit")? };
+            let first = entries.first().map_err(wrong)?.map(|(index, _)| index.value());
+            let last_index = entries.last().map_err(wrong)?.map_or(truncated.0, |(index, _)| index.value());
+            if first.is_some_and(|first| first != truncated.0 + 1) {
+                return Err(StoreError::damaged(LOG_FILE, "its beginning", "entries are missing"));
+            }
+            LogFacts { hard_state, truncated, last_index }
+        };
+        transaction.commit().map_err(wrong)?;
+        Ok((LogStore { database, failed: false }, facts))
+    }
+
+    /// A reader for other threads.
+    pub fn reader(&self) -> LogStoreReader {
+        LogStoreReader { database: self.database.clone() }
+    }
+
+    /// Writes batches in their order. When this returns, all of them are durable; after an error none may be taken for
+    /// durable, nothing more is written, and the node must end.
+    pub fn append(&mut self, batches: &[PersistBatch]) -> Result<(), StoreError> {
+        self.guarded(|database| {
+            let mut transaction = database.begin_write().map_err(wrong)?;
+            transaction.set_quick_repair(false);
+            {
+                let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
+                let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
+                for batch in batches {
+                    if let Some(state) = batch.hard_state {
+                        numbers.insert("term", state.term).map_err(wrong)?;
+                        numbers.insert("vote", state.vote).map_err(wrong)?;
+                        numbers.insert("commit", state.commit).map_err(wrong)?;
+                    }
+                    if let Some(first) = batch.entries.first() {
+                        let last = entries.last().map_err(wrong)?.map_or(0, |(index, _)| index.value());
+                        if last >= first.index {
+                            entries.retain_in(first.index.., |_, _| false).map_err(wrong)?;
+                        }
+                    }
+                    for entry in &batch.entries {
+                        entries.insert(entry.index, encode(entry).as_slice()).map_err(wrong)?;
+                    }
+                }
+            }
+            transaction.commit().map_err(wrong)
+        })
+    }
+
+    /// Drops entries up to `index`, whose term is `term`, once a checkpoint covers them.
+    pub fn truncate_through(&mut self, index: u64, term: u64) -> Result<(), StoreError> {
+        self.guarded(|database| {
+            let transaction = database.begin_write().map_err(wrong)?;
+            {
+                let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
+                entries.retain_in(..=index, |_, _| false).map_err(wrong)?;
+                let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
+                numbers.insert("truncated_index", index).map_err(wrong)?;
+                numbers.insert("truncated_term", term).map_err(wrong)?;
+            }
+            transaction.commit().map_err(wrong)
+        })
+    }
+
+    fn guarded(&mut self, write: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed { file: LOG_FILE.to_owned() });
+        }
+        // Until it is known to have gone well it has failed: also when the write unwinds.
+        self.failed = true;
+        write(&self.database)?;
+        self.failed = false;
+        Ok(())
+    }
+}
+
+impl LogStoreReader {
+    fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<LogEntry>, StoreError> {
+        let transaction = self.database.begin_read().map_err(wrong)?;
+        let entries = transaction.open_table(ENTRIES).map_err(wrong)?;
+        let (mut taken, mut size, mut next) = (Vec::new(), 0u64, low);
+        for row in entries.range(low..high).map_err(wrong)? {
+            let (index, value) = row.map_err(wrong)?;
+            let bytes = value.value();
+            size = size.saturating_add(bytes.len() as u64);
+            if size > max_bytes && !taken.is_empty() {
+                break;
+            }
+            if index.value() != next {
+                return Err(StoreError::damaged(LOG_FILE, format!("entry {next}"), "it is missing"));
+            }
+            taken.push(decode(next, bytes)?);
+            next += 1;
+        }
+        Ok(taken)
+    }
+}
+
+impl LogReader for LogStoreReader {
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<LogEntry>, ReadError> {
+        let entries =
+            self.read(low, high, max_bytes).map_err(|error| ReadError::Damaged(error.to_string()))?;
+        if entries.is_empty() { Err(ReadError::Missing(low)) } else { Ok(entries) }
+    }
+
+    fn term(&self, index: u64) -> Result<u64, ReadError> {
+        let entries = self.entries(index, index.saturating_add(1), u64::MAX)?;
+        entries.first().map(|entry| entry.term).ok_or(ReadError::Missing(index))
+    }
+}

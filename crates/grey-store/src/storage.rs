@@ -1,0 +1,145 @@
+//! The data directory of one node: who has it, what is in it, and what was found at start.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use grey_replica::{Checkpoint, Recovered};
+
+use crate::checkpoint::{CheckpointStore, SidePosition};
+use crate::disk::{Disk, Folder};
+use crate::error::StoreError;
+use crate::history::HistoryWriter;
+use crate::log::LogStore;
+use crate::tree::TreeFile;
+
+const LOCK_FILE: &str = "lock";
+
+/// Choices of a node's storage.
+#[derive(Debug, Clone, Copy)]
+pub struct StorageOptions {
+    /// Length at which a history segment is sealed, in bytes.
+    pub segment_bytes: u64,
+}
+
+impl Default for StorageOptions {
+    fn default() -> StorageOptions {
+        StorageOptions { segment_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+/// Holds a data directory for this process; released by the system when the process ends, however it ends.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Takes the directory, creating it where needed, or names the process that has it.
+    pub fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
+        let shown = directory.display().to_string();
+        Folder::open(directory).map_err(|error| StoreError::io(&shown, "create", error))?;
+        let path = directory.join(LOCK_FILE);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| StoreError::io(&shown, "lock", error))?;
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut process = String::new();
+            // Only for the message: who cannot be named is still there.
+            drop(file.read_to_string(&mut process));
+            return Err(StoreError::Locked { directory: shown, process: process.trim().to_owned() });
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|error| StoreError::io(&shown, "lock", error))?;
+        Ok(DirectoryLock { _file: file })
+    }
+}
+
+/// The durable parts of a server, each to be owned by the thread that writes it.
+#[derive(Debug)]
+pub struct Storage {
+    /// The log.
+    pub log: LogStore,
+    /// Checkpoints, history and tree.
+    pub side: SideStorage,
+}
+
+/// What is written at checkpoints, and what only checkpoints make durable.
+#[derive(Debug)]
+pub struct SideStorage {
+    checkpoint: CheckpointStore,
+    /// History.
+    pub history: HistoryWriter,
+    /// Hashes of the log of reports.
+    pub tree: TreeFile,
+}
+
+impl Storage {
+    /// Opens everything and returns what a replica is brought back from.
+    pub fn open(disk: Arc<dyn Disk>, options: &StorageOptions) -> Result<(Storage, Recovered), StoreError> {
+        let (log, facts) = LogStore::open(disk.as_ref())?;
+        let (checkpoint, found) = CheckpointStore::open(disk.as_ref())?;
+        let found = found.unwrap_or_default();
+        if facts.truncated.0 > found.index {
+            let what = format!(
+                "the log begins after {} and the checkpoint ends at {}",
+                facts.truncated.0, found.index
+            );
+            return Err(StoreError::damaged(crate::checkpoint::STATE_FILE, "its facts", what));
+        }
+        let side = found.side;
+        let history = HistoryWriter::open(
+            disk.clone(),
+            side.history_segment,
+            side.history_bytes,
+            options.segment_bytes,
+        )?;
+        let tree = TreeFile::open(disk.as_ref(), side.tree_hashes)?;
+        let recovered = Recovered {
+            hard_state: facts.hard_state,
+            checkpoint_index: found.index,
+            checkpoint_term: found.term,
+            membership: found.membership,
+            rows: found.rows,
+            truncated: facts.truncated,
+            last_index: facts.last_index.max(facts.truncated.0),
+        };
+        Ok((Storage { log, side: SideStorage { checkpoint, history, tree } }, recovered))
+    }
+}
+
+impl SideStorage {
+    /// Makes history and tree durable, then writes the checkpoint; durable when this returns. Every effect up to the
+    /// checkpoint's index must have been appended before, and none after it.
+    pub fn write_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.history.sync()?;
+        self.tree.sync()?;
+        let (history_segment, history_bytes) = self.history.position();
+        let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
+        self.checkpoint.write(checkpoint, side)
+    }
+}
+
+/// Bytes free for this user on the disk of a path.
+pub fn free_bytes(path: &Path) -> Result<u64, StoreError> {
+    let facts = rustix::fs::statvfs(path)
+        .map_err(|error| StoreError::io(&path.display().to_string(), "measure", error.into()))?;
+    Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
+
+/// Size of the disk of a path, in bytes.
+pub fn total_bytes(path: &Path) -> Result<u64, StoreError> {
+    let facts = rustix::fs::statvfs(path)
+        .map_err(|error| StoreError::io(&path.display().to_string(), "measure", error.into()))?;
+    Ok(facts.f_blocks.saturating_mul(facts.f_frsize))
+}

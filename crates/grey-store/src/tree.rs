@@ -1,0 +1,70 @@
+//! The hashes of the cluster's log of reports, 32 bytes each, in the order in which the tree completes them.
+
+use std::sync::{Arc, Mutex};
+
+use grey_proof::Digest;
+
+use crate::disk::{Disk, Medium};
+use crate::error::StoreError;
+
+/// The file's name.
+pub(crate) const TREE_FILE: &str = "tree.hashes";
+const HASH_BYTES: u64 = 32;
+
+/// The file of hashes, shared by the thread that appends and those that read.
+#[derive(Debug, Clone)]
+pub struct TreeFile {
+    medium: Arc<dyn Medium>,
+    length: Arc<Mutex<u64>>,
+}
+
+impl TreeFile {
+    /// Opens the file and cuts off what the last checkpoint does not cover: it is regenerated from the log.
+    pub(crate) fn open(disk: &dyn Disk, hashes: u64) -> Result<TreeFile, StoreError> {
+        let medium = disk.open(TREE_FILE).map_err(|error| StoreError::io(TREE_FILE, "open", error))?;
+        let length = medium.length().map_err(|error| StoreError::io(TREE_FILE, "measure", error))?;
+        if length < hashes * HASH_BYTES {
+            let what = format!("it holds {} hashes of {hashes}", length / HASH_BYTES);
+            return Err(StoreError::damaged(TREE_FILE, format!("byte {length}"), what));
+        }
+        medium.set_len(hashes * HASH_BYTES).map_err(|error| StoreError::io(TREE_FILE, "cut", error))?;
+        Ok(TreeFile { medium, length: Arc::new(Mutex::new(hashes)) })
+    }
+
+    fn length(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.length.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// How many hashes.
+    pub fn hashes(&self) -> u64 {
+        *self.length()
+    }
+
+    /// Appends hashes. Readers see them at once; they are durable after [`TreeFile::sync`].
+    pub fn append(&self, hashes: &[Digest]) -> Result<(), StoreError> {
+        let mut length = self.length();
+        let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+        self.medium
+            .write_at(*length * HASH_BYTES, &bytes)
+            .map_err(|error| StoreError::io(TREE_FILE, "write", error))?;
+        *length += hashes.len() as u64;
+        Ok(())
+    }
+
+    /// Makes everything appended durable.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.medium.sync().map_err(|error| StoreError::io(TREE_FILE, "sync", error))
+    }
+
+    /// One hash.
+    pub fn read(&self, index: u64) -> Result<Digest, StoreError> {
+        if index >= self.hashes() {
+            return Err(StoreError::damaged(TREE_FILE, format!("hash {index}"), "it is missing"));
+        }
+        let mut hash = Digest::ZERO;
+        self.medium
+            .read_at(index * HASH_BYTES, &mut hash.0)
+            .map_err(|error| StoreError::io(TREE_FILE, "read", error))?;
+        Ok(hash)
+    }
+}

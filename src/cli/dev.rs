@@ -1,0 +1,115 @@
+//! `grey dev` and `grey down`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use grey_api::{ClientError, ClusterStatus};
+use grey_node::{LocalOptions, Ready, run_local};
+
+use super::error::CliError;
+use super::output::Output;
+use super::serve::{LAUNCHER, log_to_stderr};
+use super::session::{Target, runtime};
+
+/// How long `grey down` waits for the process to end.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Arguments of `grey dev`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  grey dev                            listen on 127.0.0.1:7654 until Ctrl-C
+  grey dev --listen 127.0.0.1:8000    on another port
+  grey --data-dir ./try dev           with data of its own")]
+pub struct DevArguments {
+    /// The loopback address to listen on
+    #[arg(long, default_value = "127.0.0.1:7654", value_name = "ADDRESS")]
+    listen: SocketAddr,
+}
+
+/// Runs the local cluster in the foreground.
+pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
+    let data_dir = target.directory()?.to_path_buf();
+    log_to_stderr("warn");
+    let options = LocalOptions {
+        data_dir: data_dir.clone(),
+        launcher: PathBuf::from(LAUNCHER),
+        listen: Some(arguments.listen),
+        idle_exit: None,
+    };
+    let outcome = run_local(&options, |ready: &Ready| {
+        // A closed stdout must not end the cluster.
+        drop(output.result(&announcement(ready, &data_dir), || announced(ready, &data_dir)));
+    });
+    outcome.map(|()| 0).map_err(|error| {
+        let error = CliError::failed(error.to_string());
+        match target.directory() {
+            Ok(_) if error.message.contains("is in use by process") => {
+                error.hint("`grey down` ends the background process of this data directory")
+            }
+            _ => error,
+        }
+    })
+}
+
+fn announcement(ready: &Ready, data_dir: &Path) -> serde_json::Value {
+    serde_json::json!({
+        "address": ready.address.map(|address| format!("http://{address}")),
+        "token": ready.token,
+        "socket": ready.socket,
+        "cluster": ready.cluster,
+        "sandbox": ready.sandbox,
+        "data_dir": data_dir,
+    })
+}
+
+fn announced(ready: &Ready, data_dir: &Path) -> String {
+    let address = ready.address.map(|address| format!("http://{address}")).unwrap_or_default();
+    format!(
+        "cluster  {}\ndata     {}\nsandbox  {}\nsocket   {}\n\nIn another shell:\n  export GREY_ADDR={address}\n  export GREY_TOKEN={}\n  grey run -- echo hello\n\nCtrl-C ends it; the data stays.\n",
+        ready.cluster,
+        data_dir.display(),
+        ready.sandbox,
+        ready.socket.display(),
+        ready.token.as_deref().unwrap_or_default(),
+    )
+}
+
+/// Ends the local cluster's background process.
+pub fn down(target: &Target, output: &Output) -> Result<u8, CliError> {
+    let directory = target.directory()?.to_path_buf();
+    runtime()?.block_on(async {
+        let client = target.client();
+        let status: ClusterStatus = match client.get("/v1/cluster").await {
+            Ok(status) => status,
+            Err(ClientError::Unreachable { .. }) => {
+                output.note(&format!("no local cluster runs in {}", directory.display()));
+                return Ok(0);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let _: serde_json::Value = client.post("/v1/cluster/shutdown", &serde_json::json!({}), None).await?;
+        let begun = Instant::now();
+        // The process releases the directory as the last thing it does, so that is what is waited for.
+        while Path::new(&format!("/proc/{}/fd", status.process_id)).exists() && directory_is_held(&directory)
+        {
+            if begun.elapsed() > END_TIMEOUT {
+                return Err(CliError::failed(format!("process {} does not end", status.process_id)));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        output.note(&format!("ended the local cluster in {}; its data stays", directory.display()));
+        if status.jobs_live > 0 {
+            output.note(&format!("{} job(s) had not ended and go on at the next start", status.jobs_live));
+        }
+        Ok(0)
+    })
+}
+
+/// Whether a process has the data directory.
+fn directory_is_held(directory: &Path) -> bool {
+    std::fs::File::open(directory.join("lock")).is_ok_and(|file| {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+    })
+}

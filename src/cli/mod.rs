@@ -1,0 +1,152 @@
+//! The command line: one file a subcommand.
+
+mod bench;
+mod cluster;
+mod dev;
+mod doctor;
+mod error;
+mod job;
+mod output;
+mod root;
+mod run;
+mod serve;
+mod session;
+mod task;
+mod units;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use error::CliError;
+use output::Output;
+use session::Target;
+
+const EXAMPLES: &str = "\
+Examples:
+  grey run -- echo hello                     run a command as a task on the local cluster
+  grey run --proof hello.json -- echo hello  and keep the signed proof of it
+  grey verify hello.json                     check a proof, offline
+  grey job list                              what was submitted
+  grey doctor                                what is enforced on this machine
+
+Exit status of `run`: the task's own, 124 time-out, 125 Grey's failure or refusal, 126 not executable,
+127 not found, 128+n signal n. Of everything else: 0 done, 1 the answer is no, 3 refused, 4 unreachable.
+2 is wrong usage everywhere.";
+
+/// A task cluster whose results can be proved.
+#[derive(Parser)]
+#[command(name = "grey", version, about, after_help = EXAMPLES, max_term_width = 110)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(clap::Args, Clone)]
+struct Global {
+    /// Where the local cluster's data lies [default: $XDG_DATA_HOME/grey, or ~/.local/share/grey]
+    #[arg(long, env = "GREY_DATA", global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A cluster's address, such as 127.0.0.1:7654 or unix:PATH; its token is taken from GREY_TOKEN
+    #[arg(long, env = "GREY_ADDR", global = true, value_name = "ADDRESS")]
+    addr: Option<String>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print results only
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command as a task and wait for it
+    Run(run::RunArguments),
+    /// Run the local cluster in the foreground, reachable over loopback with a token
+    Dev(dev::DevArguments),
+    /// End the local cluster's background process; its data stays
+    Down,
+    /// Look at tasks
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Look at jobs
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Check a proof, offline
+    Verify(verify::VerifyArguments),
+    /// Look at the cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Say what is enforced on this machine, and what is not and why
+    Doctor,
+    /// Measure this machine with a cluster of its own
+    Bench(bench::BenchArguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// The local cluster's background process
+    #[command(name = "__local", hide = true)]
+    Local(serve::LocalArguments),
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version go to stdout, complaints to stderr; a closed stream is no failure of theirs.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = Output::new(arguments.global.json, arguments.global.quiet);
+    match dispatch(arguments, &output) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            output.complain(&error);
+            ExitCode::from(error.exit_status)
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
+    let Arguments { global, command } = arguments;
+    let target = || Target::of(&global);
+    match command {
+        Command::Run(run) => {
+            run::run(&run, &target().map_err(CliError::in_run)?, output).map_err(CliError::in_run)
+        }
+        Command::Dev(dev) => dev::dev(&dev, &target()?, output),
+        Command::Down => dev::down(&target()?, output),
+        Command::Task(command) => task::task(&command, &target()?, output),
+        Command::Job(command) => job::job(&command, &target()?, output),
+        Command::Verify(verify) => verify::verify(&verify, target().ok().as_ref(), output),
+        Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
+        Command::Doctor => doctor::doctor(target().as_ref(), output),
+        Command::Bench(bench) => bench::bench(&bench, output),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "grey", &mut script);
+            output.bytes(&script)?;
+            Ok(0)
+        }
+        Command::Local(local) => Ok(serve::local(&local, target()?.directory()?.to_path_buf())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

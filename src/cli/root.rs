@@ -1,0 +1,36 @@
+//! The root file: where it comes from and how it is read.
+
+use std::path::Path;
+
+use grey_proof::RootFile;
+
+use super::error::CliError;
+
+/// A root file is a few hundred bytes; anything much larger is something else.
+const LARGEST_ROOT_BYTES: u64 = 1024 * 1024;
+
+/// Reads a root file.
+pub fn read(path: &Path) -> Result<RootFile, CliError> {
+    let bytes = read_bounded(path, LARGEST_ROOT_BYTES)?;
+    RootFile::decode(&bytes).map_err(|error| {
+        CliError::usage(format!("{}: {error}", path.display()))
+            .hint("`grey cluster root > root.json` writes one, on the cluster")
+    })
+}
+
+/// Reads a file that must not be larger than `limit_bytes`.
+pub fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, CliError> {
+    use std::io::Read;
+    let wrong = |error: &std::io::Error| {
+        let mut wrong = CliError::io("read", path.display(), error);
+        wrong.exit_status = super::error::USAGE;
+        wrong
+    };
+    let file = std::fs::File::open(path).map_err(|error| wrong(&error))?;
+    let mut bytes = Vec::new();
+    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| wrong(&error))?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(CliError::usage(format!("{} is larger than {limit_bytes} bytes", path.display())));
+    }
+    Ok(bytes)
+}

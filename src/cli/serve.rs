@@ -1,0 +1,73 @@
+//! The local cluster's background process.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use grey_node::{LocalOptions, NodeError, Ready, run_local};
+use tracing_subscriber::EnvFilter;
+
+use super::session::StartReport;
+
+/// How long the background process stays without a request and without work.
+const IDLE_EXIT: Duration = Duration::from_secs(15 * 60);
+/// What a task's launcher is: this binary, also after its file was replaced.
+pub const LAUNCHER: &str = "/proc/self/exe";
+
+/// Arguments of the background process.
+#[derive(clap::Args)]
+pub struct LocalArguments {
+    /// End after so long without a request and without work, in milliseconds
+    #[arg(long)]
+    idle_exit_ms: Option<u64>,
+}
+
+/// Writes structured logs to stderr.
+pub fn log_to_stderr(default_level: &str) {
+    let filter = EnvFilter::try_from_env("GREY_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second subscriber would be refused; the first one stays.
+    drop(subscriber.with_ansi(false).try_init());
+}
+
+fn tell(report: &StartReport) {
+    let line = serde_json::to_string(report).unwrap_or_default();
+    // Whoever started it may be gone; the cluster is there for the next one.
+    let mut stdout = std::io::stdout().lock();
+    drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+}
+
+/// Runs until it is told to end or has been idle for long enough.
+pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
+    log_to_stderr("info");
+    let options = LocalOptions {
+        data_dir,
+        launcher: PathBuf::from(LAUNCHER),
+        listen: None,
+        idle_exit: Some(arguments.idle_exit_ms.map_or(IDLE_EXIT, Duration::from_millis)),
+    };
+    let mut ready = false;
+    let outcome = run_local(&options, |_: &Ready| {
+        ready = true;
+        tracing::info!(data_dir = %options.data_dir.display(), "ready");
+        tell(&StartReport::Ready);
+    });
+    match outcome {
+        Ok(()) => {
+            tracing::info!("ended");
+            0
+        }
+        Err(NodeError::Store(grey_store_error @ grey_node::StoreError::Locked { .. })) => {
+            tracing::info!(reason = %grey_store_error, "another process has the directory");
+            tell(&StartReport::Locked);
+            1
+        }
+        Err(error) => {
+            tracing::error!(%error, "the local cluster ended");
+            if !ready {
+                tell(&StartReport::Failed(error.to_string()));
+            }
+            1
+        }
+    }
+}

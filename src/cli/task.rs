@@ -1,0 +1,359 @@
+//! `grey task`: one task at a time.
+
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+
+use grey_api::{CancelResponse, Client, FileStatus, TaskList, TaskResult, TaskStatus};
+use grey_proof::RootFile;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::{ANSWER_IS_NO, CliError};
+use super::output::{Output, harmless, table};
+use super::run::{connect, summarise};
+use super::session::{Target, runtime};
+use super::units;
+
+/// Subcommands of `grey task`.
+#[derive(clap::Subcommand)]
+pub enum TaskCommand {
+    /// A task's state, and why it is there
+    Status {
+        /// The task, such as t42
+        task: String,
+    },
+    /// Tasks of jobs that have not ended
+    List {
+        /// Only tasks in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// A task's standard output
+    Logs {
+        /// The task
+        task: String,
+        /// Standard error instead
+        #[arg(long)]
+        stderr: bool,
+        /// Which attempt [default: the latest]
+        #[arg(long)]
+        attempt: Option<u32>,
+    },
+    /// What an attempt came to
+    Result {
+        /// The task
+        task: String,
+        /// Which attempt [default: the latest]
+        #[arg(long)]
+        attempt: Option<u32>,
+        /// Where to put its output files
+        #[arg(long, value_name = "DIR")]
+        results: Option<PathBuf>,
+    },
+    /// The signed proof of an attempt
+    Proof {
+        /// The task
+        task: String,
+        /// Which attempt [default: the latest]
+        #[arg(long)]
+        attempt: Option<u32>,
+        /// Where to write it [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Wait until a task has ended; exits as the task did
+    Wait {
+        /// The task
+        task: String,
+    },
+    /// Cancel a task
+    Cancel {
+        /// The task
+        task: String,
+    },
+}
+
+/// Which stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Copies a stream of an attempt to the same stream of this process.
+pub async fn copy_stream(
+    client: &Client,
+    task: &str,
+    stream: Stream,
+    attempt: Option<u32>,
+    output: &Output,
+) -> Result<(), CliError> {
+    let name = if stream == Stream::Stdout { "stdout" } else { "stderr" };
+    let mut path = format!("/v1/tasks/{task}/logs?stream={name}");
+    if let Some(attempt) = attempt {
+        path.push_str(&format!("&attempt={attempt}"));
+    }
+    let mut body = client.stream(&path).await?;
+    while let Some(piece) = body.next().await? {
+        match stream {
+            Stream::Stdout => output.bytes(&piece)?,
+            Stream::Stderr => output.error_bytes(&piece),
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file that appears whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = std::fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|error| {
+        drop(std::fs::remove_file(&temporary));
+        CliError::io("write", path.display(), &error)
+    })
+}
+
+/// Fetches a proof into a file; returns what kind of root signed it.
+pub async fn save_proof(
+    client: &Client,
+    task: &str,
+    attempt: Option<u32>,
+    path: &Path,
+) -> Result<&'static str, CliError> {
+    let bytes = proof(client, task, attempt).await?;
+    write_whole(path, &bytes)?;
+    let root = client.get_bytes("/v1/cluster/root").await?;
+    let root = RootFile::decode(&root).map_err(|error| CliError::failed(error.to_string()))?;
+    Ok(root.class.name())
+}
+
+async fn proof(client: &Client, task: &str, attempt: Option<u32>) -> Result<Vec<u8>, CliError> {
+    let query = attempt.map(|attempt| format!("?attempt={attempt}")).unwrap_or_default();
+    Ok(client.get_bytes(&format!("/v1/tasks/{task}/proof{query}")).await?.to_vec())
+}
+
+/// Where an output file belongs below a directory; `None` when its path would lead out of it.
+fn place(directory: &Path, file: &FileStatus) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    let raw = match &file.path_hex {
+        None => file.path.clone().into_bytes(),
+        Some(hex) => (0..hex.len() / 2)
+            .map(|at| hex.get(2 * at..2 * at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+            .collect::<Option<Vec<u8>>>()?,
+    };
+    let relative = PathBuf::from(std::ffi::OsString::from_vec(raw));
+    let inside = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    (inside && relative.components().next().is_some()).then(|| directory.join(relative))
+}
+
+/// Fetches an attempt's output files into a directory.
+pub async fn save_outputs(
+    client: &Client,
+    result: &TaskResult,
+    directory: &Path,
+    output: &Output,
+) -> Result<(), CliError> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |path: &Path, error: &std::io::Error| CliError::io("write", path.display(), error);
+    std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
+    for file in &result.files {
+        let path = place(directory, file).ok_or_else(|| {
+            CliError::failed(format!(
+                "the output file `{}` would lie outside of {}",
+                harmless(&file.path),
+                directory.display()
+            ))
+        })?;
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| failed(parent, &error))?;
+        }
+        let source = format!("/v1/tasks/{}/outputs/{}?attempt={}", result.task, file.number, result.attempt);
+        let mut body = client.stream(&source).await?;
+        let mut target = std::fs::File::create(&path).map_err(|error| failed(&path, &error))?;
+        while let Some(piece) = body.next().await? {
+            target.write_all(&piece).map_err(|error| failed(&path, &error))?;
+        }
+        if file.executable {
+            let permissions = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&path, permissions).map_err(|error| failed(&path, &error))?;
+        }
+    }
+    output.note(&format!("{} output file(s) in {}", result.files.len(), directory.display()));
+    Ok(())
+}
+
+/// A table of tasks.
+pub fn tasks_table(tasks: &[TaskStatus]) -> String {
+    let rows: Vec<Vec<String>> = tasks
+        .iter()
+        .map(|task| {
+            let (exit, time) = task.result.as_ref().map_or((String::new(), String::new()), |result| {
+                (result.exit_code.to_string(), units::shown_time(result.duration_us))
+            });
+            let command: String = harmless(&task.command.join(" ")).chars().take(60).collect();
+            vec![
+                task.id.clone(),
+                task.job.clone(),
+                task.state.clone(),
+                task.attempt.to_string(),
+                exit,
+                time,
+                command,
+            ]
+        })
+        .collect();
+    table(&["TASK", "JOB", "STATE", "ATTEMPT", "EXIT", "TIME", "COMMAND"], &rows)
+}
+
+/// An attempt's result as text.
+pub fn result_text(result: &TaskResult) -> String {
+    let mut text = format!(
+        "task      {} (job {}), attempt {}\noutcome   {}, exit code {}\ntime      {}, processor {}\nmemory    {} at most\nsandbox   {}\nworker    {}\nstdout    {}, sha256 {}\nstderr    {}\n",
+        result.task,
+        result.job,
+        result.attempt,
+        result.outcome,
+        result.exit_code,
+        units::shown_time(result.duration_us),
+        units::shown_time(result.cpu_time_us),
+        units::shown_size(result.peak_memory_bytes),
+        result.sandbox,
+        result.worker,
+        units::shown_size(result.stdout.size_bytes),
+        result.stdout.digest,
+        units::shown_size(result.stderr.size_bytes),
+    );
+    if !result.message.is_empty() {
+        text.push_str(&format!("message   {}\n", harmless(&result.message)));
+    }
+    for file in &result.files {
+        let size = units::shown_size(file.size_bytes);
+        text.push_str(&format!("file      {} ({size}, sha256 {})\n", harmless(&file.path), file.digest));
+    }
+    text
+}
+
+fn status_text(status: &TaskStatus) -> String {
+    let mut text = format!(
+        "task      {} (job {}, tenant {})\nstate     {}, attempt {}\ncommand   {}\n",
+        status.id,
+        status.job,
+        harmless(&status.tenant),
+        status.state,
+        status.attempt,
+        harmless(&status.command.join(" ")),
+    );
+    if let Some(worker) = &status.worker {
+        text.push_str(&format!("worker    {worker}\n"));
+    }
+    if let Some(reason) = &status.reason {
+        text.push_str(&format!("because   {}\n", harmless(reason)));
+    }
+    text
+}
+
+/// Does what a subcommand of `grey task` says.
+pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u8, CliError> {
+    runtime()?.block_on(async {
+        let client = connect(target, output).await?;
+        match command {
+            TaskCommand::Status { task } => {
+                let status: TaskStatus = client.get(&format!("/v1/tasks/{}", segment(task)?)).await?;
+                output.result(&status, || status_text(&status))?;
+                Ok(0)
+            }
+            TaskCommand::List { state, limit } => {
+                let state = state.as_ref().map(|state| segment(state)).transpose()?;
+                let state = state.map(|state| format!("&state={state}")).unwrap_or_default();
+                let list: TaskList = client.get(&format!("/v1/tasks?limit={limit}{state}")).await?;
+                output.result(&list, || tasks_table(&list.tasks))?;
+                Ok(0)
+            }
+            TaskCommand::Logs { task, stderr, attempt } => {
+                let stream = if *stderr { "stderr" } else { "stdout" };
+                let query = attempt.map(|attempt| format!("&attempt={attempt}")).unwrap_or_default();
+                let path = format!("/v1/tasks/{}/logs?stream={stream}{query}", segment(task)?);
+                let mut body = client.stream(&path).await?;
+                while let Some(piece) = body.next().await? {
+                    output.bytes(&piece)?;
+                }
+                Ok(0)
+            }
+            TaskCommand::Result { task, attempt, results } => {
+                let query = attempt.map(|attempt| format!("?attempt={attempt}")).unwrap_or_default();
+                let path = format!("/v1/tasks/{}/result{query}", segment(task)?);
+                let result: TaskResult = client.get(&path).await?;
+                if let Some(directory) = results {
+                    save_outputs(&client, &result, directory, output).await?;
+                }
+                output.result(&result, || result_text(&result))?;
+                Ok(0)
+            }
+            TaskCommand::Proof { task, attempt, out } => {
+                let task = segment(task)?;
+                match out {
+                    Some(path) => {
+                        let root = save_proof(&client, task, *attempt, path).await?;
+                        output.note(&format!("proof {}, signed under a {root} root", path.display()));
+                    }
+                    None => output.bytes(&proof(&client, task, *attempt).await?)?,
+                }
+                Ok(0)
+            }
+            TaskCommand::Wait { task } => wait_for(&client, segment(task)?, output).await,
+            TaskCommand::Cancel { task } => {
+                let path = format!("/v1/tasks/{}/cancel", segment(task)?);
+                let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
+                cancelled(&response, output)
+            }
+        }
+    })
+}
+
+/// Says what a cancel came to: nothing to cancel is a "no".
+pub fn cancelled(response: &CancelResponse, output: &Output) -> Result<u8, CliError> {
+    let text = format!("{} cancelled, {} had ended before\n", response.cancelled, response.already_ended);
+    output.result(response, || text)?;
+    Ok(if response.cancelled == 0 { ANSWER_IS_NO } else { 0 })
+}
+
+async fn wait_for(client: &Client, task: &str, output: &Output) -> Result<u8, CliError> {
+    let mut interrupts =
+        signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
+    let path = format!("/v1/tasks/{task}?wait_ms=30000");
+    let status: TaskStatus = loop {
+        tokio::select! {
+            status = client.get::<TaskStatus>(&path) => {
+                let status = status?;
+                if status.ended() {
+                    break status;
+                }
+            }
+            // Waiting is all that an interrupt ends here.
+            _ = interrupts.recv() => return Ok(130),
+        }
+    };
+    output.result(&status, || format!("{} {}\n", status.id, status.state))?;
+    if let Some(result) = &status.result {
+        summarise(result, output);
+    }
+    Ok(match (&status.result, status.state.as_str()) {
+        (_, "cancelled") => 130,
+        (Some(result), _) => result.exit_code,
+        (None, _) => 125,
+    })
+}
+
+/// An identifier as a part of a path: nothing that would end it.
+pub fn segment(text: &str) -> Result<&str, CliError> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if plain { Ok(text) } else { Err(CliError::usage(format!("`{}` is no identifier", harmless(text)))) }
+}

@@ -1,0 +1,114 @@
+//! Sizes, times and shares of a processor as users write them: always with a unit.
+
+/// Bytes: `64MiB`, `1GB`, `512B`.
+pub fn size_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("B", 1),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    with_unit(text, &UNITS, "a size needs a number and a unit, such as 64MiB or 1GB")
+}
+
+/// Milliseconds: `30s`, `500ms`, `2h`.
+pub fn duration_ms(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    with_unit(text, &UNITS, "a time needs a number and a unit, such as 30s, 500ms or 2h")
+}
+
+/// Thousandths of a processor core: `500m`, or `2` for two cores.
+pub fn cpu_millicores(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 2] = [("m", 1), ("", 1_000)];
+    with_unit(
+        text,
+        &UNITS,
+        "a share of a processor is a number of cores, such as 2, or of thousandths, such as 500m",
+    )
+}
+
+/// A variable: `NAME=VALUE`.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a variable is written NAME=VALUE".to_owned()),
+    }
+}
+
+fn with_unit(text: &str, units: &[(&str, u64)], help: &str) -> Result<u64, String> {
+    let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor = units.iter().find(|(name, _)| *name == unit.trim_start()).map(|(_, factor)| *factor);
+    let number: Option<u64> = digits.parse().ok();
+    let (Some(number), Some(factor)) = (number, factor) else {
+        let known: Vec<&str> = units.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
+        return Err(format!("{help}; units: {}", known.join(", ")));
+    };
+    number.checked_mul(factor).ok_or_else(|| "the value is too large".to_owned())
+}
+
+/// A size for people.
+pub fn shown_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut tenths = u128::from(bytes) * 10;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1_024;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or("B");
+    if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {name}", tenths / 10, tenths % 10) }
+}
+
+/// A time for people.
+pub fn shown_time(duration_us: u64) -> String {
+    match duration_us {
+        0..1_000 => format!("{duration_us} µs"),
+        1_000..1_000_000 => format!("{}.{} ms", duration_us / 1_000, duration_us % 1_000 / 100),
+        1_000_000..60_000_000 => {
+            format!("{}.{:02} s", duration_us / 1_000_000, duration_us % 1_000_000 / 10_000)
+        }
+        _ => {
+            let seconds = duration_us / 1_000_000;
+            format!("{} h {} min {} s", seconds / 3_600, seconds / 60 % 60, seconds % 60)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_need_units_and_do_not_overflow() {
+        assert_eq!(size_bytes("64MiB"), Ok(64 << 20));
+        assert_eq!(size_bytes("1 GB"), Ok(1_000_000_000));
+        assert_eq!(duration_ms("500ms"), Ok(500));
+        assert_eq!(duration_ms("2h"), Ok(7_200_000));
+        assert_eq!(cpu_millicores("500m"), Ok(500));
+        assert_eq!(cpu_millicores("2"), Ok(2_000));
+        for wrong in ["", "64", "MiB", "-1MiB", "1.5GiB", "1XB", "99999999999TiB", "18446744073709551616B"] {
+            assert!(size_bytes(wrong).is_err(), "{wrong} was taken");
+        }
+        for wrong in ["", "30", "s", "1y", "-1s"] {
+            assert!(duration_ms(wrong).is_err(), "{wrong} was taken");
+        }
+        assert!(cpu_millicores("half").is_err());
+        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert!(variable("=b").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn figures_are_shown_in_the_unit_that_suits_them() {
+        assert_eq!(shown_size(999), "999 B");
+        assert_eq!(shown_size(3 * 1_024 * 1_024 + 200_000), "3.1 MiB");
+        assert_eq!(shown_time(12_345), "12.3 ms");
+        assert_eq!(shown_time(90_000_000), "0 h 1 min 30 s");
+    }
+}
