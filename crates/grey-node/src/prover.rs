@@ -4,7 +4,7 @@ use grey_api::{ErrorCode, Problem};
 use grey_core::{leaves, report_header, statement};
 use grey_proof::{
     BUNDLE_TYPE, BundledLeaf, BundledLog, Digest, LogEntry, LogTree, ProofBundle, SignedCheckpoint,
-    inclusion_path, leaf_salt, log_inclusion_path, report_digest,
+    inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest, verify_inclusion,
 };
 
 use crate::handle::{Node, unreadable};
@@ -43,6 +43,10 @@ pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<Pro
     let log_path = log_inclusion_path(report.position, log.size(), |hash| node.tree.read(hash));
     let log_path = log_path.map_err(|error| unreadable(&error))?;
     let log_path = log_path.ok_or_else(|| broken("the log does not have the report"))?;
+    let leaf = leaf_hash(&entry.encode_v1().map_err(|error| broken(&error.to_string()))?);
+    if !verify_inclusion(&leaf, report.position, log.size(), &log_path, &log.root()) {
+        return Err(broken("the hashes in tree.hashes do not lead to the log's root; the file is damaged"));
+    }
     let mut checkpoint = SignedCheckpoint::new(node.identity.cluster(), log.size(), log.root());
     checkpoint.sign(&node.identity.server_key);
     Ok(ProofBundle {

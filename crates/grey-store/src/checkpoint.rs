@@ -1,10 +1,10 @@
 //! Checkpoints: the rows of the state, and how far history and tree had come, in one transaction.
 
 use grey_replica::{Checkpoint, Membership};
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::database::{failure, open};
+use crate::database::{FACTS_KEY, contained, facts, failure, open, sealed, unsealed};
 use crate::disk::Disk;
 use crate::error::StoreError;
 
@@ -32,6 +32,8 @@ struct Facts {
     term: u64,
     membership: MembershipFact,
     side: SidePosition,
+    /// How many rows there are, so that one that is gone is missed.
+    rows: u64,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -64,37 +66,17 @@ fn wrong(error: impl Into<redb::Error>) -> StoreError {
     failure(STATE_FILE, error)
 }
 
-fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(value.len() + 4);
-    bytes.extend_from_slice(&crc32c::crc32c_append(crc32c::crc32c(key), value).to_le_bytes());
-    bytes.extend_from_slice(value);
-    bytes
-}
-
-fn unsealed(key: &[u8], bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
-    let place = || format!("row {}", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-    match bytes.split_first_chunk::<4>() {
-        Some((stored, value))
-            if u32::from_le_bytes(*stored) == crc32c::crc32c_append(crc32c::crc32c(key), value) =>
-        {
-            Ok(value.to_vec())
-        }
-        _ => Err(StoreError::damaged(STATE_FILE, place(), "its checksum does not hold")),
-    }
-}
-
 impl CheckpointStore {
     pub(crate) fn open(disk: &dyn Disk) -> Result<(CheckpointStore, Option<Found>), StoreError> {
+        contained(STATE_FILE, || CheckpointStore::open_uncontained(disk))
+    }
+
+    fn open_uncontained(disk: &dyn Disk) -> Result<(CheckpointStore, Option<Found>), StoreError> {
         let database = open(disk, STATE_FILE)?;
         let transaction = database.begin_write().map_err(wrong)?;
-        let found = {
-            let facts = transaction.open_table(FACTS).map_err(wrong)?;
-            let rows = transaction.open_table(ROWS).map_err(wrong)?;
-            let stored = facts.get("facts").map_err(wrong)?.map(|value| value.value().to_vec());
-            match stored {
-                None => None,
-                Some(stored) => Some(read(&unsealed(b"facts", &stored)?, &rows)?),
-            }
+        let found = match facts(STATE_FILE, &transaction, FACTS)? {
+            None => None,
+            Some(stored) => Some(read(&stored, &transaction.open_table(ROWS).map_err(wrong)?)?),
         };
         transaction.commit().map_err(wrong)?;
         Ok((CheckpointStore { database, failed: false }, found))
@@ -106,7 +88,12 @@ impl CheckpointStore {
             return Err(StoreError::Failed { file: STATE_FILE.to_owned() });
         }
         self.failed = true;
-        let facts = encode_facts(checkpoint, side);
+        contained(STATE_FILE, || self.write_uncontained(checkpoint, side))?;
+        self.failed = false;
+        Ok(())
+    }
+
+    fn write_uncontained(&self, checkpoint: &Checkpoint, side: SidePosition) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(wrong)?;
         {
             let mut rows = transaction.open_table(ROWS).map_err(wrong)?;
@@ -118,16 +105,15 @@ impl CheckpointStore {
                     None => drop(rows.remove(key.as_slice()).map_err(wrong)?),
                 }
             }
+            let facts = encode_facts(checkpoint, side, rows.len().map_err(wrong)?);
             let mut table = transaction.open_table(FACTS).map_err(wrong)?;
-            table.insert("facts", sealed(b"facts", &facts).as_slice()).map_err(wrong)?;
+            table.insert(FACTS_KEY, sealed(FACTS_KEY.as_bytes(), &facts).as_slice()).map_err(wrong)?;
         }
-        transaction.commit().map_err(wrong)?;
-        self.failed = false;
-        Ok(())
+        transaction.commit().map_err(wrong)
     }
 }
 
-fn encode_facts(checkpoint: &Checkpoint, side: SidePosition) -> Vec<u8> {
+fn encode_facts(checkpoint: &Checkpoint, side: SidePosition, rows: u64) -> Vec<u8> {
     let membership = &checkpoint.membership;
     let facts = Facts {
         version: FORMAT_VERSION,
@@ -141,6 +127,7 @@ fn encode_facts(checkpoint: &Checkpoint, side: SidePosition) -> Vec<u8> {
             auto_leave: membership.auto_leave,
         },
         side,
+        rows,
     };
     // Serialising to memory fails only for types without a known length, of which there are none here.
     postcard::to_allocvec(&facts).unwrap_or_default()
@@ -157,8 +144,12 @@ fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -
     for row in rows.iter().map_err(wrong)? {
         let (key, value) = row.map_err(wrong)?;
         let key = key.value().to_vec();
-        let value = unsealed(&key, value.value())?;
+        let value = unsealed(STATE_FILE, &key, value.value())?;
         found.push((key, value));
+    }
+    if found.len() as u64 != facts.rows {
+        let what = format!("there are {}; {} were written", found.len(), facts.rows);
+        return Err(StoreError::damaged(STATE_FILE, "its rows", what));
     }
     let membership = facts.membership;
     Ok(Found {

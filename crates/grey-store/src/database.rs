@@ -1,6 +1,7 @@
 //! redb over a [`Medium`], and its errors with the file's name.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use redb::{Database, StorageBackend};
@@ -59,3 +60,58 @@ pub(crate) fn failure(file: &str, error: impl Into<redb::Error>) -> StoreError {
         other => StoreError::damaged(file, "its structure", other),
     }
 }
+
+/// Runs what uses redb, which panics where the structure of a damaged file contradicts itself: here that is an error like
+/// any other. The caller takes nothing more from the database afterwards.
+pub(crate) fn contained<T>(file: &str, act: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+        let what = said.unwrap_or_else(|| "it contradicts itself".to_owned());
+        Err(StoreError::damaged(file, "its structure", what))
+    })
+}
+
+/// A value behind its checksum, which covers the key too: a right value in the wrong place is wrong.
+pub(crate) fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(value.len() + 4);
+    bytes.extend_from_slice(&crc32c::crc32c_append(crc32c::crc32c(key), value).to_le_bytes());
+    bytes.extend_from_slice(value);
+    bytes
+}
+
+/// The value of what [`sealed`] made.
+pub(crate) fn unsealed(file: &str, key: &[u8], bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let place = || format!("row {}", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    match bytes.split_first_chunk::<4>() {
+        Some((stored, value))
+            if u32::from_le_bytes(*stored) == crc32c::crc32c_append(crc32c::crc32c(key), value) =>
+        {
+            Ok(value.to_vec())
+        }
+        _ => Err(StoreError::damaged(file, place(), "its checksum does not hold")),
+    }
+}
+
+/// The facts that a file keeps about itself; nothing in a file that holds no table yet. A file with tables and without
+/// facts is damaged, not new.
+pub(crate) fn facts(
+    file: &str,
+    transaction: &redb::WriteTransaction,
+    table: redb::TableDefinition<'static, &'static str, &'static [u8]>,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let wrong = |error: redb::Error| failure(file, error);
+    let tables = transaction.list_tables().map_err(|error| wrong(error.into()))?.count();
+    if tables == 0 {
+        return Ok(None);
+    }
+    let table = transaction.open_table(table).map_err(|error| wrong(error.into()))?;
+    let stored = redb::ReadableTable::get(&table, FACTS_KEY).map_err(|error| wrong(error.into()))?;
+    match stored {
+        Some(stored) => Ok(Some(unsealed(file, FACTS_KEY.as_bytes(), stored.value())?)),
+        None => Err(StoreError::damaged(file, "its facts", "they are missing")),
+    }
+}
+
+/// Under which the facts stand.
+pub(crate) const FACTS_KEY: &str = "facts";

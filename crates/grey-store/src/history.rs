@@ -429,7 +429,8 @@ fn open_last(disk: &dyn Disk, number: u32, length: u64) -> Result<Segment, Store
     let name = name(number);
     let medium = disk.open(&name).map_err(|error| StoreError::io(&name, "open", error))?;
     let present = medium.length().map_err(|error| StoreError::io(&name, "measure", error))?;
-    if present < length {
+    // A segment without records is begun anew, so how much of its beginning survived a power cut does not matter.
+    if present < length && length > MAGIC.len() as u64 {
         return Err(StoreError::damaged(
             &name,
             format!("byte {present}"),

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use grey_replica::{HardState, LogEntry, LogEntryKind, LogReader, PersistBatch, ReadError};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
 
-use crate::database::{failure, open};
+use crate::database::{FACTS_KEY, contained, facts, failure, open, sealed};
 use crate::disk::Disk;
 use crate::error::StoreError;
 
@@ -15,7 +16,7 @@ use crate::error::StoreError;
 pub(crate) const LOG_FILE: &str = "log.redb";
 const FORMAT_VERSION: u64 = 1;
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 /// Checksum, kind and term before an entry's data.
 const HEADER_BYTES: usize = 13;
 
@@ -27,10 +28,46 @@ pub(crate) struct LogFacts {
     pub(crate) last_index: u64,
 }
 
+/// [`LogFacts`] as they are written, in the same transaction as the entries that they speak of.
+#[derive(Debug, Serialize, Deserialize)]
+struct FactsRow {
+    version: u64,
+    hard_state: (u64, u64, u64),
+    truncated: (u64, u64),
+    last_index: u64,
+}
+
+impl LogFacts {
+    fn encode(&self) -> Vec<u8> {
+        let HardState { term, vote, commit } = self.hard_state;
+        let row = FactsRow {
+            version: FORMAT_VERSION,
+            hard_state: (term, vote, commit),
+            truncated: self.truncated,
+            last_index: self.last_index,
+        };
+        // Serialising to memory fails only for types without a known length, of which there are none here.
+        sealed(FACTS_KEY.as_bytes(), &postcard::to_allocvec(&row).unwrap_or_default())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<LogFacts, StoreError> {
+        let row: FactsRow = postcard::from_bytes(bytes)
+            .map_err(|_| StoreError::damaged(LOG_FILE, "its facts", "they do not decode"))?;
+        if row.version != FORMAT_VERSION {
+            let file = LOG_FILE.to_owned();
+            return Err(StoreError::Version { file, found: row.version, supported: FORMAT_VERSION });
+        }
+        let (term, vote, commit) = row.hard_state;
+        let hard_state = HardState { term, vote, commit };
+        Ok(LogFacts { hard_state, truncated: row.truncated, last_index: row.last_index })
+    }
+}
+
 /// The durable log of one node.
 #[derive(Debug)]
 pub struct LogStore {
     database: Arc<Database>,
+    facts: LogFacts,
     failed: bool,
 }
 
@@ -83,35 +120,31 @@ fn decode(index: u64, bytes: &[u8]) -> Result<LogEntry, StoreError> {
 
 impl LogStore {
     pub(crate) fn open(disk: &dyn Disk) -> Result<(LogStore, LogFacts), StoreError> {
+        contained(LOG_FILE, || LogStore::open_uncontained(disk))
+    }
+
+    fn open_uncontained(disk: &dyn Disk) -> Result<(LogStore, LogFacts), StoreError> {
         let database = Arc::new(open(disk, LOG_FILE)?);
         let transaction = database.begin_write().map_err(wrong)?;
-        let facts = {
-            let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
-            let entries = transaction.open_table(ENTRIES).map_err(wrong)?;
-            let found = numbers.get("version").map_err(wrong)?.map(|value| value.value());
-            match found {
-                None => drop(numbers.insert("version", FORMAT_VERSION).map_err(wrong)?),
-                Some(FORMAT_VERSION) => {}
-                Some(found) => {
-                    let file = LOG_FILE.to_owned();
-                    return Err(StoreError::Version { file, found, supported: FORMAT_VERSION });
-                }
-            }
-            let number = |name: &str| -> Result<u64, StoreError> {
-                Ok(numbers.get(name).map_err(wrong)?.map_or(0, |value| value.value()))
-            };
-            let truncated = (number("truncated_index")?, number("truncated_term")?);
-            let hard_state =
-                HardState { term: number("term")?, vote: number("vote")?, commit: number("commit")? };
-            let first = entries.first().map_err(wrong)?.map(|(index, _)| index.value());
-            let last_index = entries.last().map_err(wrong)?.map_or(truncated.0, |(index, _)| index.value());
-            if first.is_some_and(|first| first != truncated.0 + 1) {
-                return Err(StoreError::damaged(LOG_FILE, "its beginning", "entries are missing"));
-            }
-            LogFacts { hard_state, truncated, last_index }
+        let found = match facts(LOG_FILE, &transaction, FACTS)? {
+            None => LogFacts::default(),
+            Some(stored) => LogFacts::decode(&stored)?,
         };
+        {
+            let entries = transaction.open_table(ENTRIES).map_err(wrong)?;
+            let first = entries.first().map_err(wrong)?.map(|(index, _)| index.value());
+            let last = entries.last().map_err(wrong)?.map(|(index, _)| index.value());
+            let expected =
+                (found.last_index > found.truncated.0).then_some((found.truncated.0 + 1, found.last_index));
+            if first.zip(last) != expected {
+                let what = format!("entries {first:?} to {last:?} are there; {expected:?} were written");
+                return Err(StoreError::damaged(LOG_FILE, "its entries", what));
+            }
+            let mut table = transaction.open_table(FACTS).map_err(wrong)?;
+            table.insert(FACTS_KEY, found.encode().as_slice()).map_err(wrong)?;
+        }
         transaction.commit().map_err(wrong)?;
-        Ok((LogStore { database, failed: false }, facts))
+        Ok((LogStore { database, facts: found, failed: false }, found))
     }
 
     /// A reader for other threads.
@@ -122,46 +155,50 @@ impl LogStore {
     /// Writes batches in their order. When this returns, all of them are durable; after an error none may be taken for
     /// durable, nothing more is written, and the node must end.
     pub fn append(&mut self, batches: &[PersistBatch]) -> Result<(), StoreError> {
+        let mut facts = self.facts;
         self.guarded(|database| {
             let mut transaction = database.begin_write().map_err(wrong)?;
             transaction.set_quick_repair(false);
             {
                 let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
-                let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
                 for batch in batches {
-                    if let Some(state) = batch.hard_state {
-                        numbers.insert("term", state.term).map_err(wrong)?;
-                        numbers.insert("vote", state.vote).map_err(wrong)?;
-                        numbers.insert("commit", state.commit).map_err(wrong)?;
-                    }
-                    if let Some(first) = batch.entries.first() {
-                        let last = entries.last().map_err(wrong)?.map_or(0, |(index, _)| index.value());
-                        if last >= first.index {
-                            entries.retain_in(first.index.., |_, _| false).map_err(wrong)?;
-                        }
+                    facts.hard_state = batch.hard_state.unwrap_or(facts.hard_state);
+                    if let Some(first) = batch.entries.first()
+                        && facts.last_index >= first.index
+                    {
+                        entries.retain_in(first.index.., |_, _| false).map_err(wrong)?;
                     }
                     for entry in &batch.entries {
                         entries.insert(entry.index, encode(entry).as_slice()).map_err(wrong)?;
+                        facts.last_index = entry.index;
                     }
                 }
+                let mut table = transaction.open_table(FACTS).map_err(wrong)?;
+                table.insert(FACTS_KEY, facts.encode().as_slice()).map_err(wrong)?;
             }
             transaction.commit().map_err(wrong)
-        })
+        })?;
+        self.facts = facts;
+        Ok(())
     }
 
     /// Drops entries up to `index`, whose term is `term`, once a checkpoint covers them.
     pub fn truncate_through(&mut self, index: u64, term: u64) -> Result<(), StoreError> {
+        let mut facts = self.facts;
+        facts.truncated = (index, term);
+        facts.last_index = facts.last_index.max(index);
         self.guarded(|database| {
             let transaction = database.begin_write().map_err(wrong)?;
             {
                 let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
                 entries.retain_in(..=index, |_, _| false).map_err(wrong)?;
-                let mut numbers = transaction.open_table(NUMBERS).map_err(wrong)?;
-                numbers.insert("truncated_index", index).map_err(wrong)?;
-                numbers.insert("truncated_term", term).map_err(wrong)?;
+                let mut table = transaction.open_table(FACTS).map_err(wrong)?;
+                table.insert(FACTS_KEY, facts.encode().as_slice()).map_err(wrong)?;
             }
             transaction.commit().map_err(wrong)
-        })
+        })?;
+        self.facts = facts;
+        Ok(())
     }
 
     fn guarded(&mut self, write: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
@@ -170,7 +207,7 @@ impl LogStore {
         }
         // Until it is known to have gone well it has failed: also when the write unwinds.
         self.failed = true;
-        write(&self.database)?;
+        contained(LOG_FILE, || write(&self.database))?;
         self.failed = false;
         Ok(())
     }
@@ -200,9 +237,14 @@ impl LogStoreReader {
 
 impl LogReader for LogStoreReader {
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<LogEntry>, ReadError> {
-        let entries =
-            self.read(low, high, max_bytes).map_err(|error| ReadError::Damaged(error.to_string()))?;
-        if entries.is_empty() { Err(ReadError::Missing(low)) } else { Ok(entries) }
+        let entries = contained(LOG_FILE, || self.read(low, high, max_bytes))
+            .map_err(|error| ReadError::Damaged(error.to_string()))?;
+        if entries.is_empty() {
+            // Whoever asks knows the log's bounds, so what is not there has gone.
+            let gone = StoreError::damaged(LOG_FILE, format!("entry {low}"), "it is missing");
+            return Err(ReadError::Damaged(gone.to_string()));
+        }
+        Ok(entries)
     }
 
     fn term(&self, index: u64) -> Result<u64, ReadError> {
