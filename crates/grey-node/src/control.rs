@@ -223,7 +223,10 @@ impl Control {
             // Who no longer waits need not be told.
             let _ = reply.send(());
         } else {
-            self.waiters.entry(job).or_default().push((task, reply));
+            let waiting = self.waiters.entry(job).or_default();
+            // Those whose time was up are gone; whoever asks again and again leaves no trail.
+            waiting.retain(|(_, reply)| !reply.is_closed());
+            waiting.push((task, reply));
         }
     }
 

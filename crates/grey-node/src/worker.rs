@@ -118,7 +118,7 @@ impl Worker {
             WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Stored(attempt, result, usage) => {
-                self.wiring.process.release(attempt);
+                self.release(attempt);
                 self.agent.finished(attempt, *result, usage);
             }
             WorkerMessage::End => {}
@@ -130,7 +130,7 @@ impl Worker {
         match inline(executed) {
             Ok(result) => {
                 if result.sandbox != SandboxLevel::None {
-                    self.wiring.process.release(attempt);
+                    self.release(attempt);
                 }
                 self.agent.finished(attempt, result, usage);
             }
@@ -142,6 +142,12 @@ impl Worker {
                 });
             }
         }
+    }
+
+    /// Removing what an attempt left takes as long as it left files, so it is not done on this thread.
+    fn release(&self, attempt: AttemptId) {
+        let process = self.wiring.process.clone();
+        self.wiring.runtime.spawn_blocking(move || process.release(attempt));
     }
 
     fn act(&mut self) -> Result<(), NodeError> {

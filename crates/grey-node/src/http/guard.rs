@@ -9,8 +9,11 @@ use axum::response::{IntoResponse, Response};
 use grey_api::{ErrorCode, Problem};
 use grey_proof::Digest;
 
-use super::reply::Refusal;
+use super::reply::{PROBLEM_MEDIA_TYPE, Refusal};
 use crate::handle::Activity;
+
+/// A refusal of the framework's own is a sentence.
+const LONGEST_REFUSAL_BYTES: usize = 4_096;
 
 /// How a request came in.
 pub(crate) enum Entrance {
@@ -34,7 +37,19 @@ pub(crate) async fn guard(
         return Refusal(problem).into_response();
     }
     let _open = activity.enter();
-    next.run(request).await
+    with_particulars(next.run(request).await).await
+}
+
+/// What the framework refuses by itself, in the form of every other refusal.
+async fn with_particulars(response: Response) -> Response {
+    let status = response.status();
+    let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if status.is_success() || media_type == Some(PROBLEM_MEDIA_TYPE) {
+        return response;
+    }
+    let said = axum::body::to_bytes(response.into_body(), LONGEST_REFUSAL_BYTES).await.unwrap_or_default();
+    let code = if status.is_client_error() { ErrorCode::InvalidRequest } else { ErrorCode::Internal };
+    Refusal(Problem::new(code, String::from_utf8_lossy(&said))).into_response()
 }
 
 fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Problem> {

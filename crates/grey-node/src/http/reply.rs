@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::REQUEST_BYTES;
 
+/// The media type of refusals.
+pub(crate) const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
 /// A refusal on its way to the client.
 pub(crate) struct Refusal(pub(crate) Problem);
 
@@ -24,7 +27,7 @@ impl IntoResponse for Refusal {
         let Refusal(problem) = self;
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let media_type = HeaderValue::from_static("application/problem+json");
+        let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
         let mut response = (status, [(header::CONTENT_TYPE, media_type)], body).into_response();
         if let Some(retry_after_ms) = problem.retry_after_ms {
             let seconds = HeaderValue::from(retry_after_ms.div_ceil(1_000));

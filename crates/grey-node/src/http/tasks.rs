@@ -109,7 +109,13 @@ async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, 
             })?;
             // A blob that turns out damaged ends the response early: the client sees a broken connection, never
             // different bytes.
-            Ok(typed(MEDIA_TYPE, Body::from_stream(pieces.boxed())))
+            let open = node.activity.enter();
+            let pieces = pieces.map(move |piece| {
+                // While somebody reads, the node is not idle.
+                let _reading = &open;
+                piece
+            });
+            Ok(typed(MEDIA_TYPE, Body::from_stream(pieces)))
         }
     }
 }
