@@ -44,8 +44,10 @@ impl<'a> CanonicalWriter<'a> {
             self.out.push(b',');
         }
         self.first = false;
-        write_string(self.out, key);
-        self.out.push(b':');
+        debug_assert!(!key.bytes().any(needs_escape), "{key} would need an escape");
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
     }
 
     pub(crate) fn string(&mut self, key: &str, value: &str) {
@@ -55,11 +57,14 @@ impl<'a> CanonicalWriter<'a> {
 
     pub(crate) fn digest(&mut self, key: &str, value: &crate::Digest) {
         self.key(key);
-        self.out.push(b'"');
-        for byte in value.0 {
-            self.out.extend_from_slice(&HEX[usize::from(byte)]);
+        let mut digits = [0u8; 66];
+        if let [quote, pairs @ .., end] = &mut digits {
+            (*quote, *end) = (b'"', b'"');
+            for (pair, byte) in pairs.chunks_exact_mut(2).zip(value.0) {
+                pair.copy_from_slice(&HEX[usize::from(byte)]);
+            }
         }
-        self.out.push(b'"');
+        self.out.extend_from_slice(&digits);
     }
 
     pub(crate) fn number(&mut self, key: &'static str, value: u64) -> Result<(), ProofError> {
@@ -137,8 +142,17 @@ fn write_number(out: &mut Vec<u8>, mut value: u64) {
     }
 }
 
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
 fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
+    if !text.bytes().any(needs_escape) {
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     for byte in text.bytes() {
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
@@ -178,7 +192,22 @@ pub(crate) fn rfc3339(field: &'static str, unix_ms: u64) -> Result<String, Proof
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute) = (in_day_ms / 3_600_000, in_day_ms / 60_000 % 60);
     let (second, milli) = (in_day_ms / 1_000 % 60, in_day_ms % 1_000);
-    Ok(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"))
+    let mut text = String::with_capacity(24);
+    let parts = [(year, 1_000, '-'), (month, 10, '-'), (day, 10, 'T'), (hour, 10, ':'), (minute, 10, ':')];
+    for (value, unit, end) in parts.into_iter().chain([(second, 10, '.'), (milli, 100, 'Z')]) {
+        push_digits(&mut text, value, unit);
+        text.push(end);
+    }
+    Ok(text)
+}
+
+/// Decimal digits from the one of `unit` down to the ones. Formatting machinery costs more than all else of a time.
+fn push_digits(text: &mut String, value: u64, unit: u64) {
+    let mut unit = unit;
+    while unit > 0 {
+        text.push(char::from(b'0' + (value / unit % 10) as u8));
+        unit /= 10;
+    }
 }
 
 /// Reads what [`rfc3339`] writes, and nothing else.
