@@ -100,7 +100,6 @@ impl Drop for ActivityGuard {
 pub(crate) struct DiskRoom {
     directory: PathBuf,
     floor_bytes: u64,
-    free_bytes: AtomicU64,
 }
 
 /// The share of a disk that new work must leave free: a twentieth, within these bounds, in bytes.
@@ -109,22 +108,15 @@ const MOST_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
 
 impl DiskRoom {
     pub(crate) fn new(directory: PathBuf) -> Result<DiskRoom, StoreError> {
-        let free = grey_store::free_bytes(&directory)?;
         let total = grey_store::total_bytes(&directory)?;
         let floor_bytes = (total / 20).clamp(LEAST_FLOOR_BYTES, MOST_FLOOR_BYTES);
-        Ok(DiskRoom { directory, floor_bytes, free_bytes: AtomicU64::new(free) })
+        Ok(DiskRoom { directory, floor_bytes })
     }
 
-    /// Looks again.
-    pub(crate) fn refresh(&self) {
-        if let Ok(free) = grey_store::free_bytes(&self.directory) {
-            self.free_bytes.store(free, Ordering::Relaxed);
-        }
-    }
-
-    /// Why no new work is taken, if none is.
+    /// Why no new work is taken, if none is. It asks the system each time, which costs about a microsecond.
     pub(crate) fn refusal(&self) -> Option<Problem> {
-        let free = self.free_bytes.load(Ordering::Relaxed);
+        // A disk that cannot be asked will say so when it is written to.
+        let free = grey_store::free_bytes(&self.directory).unwrap_or(u64::MAX);
         (free < self.floor_bytes).then(|| {
             let detail = format!(
                 "{} bytes are free below {}; new work is taken from {} bytes on",

@@ -45,7 +45,7 @@ const ATTEMPTS_AT_ONCE: u32 = 1_024;
 const PROCESSES_AT_ONCE: usize = 256;
 /// Events that a slow reader may lag behind.
 const EVENTS_KEPT: usize = 4_096;
-/// How often idleness and the disk's room are looked at.
+/// How often idleness is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long open requests may take to end at a shutdown.
 const GRACE: Duration = Duration::from_secs(2);
@@ -421,7 +421,6 @@ async fn wait_for_end(node: &Node, ended: &Notify, idle_exit: Option<Duration>) 
             _ = terminated.recv() => return Ok(()),
             _ = interrupted.recv() => return Ok(()),
             _ = look.tick() => {
-                node.disk.refresh();
                 if idle_exit.is_some_and(|longest| node.activity.idle() >= longest) {
                     // Work keeps a node alive, also when nobody is watching.
                     match node.ask(|replica| replica.state().jobs().is_empty()).await {

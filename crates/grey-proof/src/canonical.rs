@@ -57,12 +57,10 @@ impl<'a> CanonicalWriter<'a> {
 
     pub(crate) fn digest(&mut self, key: &str, value: &crate::Digest) {
         self.key(key);
-        let mut digits = [0u8; 66];
-        if let [quote, pairs @ .., end] = &mut digits {
-            (*quote, *end) = (b'"', b'"');
-            for (pair, byte) in pairs.chunks_exact_mut(2).zip(value.0) {
-                pair.copy_from_slice(&HEX[usize::from(byte)]);
-            }
+        let mut digits = [b'"'; 66];
+        let [_, pairs @ .., _] = &mut digits;
+        for (pair, byte) in pairs.chunks_exact_mut(2).zip(value.0) {
+            pair.copy_from_slice(&HEX[usize::from(byte)]);
         }
         self.out.extend_from_slice(&digits);
     }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use grey_api::{ErrorCode, Problem};
 use grey_proof::Digest;
 
+use super::REQUEST_BYTES;
 use super::reply::{PROBLEM_MEDIA_TYPE, Refusal};
 use crate::handle::Activity;
 
@@ -64,6 +65,15 @@ fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Pro
         return Err(
             Problem::new(ErrorCode::ForbiddenOrigin, detail).hint("use 127.0.0.1, [::1] or localhost")
         );
+    }
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > REQUEST_BYTES as u64) {
+        // Said before the body is sent, so that nobody sends it in vain.
+        let detail = format!("the body is larger than {REQUEST_BYTES} bytes");
+        return Err(Problem::new(ErrorCode::TooLarge, detail)
+            .limit(REQUEST_BYTES as u64)
+            .hint("send it in parts"));
     }
     match entrance {
         Entrance::Socket => Ok(()),

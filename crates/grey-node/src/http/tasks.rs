@@ -113,6 +113,9 @@ async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, 
             let pieces = pieces.map(move |piece| {
                 // While somebody reads, the node is not idle.
                 let _reading = &open;
+                if let Err(error) = &piece {
+                    tracing::error!(%error, "a blob cannot be read to its end");
+                }
                 piece
             });
             Ok(typed(MEDIA_TYPE, Body::from_stream(pieces)))
