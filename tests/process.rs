@@ -55,6 +55,7 @@ fn the_exit_status_says_whose_failure_it_was() {
         (124, &["run", "--timeout", "200ms", "--", "sleep", "60"]),
         (125, &["run", "--tenant", "nobody", "--", "true"]),
         (125, &["run", "--output-limit", "10B", "--", "echo", "more than ten bytes"]),
+        (125, &["run", "--cpu", "100000", "--", "true"]),
         (126, &["run", "--", "/etc/passwd"]),
         (127, &["run", "--", "no-such-program-anywhere"]),
         (137, &["run", "--", "sh", "-c", "kill -9 $$"]),

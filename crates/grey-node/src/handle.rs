@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use grey_api::{ErrorCode, Problem};
 use grey_blob::BlobStore;
-use grey_core::{Answer, Command, Event, JobId, Rejection, State, TaskDefaults, TaskId, TenantId};
+use grey_core::{Answer, Command, Event, JobId, Rejection, Resources, State, TaskDefaults, TaskId, TenantId};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) activity: Arc<Activity>,
     pub(crate) submissions: Semaphore,
     pub(crate) disk: DiskRoom,
+    /// What the only worker of a local cluster has: what exceeds it would wait for ever.
+    pub(crate) capacity: Resources,
 }
 
 /// When the node last had something to do for somebody.

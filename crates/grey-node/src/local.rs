@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use grey_agent::{Agent, AgentOptions, EventSink, Executor};
+use grey_agent::{Agent, AgentOptions, Capabilities, EventSink, Executor};
 use grey_blob::BlobStore;
 use grey_core::{Bootstrap, Command, Resources, TaskDefaults, TenantRecord};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
@@ -221,7 +221,7 @@ async fn serve(
         () = engine.ended.notified() => return Ok(()),
     };
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
-    let sandbox = start_worker(options, &identity, disk, engine, &blobs).await?;
+    let capabilities = start_worker(options, &identity, disk, engine, &blobs).await?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
@@ -238,7 +238,9 @@ async fn serve(
         activity: Arc::new(Activity::new()),
         submissions: submission_gate(),
         disk: DiskRoom::new(options.data_dir.clone())?,
+        capacity: capabilities.resources,
     });
+    let sandbox = capabilities.sandbox.name().to_owned();
     let stopping = Arc::new(Notify::new());
     let mut servers = tokio::task::JoinSet::new();
     let wait = stopping.clone();
@@ -320,7 +322,7 @@ async fn start_worker(
     disk: Arc<dyn Disk>,
     engine: &mut Engine,
     blobs: &Arc<BlobStore>,
-) -> Result<String, NodeError> {
+) -> Result<Capabilities, NodeError> {
     let node = identity.signer.node;
     let lives = move |state: &grey_core::State| {
         state.workers().values().find(|worker| worker.node == node).map_or(0, |worker| worker.incarnation)
@@ -367,7 +369,7 @@ async fn start_worker(
         tell.notify_one();
         outcome
     })?);
-    Ok(capabilities.sandbox.name().to_owned())
+    Ok(capabilities)
 }
 
 fn host_name() -> String {

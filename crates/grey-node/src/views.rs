@@ -85,8 +85,11 @@ fn job_status(node: &Node, id: JobId, info: &JobInfo, total: &Counts, ended_at_m
 }
 
 pub(crate) fn no_such(what: &str, id: impl core::fmt::Display) -> Problem {
-    Problem::new(ErrorCode::NotFound, format!("there is no {what} {id}"))
-        .hint(format!("`grey {what} list` shows what there is"))
+    let problem = Problem::new(ErrorCode::NotFound, format!("there is no {what} {id}"));
+    match what {
+        "job" | "task" => problem.hint(format!("`grey {what} list` shows what there is")),
+        _ => problem.hint("`grey task result` shows a task's attempts and files"),
+    }
 }
 
 /// A job, wherever it is.

@@ -39,8 +39,9 @@ impl IntoResponse for Refusal {
 
 /// A document.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<Response, Refusal> {
-    let body = serde_json::to_vec(value)
+    let mut body = serde_json::to_vec(value)
         .map_err(|error| Refusal(Problem::new(ErrorCode::Internal, error.to_string())))?;
+    body.push(b'\n');
     Ok(typed("application/json", body))
 }
 

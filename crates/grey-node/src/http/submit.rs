@@ -170,6 +170,9 @@ async fn submit(
         wall_ms: wall_ms(),
     };
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&rejection)))?;
+    for (number, group) in submission.groups.iter().enumerate() {
+        fits(number, &group.spec.resources, &node.capacity)?;
+    }
     let _place = node.admit().await?;
     match node.propose(Command::Submit(submission)).await? {
         Answer::Submitted { job, tasks, duplicate } => json(&JobCreated {
@@ -180,6 +183,23 @@ async fn submit(
         }),
         other => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
     }
+}
+
+/// Refuses what no worker could ever run.
+fn fits(number: usize, needs: &Resources, capacity: &Resources) -> Result<(), Refusal> {
+    for (field, need, has) in [
+        ("cpu_millicores", needs.cpu_millicores, capacity.cpu_millicores),
+        ("memory_bytes", needs.memory_bytes, capacity.memory_bytes),
+        ("disk_bytes", needs.disk_bytes, capacity.disk_bytes),
+    ] {
+        if need > has {
+            let detail = format!("`tasks[{number}].{field}` is {need}; the largest worker has {has}");
+            let problem =
+                Problem::new(ErrorCode::OutOfBounds, detail).field(format!("tasks[{number}].{field}"));
+            return Err(Refusal(problem.limit(has).hint("ask for less, or split the task")));
+        }
+    }
+    Ok(())
 }
 
 /// The idempotency key with the digest of all that it stands for.
