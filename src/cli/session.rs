@@ -1,6 +1,7 @@
 //! Which cluster a command speaks to, and how the local one is found or started.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -143,8 +144,10 @@ pub fn start(directory: &Path) -> Result<StartReport, CliError> {
     let failed = |what: &str, error: &std::io::Error| {
         CliError::io("start", format!("the local cluster in {} ({what})", directory.display()), error)
     };
-    std::fs::create_dir_all(directory).map_err(|error| failed("its directory", &error))?;
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join(LOG_FILE));
+    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    created.map_err(|error| failed("its directory", &error))?;
+    let log =
+        std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.join(LOG_FILE));
     let log = log.map_err(|error| failed("its log", &error))?;
     let binary = std::env::current_exe().map_err(|error| failed("this binary", &error))?;
     let mut child = Command::new(binary)

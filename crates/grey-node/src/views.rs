@@ -14,6 +14,10 @@ use crate::records::FoundAttempt;
 /// The most attempts that are looked at to tell how a task ended.
 const ATTEMPTS_LOOKED_AT: usize = 64;
 
+/// The most tasks that one page of live ones looks at: many of a job may have ended, and the state's thread has other
+/// things to do.
+const TASKS_LOOKED_AT: usize = 20_000;
+
 /// What is known of a task without its results.
 #[derive(Debug, Clone)]
 pub(crate) struct TaskFacts {
@@ -37,7 +41,26 @@ struct LiveFacts {
 /// One attempt with its report.
 pub(crate) struct Attempt {
     pub(crate) found: FoundAttempt,
-    pub(crate) report: ReportRecord,
+    pub(crate) report: Arc<ReportRecord>,
+}
+
+/// The report that was read last: neighbours of a listing are mostly in the same one.
+#[derive(Default)]
+pub(crate) struct LastReport(Option<Arc<ReportRecord>>);
+
+impl LastReport {
+    fn attempt(&mut self, node: &Node, found: FoundAttempt) -> Result<Attempt, Problem> {
+        let position = found.pointer.position;
+        if let Some(report) = self.0.as_ref().filter(|report| report.position == position) {
+            return Ok(Attempt { found, report: report.clone() });
+        }
+        let report = node.records.report(position).map_err(|error| unreadable(&error))?;
+        let missing =
+            || Problem::new(ErrorCode::Internal, format!("report {position} is missing from history"));
+        let report = Arc::new(report.ok_or_else(missing)?);
+        self.0 = Some(report.clone());
+        Ok(Attempt { found, report })
+    }
 }
 
 impl Attempt {
@@ -222,50 +245,39 @@ pub(crate) async fn facts_of_job(
     Ok(range.filter_map(|task| ended_facts(TaskId(task), job, &record)).collect())
 }
 
-/// Tasks of live jobs from `from` on, at most `limit`.
+/// Tasks of live jobs from `from` on that have not ended, at most `limit`, and from where to go on.
 pub(crate) async fn facts_of_live(
     node: &Node,
     from: TaskId,
     limit: usize,
-) -> Result<Vec<TaskFacts>, Problem> {
+) -> Result<(Vec<TaskFacts>, Option<TaskId>), Problem> {
     node.view(move |state| {
-        let mut found = Vec::new();
+        let (mut found, mut looked_at) = (Vec::new(), 0usize);
         for job in state.jobs().values() {
             let tasks = job.info.tasks;
             for task in from.max(tasks.first).0..tasks.end().0 {
-                if found.len() >= limit {
-                    return found;
+                if found.len() >= limit || looked_at >= TASKS_LOOKED_AT {
+                    return (found, Some(TaskId(task)));
                 }
+                looked_at += 1;
                 found.extend(live_facts(state, TaskId(task)).filter(|facts| facts.live.is_some()));
             }
         }
-        found
+        (found, None)
     })
     .await
-}
-
-/// An attempt with its report: the one of `epoch`, or the latest.
-pub(crate) fn attempt(node: &Node, task: TaskId, epoch: Option<u32>) -> Result<Option<Attempt>, Problem> {
-    let attempts = node.records.attempts(task).map_err(|error| unreadable(&error))?;
-    let found = match epoch {
-        Some(epoch) => attempts.into_iter().find(|attempt| attempt.epoch == epoch),
-        None => attempts.into_iter().next_back(),
-    };
-    found.map(|found| with_report(node, found)).transpose()
-}
-
-fn with_report(node: &Node, found: FoundAttempt) -> Result<Attempt, Problem> {
-    let position = found.pointer.position;
-    let report = node.records.report(position).map_err(|error| unreadable(&error))?;
-    let missing = || Problem::new(ErrorCode::Internal, format!("report {position} is missing from history"));
-    Ok(Attempt { found, report: report.ok_or_else(missing)? })
 }
 
 /// An attempt that must exist.
 pub(crate) async fn ended_attempt(node: &Node, task: TaskId, epoch: Option<u32>) -> Result<Attempt, Problem> {
     let facts = facts(node, task).await?;
-    if let Some(attempt) = attempt(node, task, epoch)? {
-        return Ok(attempt);
+    let attempts = node.records.attempts(task).map_err(|error| unreadable(&error))?;
+    let found = match epoch {
+        Some(epoch) => attempts.into_iter().find(|attempt| attempt.epoch == epoch),
+        None => attempts.into_iter().next_back(),
+    };
+    if let Some(found) = found {
+        return LastReport::default().attempt(node, found);
     }
     match (&facts.live, epoch) {
         (Some(live), _) => Err(Problem::new(
@@ -282,12 +294,15 @@ pub(crate) async fn ended_attempt(node: &Node, task: TaskId, epoch: Option<u32>)
 }
 
 /// How a task ended: its latest result says it, unless a cancel came between two attempts.
-fn ended_state(node: &Node, facts: &TaskFacts) -> Result<&'static str, Problem> {
-    let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
+fn ended_state(
+    node: &Node,
+    facts: &TaskFacts,
+    attempts: &[FoundAttempt],
+    reports: &mut LastReport,
+) -> Result<&'static str, Problem> {
     let (mut failures, mut losses) = (0u32, 0u32);
-    let skipped = attempts.len().saturating_sub(ATTEMPTS_LOOKED_AT);
-    for found in attempts.into_iter().skip(skipped) {
-        match with_report(node, found)?.outcome() {
+    for found in attempts.iter().rev().take(ATTEMPTS_LOOKED_AT) {
+        match reports.attempt(node, *found)?.outcome() {
             Some(outcome) if outcome.is_success() => return Ok("completed"),
             Some(Outcome::Infrastructure) => losses += 1,
             _ => failures += 1,
@@ -299,20 +314,21 @@ fn ended_state(node: &Node, facts: &TaskFacts) -> Result<&'static str, Problem> 
 }
 
 /// A task as the API shows it.
-pub(crate) fn task_status(node: &Node, facts: &TaskFacts) -> Result<TaskStatus, Problem> {
-    let latest = attempt(node, facts.task, None)?;
+pub(crate) fn task_status(
+    node: &Node,
+    facts: &TaskFacts,
+    reports: &mut LastReport,
+) -> Result<TaskStatus, Problem> {
+    let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
+    let latest = attempts.last().map(|found| reports.attempt(node, *found)).transpose()?;
     let result = latest.as_ref().and_then(|attempt| task_result(facts.task, facts.job, attempt));
-    let ended = match &facts.live {
-        Some(_) => None,
-        None => Some(ended_state(node, facts)?),
-    };
-    let (state, reason, attempt, worker) = match (&facts.live, ended) {
-        (Some(live), _) => (live.state, live.reason.clone(), live.attempt, live.worker.clone()),
-        (None, state) => {
+    let (state, reason, attempt, worker) = match &facts.live {
+        Some(live) => (live.state, live.reason.clone(), live.attempt, live.worker.clone()),
+        None => {
+            let state = ended_state(node, facts, &attempts, reports)?;
             let reached = latest.as_ref().map_or(0, |attempt| attempt.found.epoch);
-            let reason =
-                result.as_ref().map(|result| result.message.clone()).filter(|message| !message.is_empty());
-            (state.unwrap_or("failed"), reason, reached, None)
+            let reason = result.as_ref().map(|result| result.message.clone());
+            (state, reason.filter(|message| !message.is_empty()), reached, None)
         }
     };
     Ok(TaskStatus {

@@ -80,14 +80,15 @@ pub(crate) async fn tasks(
     let from = query.get("from").map(|text| value::<TaskId>("from", text)).transpose()?.unwrap_or_default();
     let limit = page(&query)?;
     let mut found = views::facts_of_job(&node, id, from, limit + 1).await?;
-    task_page(&node, &mut found, limit, query.get("state").map(String::as_str))
+    let next = if found.len() > limit { found.pop().map(|facts| facts.task) } else { None };
+    task_page(&node, &found, next, query.get("state").map(String::as_str))
 }
 
 /// A page of tasks, and where the next one begins.
 pub(crate) fn task_page(
     node: &Node,
-    found: &mut Vec<views::TaskFacts>,
-    limit: usize,
+    found: &[views::TaskFacts],
+    next: Option<TaskId>,
     state: Option<&str>,
 ) -> Result<Response, Refusal> {
     const STATES: [&str; 6] = ["pending", "assigned", "running", "completed", "failed", "cancelled"];
@@ -96,15 +97,14 @@ pub(crate) fn task_page(
         let detail = format!("`{shown}` is no state; the states are {}", STATES.join(", "));
         return Err(Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field("state")));
     }
-    let next = if found.len() > limit { found.pop().map(|facts| facts.task.to_string()) } else { None };
-    let mut tasks = Vec::with_capacity(found.len());
-    for facts in found.iter() {
-        let status = views::task_status(node, facts)?;
+    let (mut tasks, mut reports) = (Vec::with_capacity(found.len()), views::LastReport::default());
+    for facts in found {
+        let status = views::task_status(node, facts, &mut reports)?;
         if state.is_none_or(|state| status.state == state) {
             tasks.push(status);
         }
     }
-    json(&TaskList { tasks, next })
+    json(&TaskList { tasks, next: next.map(|task| task.to_string()) })
 }
 
 /// `POST /v1/jobs/{id}/cancel`.

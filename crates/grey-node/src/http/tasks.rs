@@ -26,8 +26,8 @@ pub(crate) async fn list(
 ) -> Result<Response, Refusal> {
     let from = query.get("from").map(|text| value::<TaskId>("from", text)).transpose()?.unwrap_or_default();
     let limit = page(&query)?;
-    let mut found = views::facts_of_live(&node, from, limit + 1).await?;
-    task_page(&node, &mut found, limit, query.get("state").map(String::as_str))
+    let (found, next) = views::facts_of_live(&node, from, limit).await?;
+    task_page(&node, &found, next, query.get("state").map(String::as_str))
 }
 
 /// `GET /v1/tasks/{id}`.
@@ -42,7 +42,7 @@ pub(crate) async fn show(
         node.wait_ended(facts.job, Some(id), longest).await;
         facts = views::facts(&node, id).await?;
     }
-    json(&views::task_status(&node, &facts)?)
+    json(&views::task_status(&node, &facts, &mut views::LastReport::default())?)
 }
 
 /// `GET /v1/tasks/{id}/result`.
@@ -143,7 +143,7 @@ pub(crate) async fn cancel(
 ) -> Result<Response, Refusal> {
     let id: TaskId = value("id", &id)?;
     let facts = views::facts(&node, id).await?;
-    if views::task_status(&node, &facts)?.ended() {
+    if views::task_status(&node, &facts, &mut views::LastReport::default())?.ended() {
         return json(&CancelResponse { cancelled: 0, already_ended: 1 });
     }
     cancel_target(&node, facts.info.tenant, CancelTarget::Task(id)).await
