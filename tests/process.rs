@@ -110,6 +110,55 @@ fn a_task_sees_what_it_is_promised_and_nothing_of_the_shell() {
 }
 
 #[test]
+fn inputs_travel_and_are_part_of_what_is_proved() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path("set/deep")).unwrap();
+    std::fs::write(home.path("a.txt"), "alpha\n").unwrap();
+    std::fs::write(home.path("set/deep/b.txt"), "beta\n").unwrap();
+    std::fs::write(home.path("set/tool"), "#!/bin/sh\necho tool\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path("set/tool"), executable).unwrap();
+    std::fs::write(home.path("large"), vec![b'z'; 20 << 20]).unwrap();
+    let script = "cat a.txt set/deep/b.txt; ./set/tool; wc -c < large; cat";
+    let arguments =
+        ["run", "--in", "a.txt", "--in", "set", "--in", "large", "--stdin", "-", "--", "sh", "-c", script];
+    let run = |stdin: &str| {
+        let mut command = home.command(&arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        finish(child)
+    };
+    let first = run("from the shell\n");
+    assert_eq!(first.text, "alpha\nbeta\ntool\n20971520\nfrom the shell\n", "{}", first.errors);
+    assert!(first.errors.contains("sent 5 file(s)"), "{}", first.errors);
+    let second = run("something else\n");
+    assert!(second.errors.contains("sent 1 file(s)"), "what is there is not sent again: {}", second.errors);
+    let key = |task: &str| {
+        let proof: Value = serde_json::from_slice(&home.grey(&["task", "proof", task, "-q"]).stdout).unwrap();
+        proof["statement"]["predicate"]["exec_key"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(key("t1"), key("t2"), "another standard input is another execution");
+
+    for (arguments, status) in [
+        (&["run", "--in", "absent", "--", "true"][..], 2),
+        (&["run", "--in", "/dev/null", "--", "true"], 2),
+        (&["run", "--stdin", "absent", "--", "true"], 2),
+        (&["run", "--in", "a.txt", "--in", "./a.txt", "--", "true"], 125),
+    ] {
+        let ran = home.grey(arguments);
+        assert_eq!(ran.status, status, "{arguments:?}: {}", ran.errors);
+    }
+    let body = format!(
+        "{{\"command\":[\"true\"],\"inputs\":[{{\"path\":\"x\",\"digest\":\"{}\",\"size_bytes\":1}}]}}",
+        "0".repeat(64)
+    );
+    let refused = home.post::<JobCreated>("/v1/tasks", "application/json", body, None).unwrap_err();
+    assert_eq!(code(&refused), ErrorCode::InvalidRequest);
+    assert!(refused.to_string().contains("was not sent"), "{refused}");
+}
+
+#[test]
 fn bytes_that_are_no_text_pass_unchanged() {
     let home = Home::new();
     let ran = home.grey(&["run", "-q", "--", "printf", "\\377\\000\\200a\\n\\376"]);

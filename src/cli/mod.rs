@@ -5,6 +5,7 @@ mod cluster;
 mod dev;
 mod doctor;
 mod error;
+mod inputs;
 mod job;
 mod output;
 mod root;

@@ -7,6 +7,7 @@ use grey_api::{Client, ClientError, JobCreated, JobRequest, TaskRequest, TaskRes
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CliError;
+use super::inputs::Inputs;
 use super::output::{Output, harmless};
 use super::session::{Target, runtime};
 use super::task::{Stream, copy_stream, save_outputs, save_proof};
@@ -25,6 +26,8 @@ Examples:
   grey run -- echo hello
   grey run --timeout 30s --cpu 500m --memory 256MiB -- ./simulate --steps 1000
   grey run --out '*.png' --results plots -- sh -c 'plot > \"$GREY_OUT/a.png\"'
+  grey run --in data.csv --in scripts -- python3 scripts/clean.py data.csv
+  sort names | grey run --stdin - -- uniq -c
   grey run --env LEVEL=9 --proof proof.json -- sh -c 'echo $LEVEL'
 
 The task sees PATH, HOME, TMPDIR, LANG, its own variables and GREY_TASK, GREY_JOB, GREY_INDEX, GREY_ATTEMPT and
@@ -54,6 +57,12 @@ pub struct RunArguments {
     /// A variable of the task; may be given several times
     #[arg(long = "env", short = 'e', value_parser = units::variable, value_name = "NAME=VALUE")]
     environment: Vec<(String, String)>,
+    /// A file or directory that the task finds in its working directory; may be given several times
+    #[arg(long = "in", value_name = "PATH")]
+    inputs: Vec<PathBuf>,
+    /// The task's standard input: a file, or `-` for this one's [default: an empty one]
+    #[arg(long, value_name = "FILE")]
+    stdin: Option<PathBuf>,
     /// Files to keep, relative to $GREY_OUT; may be given several times
     #[arg(long = "out", value_name = "PATTERN")]
     outputs: Vec<String>,
@@ -69,11 +78,13 @@ pub struct RunArguments {
 }
 
 impl RunArguments {
-    fn request(&self) -> JobRequest {
+    fn request(&self, inputs: &Inputs) -> JobRequest {
         let task = TaskRequest {
             name: self.name.clone(),
             command: self.command.clone(),
             env: self.environment.iter().cloned().collect(),
+            stdin: inputs.stdin.clone(),
+            inputs: inputs.files.clone(),
             outputs: self.outputs.clone(),
             cpu_millicores: self.cpu,
             memory_bytes: self.memory,
@@ -114,11 +125,13 @@ pub async fn connect(target: &Target, output: &Output) -> Result<Client, CliErro
 /// Runs one task.
 pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
     writable(arguments.proof.as_deref())?;
+    let mut inputs = Inputs::gather(&arguments.inputs, arguments.stdin.as_deref())?;
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         let mut interrupts =
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
-        let created = submit(&client, &arguments.request()).await?;
+        inputs.send(&client, output).await?;
+        let created = submit(&client, &arguments.request(&inputs)).await?;
         output.note(&format!("task {} (job {})", created.first_task, created.job));
         let Some(status) = wait(&client, &created.first_task, &mut interrupts, output).await? else {
             output.note(&format!("detached; `grey task wait {}` comes back to it", created.first_task));

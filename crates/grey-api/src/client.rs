@@ -1,13 +1,16 @@
 //! A client over one connection: HTTP/1.1 on a unix socket or on the loopback interface.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -23,6 +26,8 @@ use crate::problem::{ErrorCode, Problem};
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// The most bytes of a response that is read as a whole.
 const LARGEST_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+/// How much of a file is read at once, in bytes.
+const FILE_PIECE_BYTES: u64 = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request has no answer, or a refusal.
@@ -117,7 +122,7 @@ impl Client {
         ClientError::Broken { address: self.address.to_string(), reason: reason.to_string() }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    async fn connect<B: SendableBody>(&self) -> Result<SendRequest<B>, ClientError> {
         let connecting = async {
             match &self.address {
                 Address::Unix(path) => {
@@ -138,7 +143,7 @@ impl Client {
         }
     }
 
-    async fn handshake<S>(&self, stream: TokioIo<S>) -> Result<SendRequest<Full<Bytes>>, ClientError>
+    async fn handshake<S, B: SendableBody>(&self, stream: TokioIo<S>) -> Result<SendRequest<B>, ClientError>
     where
         TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
@@ -149,13 +154,13 @@ impl Client {
         Ok(sender)
     }
 
-    fn request(
+    fn request<B>(
         &self,
         method: &Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        body: B,
+    ) -> Result<Request<B>, ClientError> {
         let host = match &self.address {
             Address::Unix(_) => "localhost".to_owned(),
             Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
@@ -168,7 +173,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(Full::new(body)).map_err(|error| self.unreachable(error))
+        request.body(body).map_err(|error| self.unreachable(error))
     }
 
     /// Sends a request and returns the response's head with its body unread.
@@ -189,14 +194,14 @@ impl Client {
             Some(open) => open,
             None => self.connect().await?,
         };
-        let sent = sender.send_request(self.request(&method, path, headers, body.clone())?).await;
+        let sent = sender.send_request(self.request(&method, path, headers, Full::new(body.clone()))?).await;
         let response = match sent {
             Ok(response) => response,
             // An idle connection that the node closed tells so only now. Nothing of the request was taken then, and
             // reading twice or writing twice under one idempotency key does no harm.
             Err(error) if reused && (error.is_closed() || error.is_canceled() || method == Method::GET) => {
                 sender = self.connect().await?;
-                let again = self.request(&method, path, headers, body)?;
+                let again = self.request(&method, path, headers, Full::new(body))?;
                 sender.send_request(again).await.map_err(|error| self.broken(error))?
             }
             Err(error) => return Err(self.broken(error)),
@@ -243,13 +248,29 @@ impl Client {
     /// Fetches a body that is read piece by piece, on a connection of its own.
     pub async fn stream(&self, path: &str) -> Result<Body, ClientError> {
         let mut sender = self.connect().await?;
-        let request = self.request(&Method::GET, path, &[], Bytes::new())?;
+        let request = self.request(&Method::GET, path, &[], Full::new(Bytes::new()))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
             let (status, body) = self.whole(response).await?;
             return Err(self.refusal(status, &body));
         }
         Ok(Body { incoming: response.into_body(), address: self.address.to_string() })
+    }
+
+    /// Sends a file as it is, on a connection of its own.
+    pub async fn post_file<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        file: File,
+        length_bytes: u64,
+    ) -> Result<T, ClientError> {
+        let mut sender = self.connect().await?;
+        let body = FileBody { file, left_bytes: length_bytes };
+        let request =
+            self.request(&Method::POST, path, &[("content-type", "application/octet-stream")], body)?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let (status, body) = self.whole(response).await?;
+        if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
     }
 
     /// Sends a document, under an idempotency key where one is given.
@@ -281,6 +302,53 @@ impl Client {
         let response = self.send(Method::POST, path, &headers, body).await?;
         let (status, body) = self.whole(response).await?;
         if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
+    }
+}
+
+/// What a connection can send.
+trait SendableBody:
+    hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static
+{
+}
+
+impl<B> SendableBody for B where
+    B: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static
+{
+}
+
+/// A file as a body, read piece by piece. Reading a local file does not wait for others, so it is read where it is sent.
+struct FileBody {
+    file: File,
+    left_bytes: u64,
+}
+
+impl hyper::body::Body for FileBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let length = usize::try_from(self.left_bytes.min(FILE_PIECE_BYTES)).unwrap_or(0);
+        if length == 0 {
+            return Poll::Ready(None);
+        }
+        let mut piece = vec![0; length];
+        // A file that became shorter breaks the request off: what was announced must be what is sent.
+        if let Err(error) = self.file.read_exact(&mut piece) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        self.left_bytes -= length as u64;
+        Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left_bytes == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left_bytes)
     }
 }
 

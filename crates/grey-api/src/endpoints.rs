@@ -5,9 +5,9 @@ use utoipa::OpenApi;
 
 use crate::problem::{ErrorCode, Problem};
 use crate::types::{
-    CancelResponse, ClusterStatus, ContentStatus, EventMessage, FileStatus, JobCounts, JobCreated, JobList,
-    JobRequest, JobStatus, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus,
-    WorkerStatus,
+    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
+    EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
+    RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
 };
 
 /// One endpoint.
@@ -129,6 +129,22 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "application/vnd.grey.proof.v1+json",
     ),
     endpoint("post", "/v1/tasks/{id}/cancel", "Cancel a task", &[], None, "CancelResponse"),
+    endpoint(
+        "post",
+        "/v1/blobs",
+        "Send content that tasks name by its digest: the body as it is",
+        &[],
+        None,
+        "BlobCreated",
+    ),
+    endpoint(
+        "post",
+        "/v1/blobs/missing",
+        "Which content still has to be sent",
+        &[],
+        Some("BlobQuery"),
+        "BlobsMissing",
+    ),
     endpoint("get", "/v1/events", "What happens to every job", &[], None, "text/event-stream"),
     endpoint("get", "/v1/cluster", "The cluster as this node sees it", &[], None, "ClusterStatus"),
     endpoint("get", "/v1/cluster/root", "The root that a verifier keeps", &[], None, "application/json"),
@@ -158,6 +174,11 @@ const fn endpoint(
 
 #[derive(OpenApi)]
 #[openapi(components(schemas(
+    BlobCreated,
+    BlobQuery,
+    BlobRequest,
+    BlobsMissing,
+    InputRequest,
     CancelResponse,
     ClusterStatus,
     ContentStatus,

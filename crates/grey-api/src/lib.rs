@@ -12,7 +12,7 @@ pub use client::{Body, Client, ClientError};
 pub use endpoints::{ENDPOINTS, Endpoint, openapi};
 pub use problem::{ErrorCode, Problem};
 pub use types::{
-    CancelResponse, ClusterStatus, ContentStatus, EventMessage, FileStatus, JobCounts, JobCreated, JobList,
-    JobRequest, JobStatus, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus,
-    WorkerStatus,
+    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
+    EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
+    RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
 };

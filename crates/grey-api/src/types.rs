@@ -21,6 +21,55 @@ fn default_infrastructure_retries() -> u16 {
     5
 }
 
+/// Content that was sent before, by its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlobRequest {
+    /// SHA-256.
+    pub digest: String,
+    /// Length in bytes.
+    pub size_bytes: u64,
+}
+
+/// A file that is laid into the task's working directory before it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InputRequest {
+    /// Relative path, without `..`.
+    pub path: String,
+    /// SHA-256 of the content, which was sent before.
+    pub digest: String,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Whether it may be executed.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub executable: bool,
+}
+
+/// Content was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlobCreated {
+    /// SHA-256.
+    pub digest: String,
+    /// Length in bytes.
+    pub size_bytes: u64,
+}
+
+/// Digests of content that a client could send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlobQuery {
+    /// At most 1000 digests.
+    pub digests: Vec<String>,
+}
+
+/// What of it is not there and has to be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlobsMissing {
+    /// Digests.
+    pub missing: Vec<String>,
+}
+
 /// A task to be run. What is left out gets the tenant's default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +86,12 @@ pub struct TaskRequest {
     /// Environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Standard input; an empty one when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<BlobRequest>,
+    /// Files laid into the working directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputRequest>,
     /// Patterns of files to keep, relative to `GREY_OUT`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<String>,

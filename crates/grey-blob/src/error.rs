@@ -45,6 +45,12 @@ pub enum BlobError {
         /// The bound.
         limit_bytes: u64,
     },
+    /// Content that came piece by piece and did not end within its bound.
+    #[error("the content is larger than {limit_bytes} bytes")]
+    Oversized {
+        /// The bound.
+        limit_bytes: u64,
+    },
     /// No room on the disk.
     #[error("no room on the disk while writing {what}")]
     Full {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
@@ -32,7 +33,12 @@ pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, BlobError>> + Send>>;
 pub struct BlobStore {
     directory: PathBuf,
     store: LocalFileSystem,
+    /// Numbers what is coming in.
+    incoming: AtomicU64,
 }
+
+/// The folder of content that has not come to its end; what an earlier life left there is removed.
+const INCOMING: &str = "incoming";
 
 fn relative(digest: &Digest) -> String {
     let name = digest.to_string();
@@ -49,8 +55,14 @@ impl BlobStore {
             .mode(0o700)
             .create(directory)
             .map_err(BlobError::failed("create", &shown))?;
+        match std::fs::remove_dir_all(directory.join(INCOMING)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(BlobError::failed("clear", &shown)(error));
+            }
+            _ => {}
+        }
         let store = LocalFileSystem::new_with_prefix(directory).map_err(BlobError::failed("open", shown))?;
-        Ok(BlobStore { directory: directory.to_path_buf(), store })
+        Ok(BlobStore { directory: directory.to_path_buf(), store, incoming: AtomicU64::new(0) })
     }
 
     /// Where a blob lies. Its content is unchecked.
@@ -112,6 +124,69 @@ impl BlobStore {
         self.make_durable(*digest).await
     }
 
+    /// Keeps content that comes piece by piece, at most `limit_bytes` of it; durable when this returns. Returns its digest
+    /// and its length. Nothing is kept when it does not come to its end.
+    pub async fn put_stream<E>(
+        &self,
+        mut pieces: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        limit_bytes: u64,
+    ) -> Result<(Digest, u64), BlobError>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let number = self.incoming.fetch_add(1, Ordering::Relaxed);
+        let place = Location::from(format!("{INCOMING}/{number}"));
+        let upload = self.store.put_multipart(&place).await;
+        let upload = upload.map_err(BlobError::failed("write", "incoming content"))?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
+        let (mut hash, mut length) = (StreamDigest::new(), 0u64);
+        let received = loop {
+            match pieces.next().await {
+                None => break Ok(()),
+                Some(Err(error)) => break Err(BlobError::failed("receive", "content")(error)),
+                Some(Ok(piece)) => {
+                    length = length.saturating_add(piece.len() as u64);
+                    if length > limit_bytes {
+                        break Err(BlobError::Oversized { limit_bytes });
+                    }
+                    hash.update(&piece);
+                    if let Err(error) = writer.wait_for_capacity(PIECES_AT_ONCE).await {
+                        break Err(BlobError::failed("write", "incoming content")(error));
+                    }
+                    writer.put(piece);
+                }
+            }
+        };
+        if let Err(error) = received {
+            drop(writer.abort().await);
+            return Err(error);
+        }
+        writer.finish().await.map_err(BlobError::failed("write", "incoming content"))?;
+        let (length, digest) = hash.finish();
+        let renamed = self.store.rename(&place, &Location::from(relative(&digest))).await;
+        renamed.map_err(BlobError::failed("write", format!("blob {digest}")))?;
+        self.make_durable(digest).await?;
+        Ok((digest, length))
+    }
+
+    /// A blob's length; nothing when it is not here.
+    pub async fn size_bytes(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
+        match self.store.head(&Location::from(relative(digest))).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(other) => Err(BlobError::failed("look for", format!("blob {digest}"))(other)),
+        }
+    }
+
+    /// Where a blob lies, after its content was read through and found right.
+    pub async fn verified_path(&self, digest: &Digest) -> Result<PathBuf, BlobError> {
+        let (_, mut pieces) = self.reader(digest, 0).await?;
+        while let Some(piece) = pieces.next().await {
+            piece?;
+        }
+        Ok(self.path_of(digest))
+    }
+
     /// Syncs a blob and the names that lead to it.
     async fn make_durable(&self, digest: Digest) -> Result<(), BlobError> {
         let (path, directory) = (self.path_of(&digest), self.directory.clone());
@@ -164,10 +239,8 @@ impl BlobStore {
     pub async fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>, BlobError> {
         let mut missing = Vec::new();
         for digest in digests {
-            match self.store.head(&Location::from(relative(digest))).await {
-                Ok(_) => {}
-                Err(object_store::Error::NotFound { .. }) => missing.push(*digest),
-                Err(other) => return Err(BlobError::failed("look for", format!("blob {digest}"))(other)),
+            if self.size_bytes(digest).await?.is_none() {
+                missing.push(*digest);
             }
         }
         Ok(missing)

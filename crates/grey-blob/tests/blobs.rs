@@ -96,6 +96,30 @@ async fn a_file_that_is_not_what_it_is_said_to_be_is_not_kept() {
     assert!(store.put_file(&directory.path().join("absent"), &digest, 1).await.is_err());
 }
 
+#[tokio::test]
+async fn content_that_comes_in_pieces_is_kept_whole_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(directory.path()).unwrap();
+    let content = noise(11 * 1024 * 1024 + 5);
+    let pieces = |fails: bool| {
+        let mut pieces: Vec<Result<Bytes, std::io::Error>> =
+            content.chunks(70_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        if fails {
+            pieces.push(Err(std::io::Error::other("the sender is gone")));
+        }
+        futures_util::stream::iter(pieces)
+    };
+    assert!(store.put_stream(pieces(true), u64::MAX).await.is_err());
+    let refused = store.put_stream(pieces(false), content.len() as u64 - 1).await;
+    assert!(matches!(refused, Err(BlobError::Oversized { .. })));
+    assert_eq!(walk(directory.path()), 0, "nothing of what broke off is left");
+    let (digest, length) = store.put_stream(pieces(false), content.len() as u64).await.unwrap();
+    assert_eq!((digest, length), (Digest::of(&content), content.len() as u64));
+    assert_eq!(store.size_bytes(&digest).await.unwrap(), Some(length));
+    assert_eq!(std::fs::read(store.verified_path(&digest).await.unwrap()).unwrap(), content);
+    assert_eq!(store.get(&digest, u64::MAX).await.unwrap(), content);
+}
+
 fn walk(directory: &std::path::Path) -> usize {
     let entries = std::fs::read_dir(directory).unwrap().flatten();
     entries.map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()

@@ -82,6 +82,7 @@ pub fn spec(spec: &TaskSpec) -> Result<(), Rejection> {
     for input in &spec.inputs {
         relative_path("inputs", &input.path)?;
     }
+    distinct_places(spec)?;
     let resources = &spec.resources;
     for (field, amount) in [
         ("cpu_millicores", resources.cpu_millicores),
@@ -99,6 +100,19 @@ pub fn spec(spec: &TaskSpec) -> Result<(), Rejection> {
         return refuse("output_limit_bytes", "is too large", limits::OUTPUT_LIMIT_BYTES);
     }
     Ok(())
+}
+
+/// No input stands in the place of another, or where another needs a directory.
+fn distinct_places(spec: &TaskSpec) -> Result<(), Rejection> {
+    let mut paths: Vec<Vec<&str>> = spec.inputs.iter().map(|input| input.path.split('/').collect()).collect();
+    // Sorted by their parts, a path stands right before those below it.
+    paths.sort_unstable();
+    let clash = paths.array_windows::<2>().any(|[left, right]| right.starts_with(left));
+    if clash {
+        refuse("inputs", "name a place twice, or a file where another needs a directory", 0)
+    } else {
+        Ok(())
+    }
 }
 
 fn command(spec: &TaskSpec) -> Result<(), Rejection> {

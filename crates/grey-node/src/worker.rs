@@ -1,11 +1,13 @@
 //! The worker's thread: owns the agent and its outbox, runs what the agent asks for, and stores what attempts leave.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use grey_agent::{
     Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, ReportAnswer, Start,
+    StopReason,
 };
 use grey_blob::BlobStore;
 use grey_core::{
@@ -42,6 +44,8 @@ pub(crate) enum WorkerMessage {
     Unavailable,
     /// An executor tells something.
     Event(ExecutorEvent),
+    /// An attempt's inputs are at hand, or why they are not.
+    Prepared(Box<Execution>, Result<(), String>),
     /// An attempt's outputs are stored.
     Stored(AttemptId, Box<AttemptResult>, Usage),
     /// The node ends.
@@ -62,6 +66,8 @@ pub(crate) struct Worker {
     agent: Agent,
     journal: Journal,
     wiring: WorkerWiring,
+    /// Attempts whose inputs are being read, and whether they were stopped meanwhile.
+    preparing: BTreeMap<AttemptId, Option<StopReason>>,
     last_elapse: Instant,
     announced: Instant,
 }
@@ -69,7 +75,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(agent: Agent, journal: Journal, wiring: WorkerWiring) -> Worker {
         let now = Instant::now();
-        Worker { agent, journal, wiring, last_elapse: now, announced: now }
+        Worker { agent, journal, wiring, preparing: BTreeMap::new(), last_elapse: now, announced: now }
     }
 
     /// Runs until the node ends or the outbox cannot be written.
@@ -117,6 +123,7 @@ impl Worker {
             WorkerMessage::Unavailable => self.agent.unavailable(),
             WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
+            WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
             WorkerMessage::Stored(attempt, result, usage) => {
                 self.release(attempt);
                 self.agent.finished(attempt, *result, usage);
@@ -169,7 +176,10 @@ impl Worker {
             Output::Register(body) => self.to_control(Message::Register(body)),
             Output::Report(report) => self.to_control(Message::Report(report)),
             Output::Execute(start) => self.execute(start),
-            Output::Stop(attempt, reason) => self.wiring.process.stop(attempt, reason),
+            Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
+                Some(stopped) => *stopped = Some(reason),
+                None => self.wiring.process.stop(attempt, reason),
+            },
             Output::Persist(changes) => {
                 self.journal.change(changes)?;
                 self.agent.persisted();
@@ -183,24 +193,61 @@ impl Worker {
         drop(self.wiring.control.send(message));
     }
 
-    fn execute(&self, start: Start) {
-        let executor = match start.spec.executor {
-            ExecutorKind::Process => &self.wiring.process,
-            ExecutorKind::Noop => &self.wiring.noop,
-        };
-        executor.start(Execution {
+    fn execute(&mut self, start: Start) {
+        let mut execution = Execution {
             attempt: start.attempt,
             job: start.job,
             index: start.index,
             spec: start.spec,
             stdin: None,
             inputs: Vec::new(),
+        };
+        match execution.spec.executor {
+            ExecutorKind::Noop => return self.wiring.noop.start(execution),
+            ExecutorKind::Process if execution.spec.stdin.is_none() && execution.spec.inputs.is_empty() => {
+                return self.wiring.process.start(execution);
+            }
+            ExecutorKind::Process => {}
+        }
+        self.preparing.insert(execution.attempt, None);
+        let (blobs, itself) = (self.wiring.blobs.clone(), self.wiring.itself.clone());
+        self.wiring.runtime.spawn(async move {
+            let outcome = prepare(&blobs, &mut execution).await.map_err(|error| error.to_string());
+            drop(itself.send(WorkerMessage::Prepared(Box::new(execution), outcome)));
         });
     }
+
+    fn prepared(&mut self, execution: Execution, outcome: Result<(), String>) {
+        let stopped = self.preparing.remove(&execution.attempt).flatten();
+        let (reason, message) = match (stopped, outcome) {
+            (None, Ok(())) => return self.wiring.process.start(execution),
+            (Some(StopReason::Cancelled), _) => {
+                (Outcome::Cancelled, "cancelled before it started".to_owned())
+            }
+            (Some(StopReason::Infrastructure), _) => {
+                (Outcome::Infrastructure, "stopped before it started".to_owned())
+            }
+            (None, Err(error)) => (Outcome::Infrastructure, format!("an input cannot be read: {error}")),
+        };
+        let (result, usage) = unstarted(reason, &message);
+        self.agent.finished(execution.attempt, result, usage);
+    }
+}
+
+/// Finds an attempt's inputs and checks their content.
+async fn prepare(blobs: &BlobStore, execution: &mut Execution) -> Result<(), grey_blob::BlobError> {
+    if let Some(stdin) = &execution.spec.stdin {
+        execution.stdin = Some(blobs.verified_path(&stdin.digest).await?);
+    }
+    for input in &execution.spec.inputs {
+        execution.inputs.push(blobs.verified_path(&input.blob.digest).await?);
+    }
+    Ok(())
 }
 
 /// The result of an attempt that never ran.
 fn unstarted(outcome: Outcome, message: &str) -> (AttemptResult, Usage) {
+    let message = message.get(..message.floor_char_boundary(limits::MESSAGE_BYTES)).unwrap_or_default();
     let result = AttemptResult {
         outcome,
         sandbox: SandboxLevel::None,

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use grey_api::{ErrorCode, Problem};
 use grey_proof::Digest;
 
-use super::REQUEST_BYTES;
 use super::reply::{PROBLEM_MEDIA_TYPE, Refusal};
+use super::{REQUEST_BYTES, blobs};
 use crate::handle::Activity;
 
 /// A refusal of the framework's own is a sentence.
@@ -68,7 +68,7 @@ fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Pro
     }
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > REQUEST_BYTES as u64) {
+    if path != blobs::PATH && length.is_some_and(|length| length > REQUEST_BYTES as u64) {
         // Said before the body is sent, so that nobody sends it in vain.
         let detail = format!("the body is larger than {REQUEST_BYTES} bytes");
         return Err(Problem::new(ErrorCode::TooLarge, detail)

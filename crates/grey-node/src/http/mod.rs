@@ -1,5 +1,6 @@
 //! The client API over HTTP. Handlers check, ask and answer; what happens is decided in the core.
 
+mod blobs;
 mod cluster;
 mod events;
 mod guard;
@@ -37,6 +38,8 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/tasks/{id}/outputs/{number}", get(tasks::output))
         .route("/v1/tasks/{id}/proof", get(tasks::proof))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .route(blobs::PATH, post(blobs::create))
+        .route("/v1/blobs/missing", post(blobs::missing))
         .route("/v1/events", get(events::all))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))

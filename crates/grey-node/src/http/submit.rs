@@ -1,6 +1,6 @@
 //! Submissions: a request becomes one command, and is answered once that command is durable and applied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -8,14 +8,15 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use grey_api::{ErrorCode, JobCreated, JobRequest, Problem, TaskRequest};
+use grey_api::{ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
-    Answer, Command, ExecutorKind, GroupSubmission, IdempotencyKey, Resources, Retries, Submit, TaskDefaults,
-    TaskSpec, limits, validate,
+    Answer, BlobReference, Command, ExecutorKind, GroupSubmission, IdempotencyKey, InputFile, Resources,
+    Retries, Submit, TaskDefaults, TaskSpec, limits, validate,
 };
 use grey_proof::DigestBuilder;
 
-use super::reply::{Refusal, json, parse, whole};
+use super::blobs;
+use super::reply::{Refusal, json, parse, value, whole};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected};
 
@@ -173,6 +174,15 @@ async fn submit(
     for (number, group) in submission.groups.iter().enumerate() {
         fits(number, &group.spec.resources, &node.capacity)?;
     }
+    let mut checked = BTreeSet::new();
+    for (number, group) in submission.groups.iter().enumerate() {
+        let inputs = group.spec.inputs.iter().map(|input| input.blob);
+        for blob in group.spec.stdin.into_iter().chain(inputs) {
+            if checked.insert((blob.digest, blob.size_bytes)) {
+                blobs::check(node, number, &blob.digest, blob.size_bytes).await?;
+            }
+        }
+    }
     let _place = node.admit().await?;
     match node.propose(Command::Submit(submission)).await? {
         Answer::Submitted { job, tasks, duplicate } => json(&JobCreated {
@@ -220,6 +230,15 @@ fn key(
     Ok(Some(IdempotencyKey { key: key.to_owned(), body: digest.finish() }))
 }
 
+fn reference(field: &str, digest: &str, size_bytes: u64) -> Result<BlobReference, Refusal> {
+    Ok(BlobReference { digest: value(field, digest)?, size_bytes })
+}
+
+fn input(request: InputRequest) -> Result<InputFile, Refusal> {
+    let blob = reference("inputs", &request.digest, request.size_bytes)?;
+    Ok(InputFile { path: request.path, blob, executable: request.executable })
+}
+
 fn spec(request: TaskRequest, defaults: &TaskDefaults) -> Result<TaskSpec, Refusal> {
     let executor = match request.executor.as_deref() {
         None | Some("process") => ExecutorKind::Process,
@@ -243,8 +262,8 @@ fn spec(request: TaskRequest, defaults: &TaskDefaults) -> Result<TaskSpec, Refus
         executor,
         command: request.command,
         environment: request.env.into_iter().collect(),
-        stdin: None,
-        inputs: Vec::new(),
+        stdin: request.stdin.map(|stdin| reference("stdin", &stdin.digest, stdin.size_bytes)).transpose()?,
+        inputs: request.inputs.into_iter().map(input).collect::<Result<Vec<_>, Refusal>>()?,
         outputs: request.outputs,
         resources: Resources {
             cpu_millicores: request.cpu_millicores.unwrap_or(unset.cpu_millicores),

@@ -1,0 +1,79 @@
+//! Content that tasks name by its digest.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use grey_api::{BlobCreated, BlobQuery, BlobsMissing, ErrorCode, Problem};
+use grey_blob::BlobError;
+use grey_core::limits;
+use grey_proof::Digest;
+
+use super::reply::{Refusal, json, parse, value, whole};
+use crate::handle::Node;
+
+/// Where content is sent to; its body may be as large as an output.
+pub(crate) const PATH: &str = "/v1/blobs";
+/// The most digests of one question.
+const DIGESTS: usize = 1_000;
+
+fn refused(error: &BlobError) -> Refusal {
+    let code = match error {
+        BlobError::Full { .. } => ErrorCode::DiskFull,
+        BlobError::Oversized { .. } => ErrorCode::TooLarge,
+        // The only content that is received is the client's own.
+        BlobError::Io { action: "receive", .. } => ErrorCode::InvalidRequest,
+        _ => ErrorCode::Internal,
+    };
+    if code == ErrorCode::Internal {
+        tracing::error!(%error, "a blob cannot be kept");
+    }
+    Refusal(Problem::new(code, error.to_string()))
+}
+
+/// `POST /v1/blobs`.
+pub(crate) async fn create(State(node): State<Arc<Node>>, request: Request) -> Result<Response, Refusal> {
+    let _place = node.admit().await?;
+    let pieces = request.into_body().into_data_stream();
+    let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES).await;
+    let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;
+    json(&BlobCreated { digest: digest.to_string(), size_bytes })
+}
+
+/// `POST /v1/blobs/missing`.
+pub(crate) async fn missing(
+    State(node): State<Arc<Node>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let query: BlobQuery = parse(&whole(body)?, "the question")?;
+    if query.digests.len() > DIGESTS {
+        let problem =
+            Problem::new(ErrorCode::OutOfBounds, format!("more than {DIGESTS} digests are asked for"));
+        return Err(Refusal(problem.field("digests").limit(DIGESTS as u64)));
+    }
+    let digests = query.digests.iter().map(|digest| value("digests", digest));
+    let digests = digests.collect::<Result<Vec<Digest>, Refusal>>()?;
+    let missing = node.blobs.missing(&digests).await.map_err(|error| refused(&error))?;
+    json(&BlobsMissing { missing: missing.iter().map(Digest::to_string).collect() })
+}
+
+/// Refuses a submission that names content which is not here, or is of another length.
+pub(crate) async fn check(
+    node: &Node,
+    number: usize,
+    digest: &Digest,
+    size_bytes: u64,
+) -> Result<(), Refusal> {
+    let found = node.blobs.size_bytes(digest).await.map_err(|error| refused(&error))?;
+    if found == Some(size_bytes) {
+        return Ok(());
+    }
+    let detail = match found {
+        None => format!("`tasks[{number}]` names content {digest}, which was not sent"),
+        Some(found) => format!("`tasks[{number}]` says that {digest} has {size_bytes} bytes; it has {found}"),
+    };
+    let problem = Problem::new(ErrorCode::InvalidRequest, detail).field(format!("tasks[{number}].inputs"));
+    Err(Refusal(problem.hint("send it with POST /v1/blobs first")))
+}
