@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, Finished, RegisterWorker, Report, ReportedRun, Resources,
+    Assignment, AttemptId, AttemptResult, Finished, RegisterWorker, Report, ReportedRun, Resources, Revoked,
     SandboxLevel, SignedRoot, Signer, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
@@ -64,6 +64,9 @@ pub enum Output {
     Stop(AttemptId, StopReason),
     /// Make changes of the outbox durable, then call [`Agent::persisted`].
     Persist(Vec<(u64, Option<Vec<u8>>)>),
+    /// Attempts that this worker will never start; to be proposed. Nothing is lost with the message: the attempts are
+    /// asked back again, or lost when this life ends.
+    Revoked(Revoked),
     /// Send a report; answered by [`Agent::reported`] or [`Agent::unavailable`].
     Report(Report),
 }
@@ -303,6 +306,22 @@ impl Agent {
         }
     }
 
+    /// The cluster asks for attempts back. What has not been started is never started from now on; what has, goes on.
+    pub fn revoke(&mut self, attempts: &[AttemptId]) {
+        let Link::Up(worker) = self.link else { return };
+        let mut revoked = Vec::new();
+        for attempt in attempts {
+            if self.held.get(attempt).is_some_and(|held| held.phase == HeldPhase::Waiting) {
+                self.held.remove(attempt);
+                revoked.push(*attempt);
+            }
+        }
+        if !revoked.is_empty() {
+            let incarnation = self.options.incarnation;
+            self.outputs.push_back(Output::Revoked(Revoked { worker, incarnation, attempts: revoked }));
+        }
+    }
+
     /// The program of an attempt runs.
     pub fn started(&mut self, attempt: AttemptId) {
         if self.held.get(&attempt).is_some_and(|held| held.phase == HeldPhase::Running) {
@@ -453,11 +472,10 @@ impl Agent {
 
     fn report(&mut self, worker: WorkerId) {
         while self.in_flight.len() < REPORTS_IN_FLIGHT {
-            let due = self.now_us.saturating_sub(STARTED_AFTER_US);
             let started: Vec<AttemptId> = self
                 .started
                 .iter()
-                .filter(|(_, at)| **at <= due)
+                .filter(|(_, at)| at.saturating_add(STARTED_AFTER_US) <= self.now_us)
                 .map(|(attempt, _)| *attempt)
                 .take(limits::REPORT_ATTEMPTS)
                 .collect();

@@ -157,6 +157,7 @@ impl House {
                     };
                     self.agent.reported(sequence, answer);
                 }
+                Output::Revoked(body) => drop(self.propose(Command::Revoked(body)).unwrap()),
                 Output::Register(_) | Output::Report(_) => self.agent.unavailable(),
                 Output::Execute(start) => {
                     *self.executed.entry(start.attempt).or_default() += 1;

@@ -3,6 +3,7 @@
 mod cancel;
 mod register;
 mod report;
+mod revoke;
 mod submit;
 mod task;
 pub(crate) use task::multiplied;
@@ -104,6 +105,7 @@ impl<'a> Application<'a> {
             Command::Plan(body) => self.plan(&body),
             Command::Report(body) => self.report(body),
             Command::Cancel(body) => self.cancel(&body),
+            Command::Revoked(body) => self.revoked(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }

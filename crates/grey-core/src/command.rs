@@ -166,6 +166,18 @@ pub struct Cancel {
     pub target: CancelTarget,
 }
 
+/// Attempts that a worker gave back before it started them, so that an idle one can have them. Whoever gives an attempt
+/// back never starts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Who gave them back.
+    pub worker: WorkerId,
+    /// In which of its lives.
+    pub incarnation: u64,
+    /// Which attempts.
+    pub attempts: Vec<AttemptId>,
+}
+
 /// Everything that can be proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -181,6 +193,8 @@ pub enum Command {
     Report(Report),
     /// Cancel a job or a task.
     Cancel(Cancel),
+    /// Give unstarted attempts back.
+    Revoked(Revoked),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

@@ -120,6 +120,11 @@ pub enum Answer {
         /// Whether it had been accepted before.
         duplicate: bool,
     },
+    /// Attempts were given back.
+    Revoked {
+        /// How many of them wait again.
+        revoked: u64,
+    },
     /// A cancel was committed.
     Cancelled {
         /// Tasks that it ended.

@@ -19,6 +19,7 @@ const KIND_PLAN: u16 = 4;
 const KIND_REPORT: u16 = 5;
 const KIND_CANCEL: u16 = 6;
 const KIND_TICK: u16 = 7;
+const KIND_REVOKED: u16 = 8;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,7 @@ impl Entry {
             Command::Report(body) => self.encode_as(KIND_REPORT, body),
             Command::Cancel(body) => self.encode_as(KIND_CANCEL, body),
             Command::Tick => self.encode_as(KIND_TICK, &()),
+            Command::Revoked(body) => self.encode_as(KIND_REVOKED, body),
         }
     }
 
@@ -114,6 +116,7 @@ impl Entry {
                 let () = decode_body(kind, body)?;
                 Command::Tick
             }
+            KIND_REVOKED => Command::Revoked(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

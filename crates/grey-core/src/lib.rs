@@ -24,6 +24,7 @@ mod rows;
 mod spec;
 mod state;
 mod statement;
+mod steal;
 pub mod validate;
 
 pub use apply::{apply, apply_entry};
@@ -32,7 +33,7 @@ pub use attempt::{
 };
 pub use command::{
     Bootstrap, Cancel, CancelTarget, Command, GroupSubmission, IdempotencyKey, Placement, Plan,
-    RegisterWorker, Report, SignedRoot, Submit, TaskDefaults, TenantRecord,
+    RegisterWorker, Report, Revoked, SignedRoot, Submit, TaskDefaults, TenantRecord,
 };
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
 pub use entry::{Entry, EntryError, FEATURE_LEVEL};
@@ -46,3 +47,4 @@ pub use rows::{Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Ph
 pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};
 pub use state::{Deadline, LoadError, ReadyKey, State};
 pub use statement::{Signer, TIER_SOFTWARE, leaves, report_header, report_root, statement};
+pub use steal::steal;

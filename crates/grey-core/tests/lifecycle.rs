@@ -5,11 +5,11 @@ mod support;
 
 use grey_core::{
     Answer, AttemptId, Cancel, CancelTarget, Command, Effect, Entry, Epoch, EventKind, HistoryRecord,
-    IdempotencyKey, JobId, Outcome, Phase, Rejection, State, TaskId, TaskRange, WorkerId, apply, limits,
-    plan,
+    IdempotencyKey, JobId, Outcome, Phase, Rejection, Revoked, State, TaskId, TaskRange, WorkerId, apply,
+    limits, plan,
 };
 use grey_proof::{Digest, leaf_hash, merkle_root};
-use support::{TENANT, applied, finished, founded, phase, register, report, spec, submit};
+use support::{TENANT, applied, bootstrap, finished, founded, phase, register, report, spec, submit};
 
 const WORKER: WorkerId = WorkerId(1);
 
@@ -329,4 +329,86 @@ fn each_report_adds_one_leaf_to_the_cluster_s_log() {
         assert_eq!(state.meta().log.root(), merkle_root(&leaves));
     }
     assert_ne!(leaves[0], leaf_hash(b""));
+}
+
+#[test]
+fn an_attempt_that_is_given_back_waits_again_and_counts_against_nobody() {
+    let mut state = with_placed(3);
+    let attempt = |task: u64, epoch: u32| AttemptId { task: TaskId(task), epoch: Epoch(epoch) };
+    let revoke = |state: &mut State, attempts: Vec<AttemptId>, incarnation| {
+        let body = Revoked { worker: WorkerId(1), incarnation, attempts };
+        applied(state, Command::Revoked(body)).answer
+    };
+    // Given: one attempt has started.
+    let started = report(&state, WorkerId(1), vec![attempt(1, 1)], vec![]);
+    applied(&mut state, Command::Report(started)).answer.unwrap();
+    // When: all are given back, one under another epoch.
+    let answer = revoke(&mut state, vec![attempt(1, 1), attempt(2, 1), attempt(3, 2)], 1);
+    // Then: only what was assigned and not started waits again.
+    assert_eq!(answer, Ok(Answer::Revoked { revoked: 1 }));
+    assert_eq!(phase(&state, 2), Some(Phase::Ready));
+    assert!(matches!(phase(&state, 1), Some(Phase::Running { .. })));
+    assert!(matches!(phase(&state, 3), Some(Phase::Assigned { .. })));
+    assert_eq!(state.live()[&TaskId(2)].losses, 0);
+    assert_eq!(state.workers()[&WorkerId(1)].held, 2);
+    // Then: its next assignment has the next epoch, and a late result of the first one is refused.
+    let planned = plan(&state, 10);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    assert_eq!(state.live()[&TaskId(2)].epoch, Epoch(2));
+    finish(&mut state, 2, 1, 1, Outcome::Exited(0));
+    assert_eq!(state.meta().refused_results, 1);
+    // Then: a worker of another life gives nothing back.
+    let answer = revoke(&mut state, vec![attempt(3, 1)], 9);
+    assert!(matches!(answer, Err(Rejection::StaleIncarnation { .. })), "{answer:?}");
+}
+
+#[test]
+fn every_command_s_bytes_are_published_and_do_not_change() {
+    let attempt = AttemptId { task: TaskId(300), epoch: Epoch(2) };
+    let Entry { command: bootstrap, .. } = bootstrap();
+    let tasks = TaskRange { first: TaskId(300), count: 2 };
+    let commands = [
+        bootstrap,
+        register(7, 3, 16, vec![attempt]),
+        Command::Plan(grey_core::Plan {
+            version: 1,
+            placements: vec![grey_core::Placement { worker: WorkerId(2), tasks, epoch: Epoch(2) }],
+        }),
+        Command::Report(grey_core::Report {
+            worker: WorkerId(2),
+            incarnation: 3,
+            sequence: 4,
+            slots: 16,
+            started: vec![attempt],
+            finished: vec![finished(tasks, Epoch(2), Outcome::Signaled(9))],
+            signed: Some(grey_core::SignedRoot {
+                root: Digest::of(b"root"),
+                salt: [1; 32],
+                signature: vec![7; 64],
+            }),
+        }),
+        Command::Cancel(grey_core::Cancel {
+            tenant: TENANT,
+            target: grey_core::CancelTarget::Task(TaskId(300)),
+        }),
+        Command::Revoked(Revoked { worker: WorkerId(2), incarnation: 3, attempts: vec![attempt] }),
+        Command::Tick,
+    ];
+    let mut found = Vec::new();
+    for command in commands {
+        let entry = Entry { time_ms: 0x0102_0304, command };
+        let bytes = entry.encode().unwrap();
+        assert_eq!(Entry::decode(&bytes).unwrap(), entry);
+        found.push(Digest::of(&bytes).to_string().chars().take(16).collect::<String>());
+    }
+    let published = [
+        "094599f87edc3d79",
+        "b8100a9cb4bfbac1",
+        "813ca40fe1cafd4f",
+        "388a89800c1d794c",
+        "b6cc70bf111f636f",
+        "f18c3b0596cdd992",
+        "3fafff66c0dc2cd4",
+    ];
+    assert_eq!(found, published);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use grey_agent::ReportAnswer;
 use grey_core::{
     Answer, Applied, Command, Effect, Event, EventKind, JobId, RegisterWorker, Rejection, Report,
-    ReportRefusal, State, TaskId, check_report,
+    ReportRefusal, Revoked, State, TaskId, check_report,
 };
 use grey_proof::VerifyingKey;
 use grey_replica::{Output, Replica, ReplicaError, TICK_MS, Ticket};
@@ -47,6 +47,8 @@ pub(crate) enum Message {
     Register(RegisterWorker),
     /// The worker reports.
     Report(Report),
+    /// The worker gives attempts back.
+    Revoked(Revoked),
     /// The log is durable up to this batch.
     Persisted(u64),
     /// A checkpoint is durable.
@@ -60,6 +62,8 @@ pub(crate) enum Message {
 /// Who is told what a proposal came to.
 enum Reply {
     Client(oneshot::Sender<Outcome>),
+    /// Nobody: what came of it shows in the state.
+    Nobody,
     Registration,
     Report(u64),
 }
@@ -193,6 +197,7 @@ impl Control {
                     Err(refusal) => self.refuse_report(sequence, refusal),
                 }
             }
+            Message::Revoked(body) => proposals.push((self.ticket(Reply::Nobody), Command::Revoked(body))),
             Message::Persisted(number) => self.replica.persisted(number)?,
             Message::Checkpointed(through) => {
                 self.replica.checkpointed(through);
@@ -253,7 +258,7 @@ impl Control {
         match self.replies.remove(&ticket) {
             Some(Reply::Client(reply)) => drop(reply.send(Outcome::Refused(error))),
             Some(Reply::Registration | Reply::Report(_)) => self.to_worker(WorkerMessage::Unavailable),
-            None => {}
+            Some(Reply::Nobody) | None => {}
         }
     }
 
@@ -302,6 +307,7 @@ impl Control {
                 Output::Checkpoint(checkpoint) => {
                     self.to_side(SideRequest::Checkpoint(Box::new(checkpoint)))?;
                 }
+                Output::Revoke { attempts, .. } => self.to_worker(WorkerMessage::Revoke(attempts)),
                 Output::Role { leads, term, .. } => {
                     tracing::info!(leads, term, "role");
                     self.wiring.role.send_replace(leads);
@@ -318,7 +324,7 @@ impl Control {
         match self.replies.remove(&ticket) {
             Some(Reply::Client(reply)) => drop(reply.send(Outcome::Unknown)),
             Some(Reply::Registration | Reply::Report(_)) => self.to_worker(WorkerMessage::Unavailable),
-            None => {}
+            Some(Reply::Nobody) | None => {}
         }
     }
 
@@ -354,7 +360,7 @@ impl Control {
         self.to_side(SideRequest::Effects(index, kept))?;
         let reply = ticket.and_then(|ticket| self.replies.remove(&ticket));
         match (reply, applied.answer) {
-            (None, _) => {}
+            (None | Some(Reply::Nobody), _) => {}
             (Some(Reply::Client(reply)), answer) => drop(reply.send(Outcome::Applied(answer))),
             (Some(Reply::Registration), Ok(Answer::Registered { worker, unknown })) => {
                 self.to_worker(WorkerMessage::Registered(worker, unknown));

@@ -36,6 +36,8 @@ pub(crate) enum WorkerMessage {
     Assign(Arc<Assignment>),
     /// A cancel was committed.
     Stop(AttemptId),
+    /// Attempts are asked back.
+    Revoke(Vec<AttemptId>),
     /// It is known.
     Registered(WorkerId, Vec<AttemptId>),
     /// A report was answered.
@@ -118,6 +120,7 @@ impl Worker {
                 let (result, usage) = unstarted(Outcome::Cancelled, "cancelled before it started");
                 self.agent.stop(attempt, result, usage);
             }
+            WorkerMessage::Revoke(attempts) => self.agent.revoke(&attempts),
             WorkerMessage::Registered(worker, unknown) => self.agent.registered(worker, &unknown),
             WorkerMessage::Reported(sequence, answer) => self.agent.reported(sequence, answer),
             WorkerMessage::Unavailable => self.agent.unavailable(),
@@ -175,6 +178,7 @@ impl Worker {
         match output {
             Output::Register(body) => self.to_control(Message::Register(body)),
             Output::Report(report) => self.to_control(Message::Report(report)),
+            Output::Revoked(body) => self.to_control(Message::Revoked(body)),
             Output::Execute(start) => self.execute(start),
             Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
                 Some(stopped) => *stopped = Some(reason),

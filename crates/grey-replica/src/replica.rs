@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_core::{Applied, Command, Entry, EntryError, LoadError, State, limits, plan};
+use grey_core::{
+    Applied, AttemptId, Command, Entry, EntryError, LoadError, State, WorkerId, limits, plan, steal,
+};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message};
 use raft::{Config, RawNode, Ready, StateRole};
@@ -17,6 +19,11 @@ const ELECTION_TICKS: usize = 6;
 const LONGEST_ELECTION_TICKS: usize = 12;
 const MESSAGE_BYTES: u64 = 1024 * 1024;
 const INFLIGHT_MESSAGES: usize = 64;
+/// How often the leader looks for unstarted attempts that an idle worker could start, in milliseconds. An answer takes a
+/// commit; asking again before it came would be answered by nothing.
+const STEAL_EVERY_MS: u64 = 100;
+/// The most attempts that are asked back at once.
+const STOLEN_AT_ONCE: u32 = 1_024;
 const UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
 const COMMITTED_BYTES_PER_STEP: u64 = 16 * 1024 * 1024;
 
@@ -66,6 +73,14 @@ pub enum Output {
     Readable(Ticket),
     /// Make durable, then call [`Replica::checkpointed`].
     Checkpoint(Checkpoint),
+    /// Ask a worker to give attempts back that it has not started; what it gives back is proposed as
+    /// [`Command::Revoked`].
+    Revoke {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which attempts.
+        attempts: Vec<AttemptId>,
+    },
     /// Leadership changed.
     Role {
         /// Whether this node leads now.
@@ -139,6 +154,7 @@ pub struct Replica {
     plan_is_moot: bool,
     clock_ms: u64,
     unticked_ms: u64,
+    unstolen_ms: u64,
     random: u64,
     role: (bool, u64, u64),
 }
@@ -200,6 +216,7 @@ impl Replica {
             tick_in_flight: None,
             plan_is_moot: false,
             unticked_ms: 0,
+            unstolen_ms: 0,
             random: options.seed | 1,
             role: (false, 0, 0),
         };
@@ -256,7 +273,15 @@ impl Replica {
             // Between ticks too: the second must already count against the seeded time-out.
             self.seed_election();
         }
-        self.settle()
+        self.unstolen_ms = self.unstolen_ms.saturating_add(elapsed_ms);
+        self.settle()?;
+        if self.unstolen_ms >= STEAL_EVERY_MS && self.leads() {
+            self.unstolen_ms = 0;
+            for (worker, attempts) in steal(&self.state, STOLEN_AT_ONCE) {
+                self.outputs.push_back(Output::Revoke { worker, attempts });
+            }
+        }
+        Ok(())
     }
 
     /// A message from another server, already authenticated.

@@ -191,7 +191,7 @@ impl Cluster {
                     server.disk.lock().unwrap().checkpoint(checkpoint);
                     replica.checkpointed(through);
                 }
-                Output::Applied { .. } | Output::Role { .. } => {}
+                Output::Applied { .. } | Output::Revoke { .. } | Output::Role { .. } => {}
             }
         }
         if !server.hold_disk {

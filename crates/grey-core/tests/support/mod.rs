@@ -4,8 +4,8 @@
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Entry, Epoch, ExecutorKind,
     Finished, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report, Resources,
-    Retries, SandboxLevel, SignedRoot, State, Submit, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId,
-    TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
+    Retries, Revoked, SandboxLevel, SignedRoot, State, Submit, TaskDefaults, TaskId, TaskRange, TaskSpec,
+    TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -132,6 +132,7 @@ pub enum Step {
     Stale { task: u8, count: u8, worker: u8, epoch: u8 },
     Report { worker: u8, start: u8, finish: u8, outcome: u8, wrong_epoch: bool, again: bool },
     Cancel { job: bool, number: u8, tenant: u32 },
+    Revoke { worker: u8, chance: u8 },
     Tick { ms: u32 },
 }
 
@@ -149,6 +150,7 @@ pub fn step() -> impl Strategy<Value = Step> {
                 Step::Report { worker, start, finish, outcome, wrong_epoch, again }
             }),
         2 => (any::<bool>(), any::<u8>(), 1u32..4).prop_map(|(job, number, tenant)| Step::Cancel { job, number, tenant }),
+        1 => (0u8..4, any::<u8>()).prop_map(|(worker, chance)| Step::Revoke { worker, chance }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
     ]
 }
@@ -179,6 +181,16 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
                 CancelTarget::Task(TaskId(u64::from(*number)))
             },
         }),
+        Step::Revoke { worker, chance } => {
+            let workers: Vec<WorkerId> = state.workers().keys().copied().collect();
+            let Some(worker) = pick(&workers, *worker) else {
+                return Entry { time_ms: state.meta().time_ms, command: Command::Tick };
+            };
+            let mut attempts = held_by(state, worker);
+            attempts.retain(|attempt| (attempt.task.0 as u8).wrapping_mul(91) < *chance);
+            let incarnation = state.workers()[&worker].incarnation;
+            Command::Revoked(Revoked { worker, incarnation, attempts })
+        }
         Step::Tick { .. } => Command::Tick,
     };
     let ms = if let Step::Tick { ms } = step { u64::from(*ms) } else { number };
