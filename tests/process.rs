@@ -1,6 +1,10 @@
 //! The real binary: what a user meets, and what is left when something is killed, full, taken or damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "process/faults.rs"]
+mod faults;
+#[path = "process/http.rs"]
+mod http;
 mod support;
 
 use std::io::{Read, Write};
@@ -8,16 +12,10 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use grey_api::{ClientError, ErrorCode, JobCreated, JobStatus, TaskList};
+use grey_api::{ErrorCode, JobCreated, JobStatus};
 use grey_proof::StreamDigest;
 use serde_json::Value;
-use support::{Home, Ran, finish, is_alive, kill, processes_with, wait_until};
-
-const NDJSON: &str = "application/x-ndjson";
-
-fn code(refusal: &ClientError) -> ErrorCode {
-    refusal.problem().unwrap_or_else(|| panic!("{refusal}")).code
-}
+use support::{Home, Ran, code, finish, is_alive, kill, processes_with, wait_until};
 
 #[test]
 fn a_run_returns_the_task_s_streams_and_status_and_says_the_rest_on_stderr() {
@@ -210,80 +208,6 @@ fn a_gigabyte_of_output_passes_in_bounded_memory_and_the_default_limit_stops_it(
     assert!(refused.errors.contains("67108864"), "the limit is not named: {}", refused.errors);
 }
 
-/// A batch of tasks that each leave a line.
-fn batch(tasks: u32, script: &str) -> String {
-    (0..tasks)
-        .map(|number| {
-            format!(
-                "{{\"command\":[\"sh\",\"-c\",\"{script}\"],\"cpu_millicores\":250,\"name\":\"n{number}\"}}\n"
-            )
-        })
-        .collect()
-}
-
-#[test]
-fn a_killed_node_goes_on_with_the_same_data_and_every_acknowledged_task_ends_once() {
-    let home = Home::new();
-    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
-    let created: JobCreated = home.post("/v1/tasks", NDJSON, batch(200, "echo $GREY_TASK"), None).unwrap();
-    assert_eq!((created.job.as_str(), created.first_task.as_str(), created.tasks), ("j2", "t2", 200));
-    // When: the process is killed again and again while the batch runs.
-    for round in 0..3 {
-        let status: JobStatus = home.get("/v1/jobs/j2").unwrap();
-        let before = status.counts.completed;
-        wait_until("some tasks have completed", || {
-            let status: JobStatus = home.get("/v1/jobs/j2").unwrap();
-            status.ended || status.counts.completed > before
-        });
-        home.kill_9();
-        let ran = home.grey(&["run", "-q", "--", "echo", "again"]);
-        assert_eq!((ran.status, ran.text.as_str()), (0, "again\n"), "round {round}: {}", ran.errors);
-    }
-    // Then: everything acknowledged completes, each task with one accepted result, and ids go on.
-    assert_eq!(home.grey(&["job", "wait", "j2"]).status, 0);
-    let job: JobStatus = home.get("/v1/jobs/j2").unwrap();
-    assert_eq!((job.counts.completed, job.tasks, job.ended), (200, 200, true));
-    let tasks: TaskList = home.get("/v1/jobs/j2/tasks?limit=1000").unwrap();
-    assert_eq!(tasks.tasks.len(), 200);
-    for task in &tasks.tasks {
-        let result = task.result.as_ref().unwrap();
-        assert_eq!((task.state.as_str(), result.attempt), ("completed", task.attempt));
-        assert_eq!(result.stdout.size_bytes as usize, task.id.len() + 1);
-    }
-    let proof = home.path("p.json");
-    let last = &tasks.tasks[199];
-    assert_eq!(home.grey(&["task", "proof", &last.id, "--out", proof.to_str().unwrap()]).status, 0);
-    assert_eq!(home.grey(&["verify", proof.to_str().unwrap()]).status, 0);
-    let job: JobCreated = home.post("/v1/tasks", NDJSON, batch(1, "true"), None).unwrap();
-    assert_eq!(job.job, "j6");
-}
-
-#[test]
-fn a_killed_node_takes_its_tasks_with_it_and_they_are_tried_again() {
-    let home = Home::new();
-    let marker = format!("600.{}", std::process::id());
-    let mut child = home
-        .command(&[
-            "run",
-            "-q",
-            "--",
-            "sh",
-            "-c",
-            &format!("test $GREY_ATTEMPT -gt 1 && echo second || sleep {marker}"),
-        ])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_until("the task runs", || processes_with(&format!("sleep\0{marker}")).len() == 1);
-    home.kill_9();
-    wait_until("its processes are gone", || processes_with(&format!("sleep\0{marker}")).is_empty());
-    assert!(child.try_wait().unwrap().is_none(), "the one who waits does not give up");
-    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
-    let ran = finish(child);
-    assert_eq!((ran.status, ran.text.as_str()), (0, "second\n"), "{}", ran.errors);
-}
-
 #[test]
 fn shells_that_start_the_cluster_at_once_share_it_and_an_interrupt_in_one_leaves_the_others_alone() {
     let home = Home::new();
@@ -409,168 +333,6 @@ fn an_address_that_nobody_answers_at_is_never_replaced_by_the_local_cluster() {
     assert!(!home.data().exists(), "nothing local was begun");
 }
 
-/// One request as plain text; the response with its head.
-fn http(address: &str, request: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut response = Vec::new();
-    // A node may reset a connection on whose body it gave up; what it said before counts.
-    drop(stream.read_to_end(&mut response));
-    String::from_utf8_lossy(&response).into_owned()
-}
-
-#[test]
-fn the_loopback_interface_needs_its_token_and_refuses_pages_hosts_and_nonsense() {
-    let home = Home::new();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let ran = home.grey(&["dev", "--listen", &address]);
-    assert_eq!(ran.status, 1);
-    assert!(ran.errors.contains(&address) && ran.errors.contains("in use"), "{}", ran.errors);
-    assert_ne!(home.grey(&["dev", "--listen", "0.0.0.0:0"]).status, 0);
-    drop(taken);
-
-    let mut dev = home
-        .command(&["dev", "--json", "--listen", "127.0.0.1:0"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut announced = String::new();
-    let mut stdout = std::io::BufReader::new(dev.stdout.take().unwrap());
-    while serde_json::from_str::<Value>(&announced).is_err() {
-        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut announced).unwrap(), 0, "{announced}");
-    }
-    let announced: Value = serde_json::from_str(&announced).unwrap();
-    let (url, token) = (announced["address"].as_str().unwrap(), announced["token"].as_str().unwrap());
-    let address = url.strip_prefix("http://").unwrap();
-    let host = format!("Host: {address}\r\nConnection: close\r\n");
-    let authorized = format!("{host}Authorization: Bearer {token}\r\n");
-    let post = |length: usize, body: &str| {
-        format!(
-            "POST /v1/jobs HTTP/1.1\r\n{authorized}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        )
-    };
-    for (request, status, code) in [
-        (format!("GET /v1/jobs HTTP/1.1\r\n{host}\r\n"), 401, "unauthorized"),
-        (
-            format!("GET /v1/jobs HTTP/1.1\r\n{host}Authorization: Bearer {}\r\n\r\n", "0".repeat(64)),
-            401,
-            "unauthorized",
-        ),
-        (
-            format!("GET /v1/jobs HTTP/1.1\r\n{authorized}Origin: http://example.com\r\n\r\n"),
-            403,
-            "forbidden_origin",
-        ),
-        (
-            format!(
-                "GET /v1/jobs HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
-            ),
-            403,
-            "forbidden_origin",
-        ),
-        (format!("GET /nowhere HTTP/1.1\r\n{authorized}\r\n"), 404, "not_found"),
-        (format!("DELETE /v1/jobs HTTP/1.1\r\n{authorized}\r\n"), 405, "method_not_allowed"),
-        (format!("GET /v1/tasks/%ff HTTP/1.1\r\n{authorized}\r\n"), 400, "invalid_request"),
-        (format!("GET /v1/jobs?limit=0 HTTP/1.1\r\n{authorized}\r\n"), 422, "out_of_bounds"),
-        (post(9, "{\"tasks\":"), 400, "invalid_request"),
-        (post(20_000_000, ""), 413, "too_large"),
-    ] {
-        let response = http(address, &request);
-        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{request}\n{response}");
-        assert!(response.contains(&format!("\"code\":\"{code}\"")), "{request}\n{response}");
-        assert!(response.contains("application/problem+json"), "{response}");
-    }
-    assert!(http(address, &format!("GET /health/live HTTP/1.1\r\n{host}\r\n")).contains("200 OK"));
-
-    // Another client with address and token is served as well.
-    let output = home
-        .command(&["run", "-q", "--", "echo", "over loopback"])
-        .env("GREY_ADDR", url)
-        .env("GREY_TOKEN", token)
-        .output()
-        .unwrap();
-    assert_eq!(Ran::of(output).text, "over loopback\n");
-    let output = home.command(&["job", "list"]).env("GREY_ADDR", url).env("GREY_TOKEN", "wrong").output();
-    assert_eq!(Ran::of(output.unwrap()).status, 3);
-    kill(i32::try_from(dev.id()).unwrap(), "INT");
-    assert!(dev.wait().unwrap().success());
-}
-
-#[test]
-fn every_described_endpoint_is_there_and_events_tell_a_job_to_its_end() {
-    let home = Home::new();
-    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
-    let document: Value = home.get("/openapi.json").unwrap();
-    for (path, operations) in document["paths"].as_object().unwrap() {
-        if operations.get("get").is_none() || path.ends_with("events") {
-            continue;
-        }
-        let path =
-            path.replace("/v1/jobs/{id}", "/v1/jobs/j1").replace("{id}", "t1").replace("{number}", "0");
-        match home.get::<Value>(&path) {
-            Ok(_) | Err(ClientError::Unreadable { .. }) => {}
-            Err(refusal) => {
-                let problem = refusal.problem().unwrap();
-                assert!(!problem.detail.contains("endpoint"), "{path}: {problem:?}");
-            }
-        }
-    }
-    let created: JobCreated = home.post("/v1/tasks", NDJSON, batch(3, "sleep 0.2"), None).unwrap();
-    let text = support::runtime().block_on(async {
-        let client = grey_api::Client::new(grey_api::Address::Unix(home.data().join("grey.sock")), None);
-        let mut events = client.stream(&format!("/v1/jobs/{}/events", created.job)).await.unwrap();
-        let mut text = String::new();
-        while let Some(piece) = events.next().await.unwrap() {
-            text.push_str(&String::from_utf8_lossy(&piece));
-        }
-        text
-    });
-    assert!(text.starts_with("event: job\n"), "{text}");
-    assert_eq!(text.matches("event: attempt_ended").count(), 3, "{text}");
-    assert_eq!(text.matches("event: job_ended").count(), 1, "{text}");
-}
-
-#[test]
-fn a_repeated_submission_is_one_job_and_a_batch_is_taken_whole_or_not_at_all() {
-    let home = Home::new();
-    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
-    let body = batch(2, "true");
-    let first: JobCreated = home.post("/v1/tasks", NDJSON, body.clone(), Some("key")).unwrap();
-    let second: JobCreated = home.post("/v1/tasks", NDJSON, body.clone(), Some("key")).unwrap();
-    assert_eq!((first.job.as_str(), first.duplicate), ("j2", false));
-    assert_eq!((second.job.as_str(), second.duplicate), ("j2", true));
-    let other = home.post::<JobCreated>("/v1/tasks", NDJSON, batch(3, "true"), Some("key")).unwrap_err();
-    assert_eq!(code(&other), ErrorCode::IdempotencyConflict);
-
-    let submitted = || home.json(&["cluster", "status", "--json", "-q"])["tasks_submitted"].as_u64().unwrap();
-    let before = submitted();
-    let mut lines: Vec<String> = body.lines().map(str::to_owned).collect();
-    lines.push("{\"command\":[\"true\"],\"cpu_milicores\":1}".to_owned());
-    let refused = home.post::<JobCreated>("/v1/tasks", NDJSON, lines.join("\n"), None).unwrap_err();
-    let problem = refused.problem().unwrap();
-    assert!(problem.detail.contains("line 3") && problem.detail.contains("cpu_milicores"), "{problem:?}");
-    let refused = home.post::<JobCreated>("/v1/tasks", NDJSON, batch(10_001, "true"), None).unwrap_err();
-    assert_eq!((code(&refused), refused.problem().unwrap().limit), (ErrorCode::OutOfBounds, Some(10_000)));
-    for (body, field) in [
-        ("{\"command\":[]}", "command"),
-        ("{\"command\":[\"true\"],\"timeout_ms\":0}", "timeout_ms"),
-        ("{\"command\":[\"true\"],\"count\":1000001}", "count"),
-        ("{\"command\":[\"true\"],\"count\":0}", "count"),
-        ("{\"command\":[\"tr\\u0000ue\"]}", "command"),
-        ("{\"command\":[\"true\"],\"env\":{\"A=B\":\"c\"}}", "env"),
-        ("{\"command\":[\"true\"],\"executor\":\"magic\"}", "executor"),
-    ] {
-        let refused = home.post::<JobCreated>("/v1/tasks", "application/json", body, None).unwrap_err();
-        let problem = refused.problem().unwrap_or_else(|| panic!("{body}: {refused}"));
-        let named = problem.field.as_deref().unwrap_or_default();
-        assert!(named.contains(field), "{body}: {problem:?}");
-    }
-    assert_eq!(submitted(), before, "nothing of what was refused is there");
-}
-
 #[test]
 fn a_proof_holds_elsewhere_with_the_exported_root_and_any_change_is_refused_with_its_reason() {
     let home = Home::new();
@@ -649,115 +411,67 @@ fn a_proof_holds_elsewhere_with_the_exported_root_and_any_change_is_refused_with
     assert_eq!(elsewhere.grey(&["verify", "--root", "root.json", "none.json"]).status, 1);
 }
 
-/// A copy of a data directory, without what only a running process has.
-fn copied(from: &Home) -> Home {
-    let to = Home::new();
-    let copy = Command::new("cp").arg("-r").arg(from.data()).arg(to.data()).status().unwrap();
-    assert!(copy.success());
-    to
-}
-
 #[test]
-fn a_damaged_file_is_named_and_never_read_as_something_else() {
+fn a_task_file_becomes_a_job_its_results_come_back_and_what_failed_is_run_again() {
     let home = Home::new();
-    let script = "head -c 20000 /dev/zero | tr '\\0' x";
-    for _ in 0..3 {
-        assert_eq!(home.grey(&["run", "-q", "--", "sh", "-c", script]).status, 0);
+    std::fs::create_dir(home.path("photos")).unwrap();
+    for name in ["a", "b", "c"] {
+        std::fs::write(home.path("photos").join(name), name.repeat(1_000)).unwrap();
     }
-    let expected = vec![b'x'; 20_000];
-    assert_eq!(home.grey(&["down"]).status, 0);
-    let mut files: Vec<String> = [
-        "log.redb",
-        "state.redb",
-        "history-00000000.seg",
-        "tree.hashes",
-        "node.key",
-        "root.key",
-        "certificates.json",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    let blob = walk(&home.data().join("blobs"));
-    files.push(blob[0].strip_prefix(home.data()).unwrap().to_string_lossy().into_owned());
-    for file in files {
-        let damaged = copied(&home);
-        let path = damaged.data().join(&file);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let length = bytes.len().min(4_096);
-        for position in [length / 3, length / 2, length - 2] {
-            bytes[position] ^= 0x11;
-        }
-        std::fs::write(&path, bytes).unwrap();
-        for arguments in [&["task", "logs", "t2"][..], &["task", "proof", "t2", "-o", "p.json"]] {
-            let ran = damaged.grey(arguments);
-            let is_logs = arguments[1] == "logs";
-            if ran.status == 0 {
-                assert!(!is_logs || ran.stdout == expected, "{file}: other content");
-                if !is_logs {
-                    let root = home.data().join("root.json");
-                    let verified = damaged.grey(&["verify", "--root", root.to_str().unwrap(), "p.json"]);
-                    assert_eq!(verified.status, 0, "{file}: {}", verified.text);
-                }
-                continue;
-            }
-            let base = file.rsplit('/').next().unwrap();
-            let said = format!("{}{}", ran.errors, damaged.log());
-            assert!(said.contains(base), "{file}: {said}");
-            assert!(!ran.errors.contains("panicked"), "{file}: {}", ran.errors);
-        }
-    }
-}
-
-fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        if entry.path().is_dir() { found.extend(walk(&entry.path())) } else { found.push(entry.path()) }
-    }
-    found.sort();
-    found
-}
-
-#[test]
-fn a_full_disk_refuses_new_work_and_loses_nothing() {
-    let home = Home::new();
-    let binary = env!("CARGO_BIN_EXE_grey");
-    let disk = home.path("disk");
-    std::fs::create_dir(&disk).unwrap();
-    // A small disk of its own, in a mount namespace that ends with the script.
-    let script = format!(
-        "set -u
-         mount -t tmpfs -o size=24m none '{disk}' || exit 77
-         export GREY_DATA='{disk}/data'
-         '{binary}' -q run --proof '{disk}/p.json' -- echo before || exit 10
-         head -c 30m /dev/zero > '{disk}/fill' 2>/dev/null
-         tries=0
-         while '{binary}' -q run -- true 2> '{disk}/refused'; do
-             tries=$((tries + 1)); [ $tries -lt 200 ] || exit 11
-         done
-         '{binary}' -q run -- true 2>&1 | grep -q disk_full || exit 12
-         '{binary}' -q task logs t1 | grep -q before || exit 13
-         '{binary}' -q verify '{disk}/p.json' > /dev/null || exit 14
-         rm '{disk}/fill'
-         tries=0
-         until '{binary}' -q run -- echo after 2> /dev/null | grep -q after; do
-             tries=$((tries + 1)); [ $tries -lt 200 ] || exit 15; sleep 0.05
-         done
-         '{binary}' -q run --output-limit 1GiB -- head -c 100m /dev/zero > /dev/null 2>&1 && exit 16
-         '{binary}' -q run -- true || exit 17
-         '{binary}' -q task logs t1 | grep -q before || exit 18
-         '{binary}' -q down; grep -q panicked '{disk}/data/grey.log' && exit 19
-         exit 0",
-        disk = disk.display(),
+    let file = r#"
+        version = 1
+        name = "compress"
+        [defaults]
+        cpu = "250m"
+        [[task]]
+        each = { files = "photos/*" }
+        command = ["sh", "-c", 'gzip -c "$GREY_ITEM" >"$GREY_OUT/$GREY_INDEX.gz"; echo "$GREY_ITEM"']
+        outputs = ["*.gz"]
+        [[task]]
+        name = "fails"
+        count = 3
+        command = ["sh", "-c", 'echo "index $GREY_INDEX"; test "$GREY_INDEX" != 1']
+    "#;
+    std::fs::write(home.path("job.toml"), file).unwrap();
+    let ran = home.grey(&["submit", "job.toml", "--wait", "--results", "results", "--json"]);
+    assert_eq!(ran.status, 1, "one of its tasks fails: {}", ran.errors);
+    let status: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(
+        (status["counts"]["completed"].as_u64(), status["counts"]["failed"].as_u64()),
+        (Some(5), Some(1))
     );
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--map-root-user", "sh", "-c", &script]).stdin(Stdio::null());
-    let ran = Ran::of(unshare.output().unwrap());
-    if ran.status == 77 || ran.errors.contains("unshare failed") || ran.errors.contains("unshare: ") {
-        // The simulated disk of grey-store's tests is full where a machine does not allow this one.
-        println!("no disk of its own can be mounted here: {}", ran.errors);
-        return;
+    for (task, item) in [("t1", "photos/a"), ("t2", "photos/b"), ("t3", "photos/c")] {
+        let place = home.path("results").join(task);
+        assert_eq!(std::fs::read_to_string(place.join("stdout")).unwrap(), format!("{item}\n"));
+        assert_eq!(std::fs::read_dir(place.join("out")).unwrap().count(), 1);
+        let proof = place.join("proof.json");
+        let stdout = place.join("stdout");
+        let (proof, stdout) = (proof.to_str().unwrap(), stdout.to_str().unwrap());
+        let results = place.join("out");
+        let verified =
+            home.grey(&["verify", proof, "--stdout", stdout, "--results", results.to_str().unwrap()]);
+        assert_eq!(verified.status, 0, "{}", verified.text);
     }
-    assert_eq!(ran.status, 0, "{}{}", ran.text, ran.errors);
+    // The failed one is run again as a job of its own, and knows which of the array it was.
+    let again = home.grey(&["job", "rerun", "j1", "-q"]);
+    assert_eq!((again.status, again.text.as_str()), (0, "j2\n"), "{}", again.errors);
+    assert_eq!(home.grey(&["job", "wait", "j2"]).status, 1);
+    assert_eq!(home.grey(&["job", "logs", "j2", "-q"]).text, "index 1\n");
+    let status: JobStatus = home.get("/v1/jobs/j2").unwrap();
+    assert_eq!((status.tasks, status.counts.failed, status.name.as_str()), (1, 1, "compress"));
+    assert_eq!(home.grey(&["job", "rerun", "j99"]).status, 1);
+
+    for (name, text, said) in [
+        ("wrong.toml", "version = 1\n[[task]]\ncomand = [\"x\"]\n", "did you mean `command`?"),
+        ("wrong.json", "{\"version\": 1}", "missing field `task`"),
+        ("wrong.yaml", "version: 1", ".toml or .json"),
+    ] {
+        std::fs::write(home.path(name), text).unwrap();
+        let ran = home.grey(&["submit", name]);
+        assert_eq!(ran.status, 2, "{}", ran.errors);
+        assert!(ran.errors.contains(said) && ran.errors.contains(name), "{}", ran.errors);
+    }
+    assert_eq!(home.json(&["cluster", "status", "--json"])["jobs_submitted"], 2);
 }
 
 #[test]
@@ -768,13 +482,13 @@ fn help_and_completions_are_there_for_every_command() {
         assert!(ran.status == 0 && ran.stdout.len() > 1_000, "{shell}");
     }
     for command in
-        ["run", "dev", "down", "task", "job", "verify", "cluster", "doctor", "bench", "completions"]
+        ["run", "submit", "dev", "down", "task", "job", "verify", "cluster", "doctor", "bench", "completions"]
     {
         let ran = home.grey(&[command, "--help"]);
         assert_eq!(ran.status, 0, "{command}");
         assert!(ran.text.contains("Usage: grey"), "{}", ran.text);
     }
-    for command in ["run", "dev", "verify", "bench"] {
+    for command in ["run", "submit", "dev", "verify", "bench"] {
         assert!(home.grey(&[command, "--help"]).text.contains("Examples:"), "{command}");
     }
     let findings = home.grey(&["doctor", "--json"]);

@@ -68,16 +68,26 @@ impl Inputs {
         }
         match stdin {
             Some(path) if path == Path::new("-") => inputs.spool()?,
-            Some(path) => {
-                let (size_bytes, digest) = inputs.add_source(path)?;
-                inputs.stdin = Some(BlobRequest { digest, size_bytes });
-            }
+            Some(path) => inputs.read_stdin(path)?,
             None => {}
         }
         Ok(inputs)
     }
 
-    fn add(&mut self, path: &Path, place: &Path) -> Result<(), CliError> {
+    /// Takes a file as standard input.
+    pub fn read_stdin(&mut self, path: &Path) -> Result<(), CliError> {
+        let (size_bytes, digest) = self.add_source(path)?;
+        self.stdin = Some(BlobRequest { digest, size_bytes });
+        Ok(())
+    }
+
+    /// Takes over what another one would send; the request's parts stay with it.
+    pub fn absorb(&mut self, other: &mut Inputs) {
+        self.sources.append(&mut other.sources);
+    }
+
+    /// Adds a file or directory at a place in the working directory.
+    pub fn add(&mut self, path: &Path, place: &Path) -> Result<(), CliError> {
         let facts = path.metadata().map_err(|error| unreadable(path, &error))?;
         if facts.is_dir() {
             let entries = std::fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);

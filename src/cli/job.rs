@@ -1,13 +1,14 @@
 //! `grey job`: what was submitted together.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
-use grey_api::{CancelResponse, Client, JobList, JobStatus, TaskList, TaskStatus};
+use grey_api::{CancelResponse, Client, JobCreated, JobList, JobStatus, TaskList, TaskStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless, table};
-use super::run::connect;
+use super::run::{connect, fresh_key};
 use super::session::{Target, runtime};
 use super::task::{Stream, cancelled, copy_stream, save_proof, segment, tasks_table};
 
@@ -57,6 +58,11 @@ pub enum JobCommand {
         /// The job
         job: String,
     },
+    /// Run those tasks again that failed or were cancelled, as a new job
+    Rerun {
+        /// The job
+        job: String,
+    },
     /// Cancel what has not ended of a job
     Cancel {
         /// The job
@@ -92,7 +98,7 @@ fn jobs_table(jobs: &[JobStatus]) -> String {
 }
 
 /// Visits every task of a job, a page at a time.
-async fn every_task(
+pub async fn every_task(
     client: &Client,
     job: &str,
     filter: &str,
@@ -154,6 +160,13 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
             }
             JobCommand::Proof { job, out } => proofs(&client, segment(job)?, out, output).await,
             JobCommand::Wait { job } => wait(&client, segment(job)?, output).await,
+            JobCommand::Rerun { job } => {
+                let (path, key) = (format!("/v1/jobs/{}/rerun", segment(job)?), fresh_key()?);
+                let created: JobCreated = client.post(&path, &serde_json::json!({}), Some(&key)).await?;
+                output.result(&created, || format!("{}\n", created.job))?;
+                output.note(&format!("{} task(s); next: grey job wait {}", created.tasks, created.job));
+                Ok(0)
+            }
             JobCommand::Cancel { job } => {
                 let path = format!("/v1/jobs/{}/cancel", segment(job)?);
                 let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
@@ -161,6 +174,20 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
             }
         }
     })
+}
+
+/// One line: how far, how fast, how long still.
+fn progress(status: &JobStatus, done: u64, rate_per_s: u64) -> String {
+    let counts = &status.counts;
+    let mut line = format!("{done} of {}, {} running", status.tasks, counts.running);
+    if counts.failed > 0 {
+        line.push_str(&format!(", {} failed", counts.failed));
+    }
+    let left = u64::from(status.tasks).saturating_sub(done);
+    if let Some(left_s) = left.checked_div(rate_per_s) {
+        line.push_str(&format!(", {rate_per_s}/s, about {left_s} s left"));
+    }
+    line
 }
 
 async fn proofs(
@@ -187,10 +214,15 @@ async fn proofs(
     Ok(if written == 0 { ANSWER_IS_NO } else { 0 })
 }
 
-async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, CliError> {
+/// Waits until a job has ended, with its progress on a terminal.
+pub async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, CliError> {
     let mut interrupts =
         signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
-    let path = format!("/v1/jobs/{job}?wait_ms=30000");
+    // On a terminal an answer comes every half second, so that there is something to show.
+    let wait_ms = if output.shows_progress() { 500 } else { 30_000 };
+    let path = format!("/v1/jobs/{job}?wait_ms={wait_ms}");
+    let begun = Instant::now();
+    let mut first: Option<u64> = None;
     let status: JobStatus = loop {
         tokio::select! {
             status = client.get::<JobStatus>(&path) => {
@@ -198,10 +230,15 @@ async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, CliErro
                 if status.ended {
                     break status;
                 }
+                let done = u64::from(status.tasks) - status.counts.pending - status.counts.assigned - status.counts.running;
+                let rate = done.saturating_sub(*first.get_or_insert(done)) * 1_000
+                    / u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+                output.progress(&progress(&status, done, rate));
             }
             _ = interrupts.recv() => return Ok(130),
         }
     };
+    output.progress("");
     output.result(&status, || jobs_table(core::slice::from_ref(&status)))?;
     Ok(if status.counts.completed == u64::from(status.tasks) { 0 } else { ANSWER_IS_NO })
 }

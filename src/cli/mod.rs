@@ -12,7 +12,9 @@ mod root;
 mod run;
 mod serve;
 mod session;
+mod submit;
 mod task;
+mod task_file;
 mod units;
 mod verify;
 
@@ -29,6 +31,7 @@ const EXAMPLES: &str = "\
 Examples:
   grey run -- echo hello                     run a command as a task on the local cluster
   grey run --proof hello.json -- echo hello  and keep the signed proof of it
+  grey submit job.toml --wait                run the tasks of a file
   grey verify hello.json                     check a proof, offline
   grey job list                              what was submitted
   grey doctor                                what is enforced on this machine
@@ -68,6 +71,8 @@ struct Global {
 enum Command {
     /// Run a command as a task and wait for it
     Run(run::RunArguments),
+    /// Submit a job from a task file
+    Submit(submit::SubmitArguments),
     /// Run the local cluster in the foreground, reachable over loopback with a token
     Dev(dev::DevArguments),
     /// End the local cluster's background process; its data stays
@@ -124,6 +129,7 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Run(run) => {
             run::run(&run, &target().map_err(CliError::in_run)?, output).map_err(CliError::in_run)
         }
+        Command::Submit(submit) => submit::submit(&submit, &target()?, output),
         Command::Dev(dev) => dev::dev(&dev, &target()?, output),
         Command::Down => dev::down(&target()?, output),
         Command::Task(command) => task::task(&command, &target()?, output),

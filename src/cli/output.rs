@@ -58,6 +58,18 @@ impl Output {
         }
     }
 
+    /// Whether progress is shown: to a person at a terminal only.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && io::stderr().is_terminal()
+    }
+
+    /// A line on stderr in the place of the one before; an empty one clears it.
+    pub fn progress(&self, text: &str) {
+        if self.shows_progress() {
+            drop(write!(io::stderr().lock(), "\r\u{1b}[K{}", self.dim(text)));
+        }
+    }
+
     /// Bytes on stderr, as they are.
     pub fn error_bytes(&self, bytes: &[u8]) {
         drop(io::stderr().lock().write_all(bytes));

@@ -131,7 +131,7 @@ pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result
         let mut interrupts =
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
         inputs.send(&client, output).await?;
-        let created = submit(&client, &arguments.request(&inputs)).await?;
+        let created = submit_job(&client, &arguments.request(&inputs)).await?;
         output.note(&format!("task {} (job {})", created.first_task, created.job));
         let Some(status) = wait(&client, &created.first_task, &mut interrupts, output).await? else {
             output.note(&format!("detached; `grey task wait {}` comes back to it", created.first_task));
@@ -151,7 +151,8 @@ fn writable(path: Option<&Path>) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn submit(client: &Client, request: &JobRequest) -> Result<JobCreated, CliError> {
+/// Submits a job under a key of its own, again and again until it is known to be accepted or refused.
+pub async fn submit_job(client: &Client, request: &JobRequest) -> Result<JobCreated, CliError> {
     let key = fresh_key()?;
     let mut tries = 0;
     loop {
@@ -232,7 +233,8 @@ async fn finish(
         copy_stream(client, &status.id, Stream::Stdout, None, output).await?;
     }
     if let Some(directory) = &arguments.results {
-        save_outputs(client, result, directory, output).await?;
+        save_outputs(client, result, directory).await?;
+        output.note(&format!("{} output file(s) in {}", result.files.len(), directory.display()));
     }
     summarise(result, output);
     if let Some(path) = &arguments.proof {

@@ -155,12 +155,7 @@ fn place(directory: &Path, file: &FileStatus) -> Option<PathBuf> {
 }
 
 /// Fetches an attempt's output files into a directory.
-pub async fn save_outputs(
-    client: &Client,
-    result: &TaskResult,
-    directory: &Path,
-    output: &Output,
-) -> Result<(), CliError> {
+pub async fn save_outputs(client: &Client, result: &TaskResult, directory: &Path) -> Result<(), CliError> {
     use std::os::unix::fs::PermissionsExt;
     let failed = |path: &Path, error: &std::io::Error| CliError::io("write", path.display(), error);
     std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
@@ -186,7 +181,17 @@ pub async fn save_outputs(
             std::fs::set_permissions(&path, permissions).map_err(|error| failed(&path, &error))?;
         }
     }
-    output.note(&format!("{} output file(s) in {}", result.files.len(), directory.display()));
+    Ok(())
+}
+
+/// Fetches a stream of a task's latest attempt into a file.
+pub async fn save_stream(client: &Client, task: &str, stream: &str, path: &Path) -> Result<(), CliError> {
+    let failed = |error: &std::io::Error| CliError::io("write", path.display(), error);
+    let mut body = client.stream(&format!("/v1/tasks/{task}/logs?stream={stream}")).await?;
+    let mut target = std::fs::File::create(path).map_err(|error| failed(&error))?;
+    while let Some(piece) = body.next().await? {
+        target.write_all(&piece).map_err(|error| failed(&error))?;
+    }
     Ok(())
 }
 
@@ -292,7 +297,7 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
                 let path = format!("/v1/tasks/{}/result{query}", segment(task)?);
                 let result: TaskResult = client.get(&path).await?;
                 if let Some(directory) = results {
-                    save_outputs(&client, &result, directory, output).await?;
+                    save_outputs(&client, &result, directory).await?;
                 }
                 output.result(&result, || result_text(&result))?;
                 Ok(0)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use grey_api::{Address, Client, ClientError};
+use grey_api::{Address, Client, ClientError, ErrorCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -198,4 +198,23 @@ pub fn finish(mut child: Child) -> Ran {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ran::of(child.wait_with_output().unwrap())
+}
+
+/// The media type of one object a line.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// The code of a refusal.
+pub fn code(refusal: &ClientError) -> ErrorCode {
+    refusal.problem().unwrap_or_else(|| panic!("{refusal}")).code
+}
+
+/// A batch of tasks that each leave a line.
+pub fn batch(tasks: u32, script: &str) -> String {
+    (0..tasks)
+        .map(|number| {
+            format!(
+                "{{\"command\":[\"sh\",\"-c\",\"{script}\"],\"cpu_millicores\":250,\"name\":\"n{number}\"}}\n"
+            )
+        })
+        .collect()
 }

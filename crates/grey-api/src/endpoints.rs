@@ -84,6 +84,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ),
     endpoint(
         "post",
+        "/v1/jobs/{id}/rerun",
+        "Submit those tasks of a job again that failed or were cancelled, as a new job",
+        &[],
+        None,
+        "JobCreated",
+    ),
+    endpoint(
+        "post",
         "/v1/jobs/{id}/cancel",
         "Cancel what has not ended of a job",
         &[],

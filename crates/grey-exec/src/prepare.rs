@@ -56,6 +56,8 @@ fn environment(execution: &Execution, directory: &Path) -> Vec<Vec<u8>> {
         ("HOME", below(WORK)),
         ("TMPDIR", below(TEMPORARY)),
         ("LANG", b"C.UTF-8".to_vec()),
+        // A task that was taken from an array keeps the position that it had there.
+        ("GREY_INDEX", execution.index.to_string().into_bytes()),
     ]);
     for (name, value) in &execution.spec.environment {
         variables.insert(name, value.clone().into_bytes());
@@ -63,7 +65,6 @@ fn environment(execution: &Execution, directory: &Path) -> Vec<Vec<u8>> {
     variables.extend([
         ("GREY_TASK", execution.attempt.task.to_string().into_bytes()),
         ("GREY_JOB", execution.job.clone().into_bytes()),
-        ("GREY_INDEX", execution.index.to_string().into_bytes()),
         ("GREY_ATTEMPT", execution.attempt.epoch.0.to_string().into_bytes()),
         ("GREY_OUT", below(OUT)),
     ]);

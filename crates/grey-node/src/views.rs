@@ -5,7 +5,7 @@ use std::sync::Arc;
 use grey_api::{ContentStatus, ErrorCode, FileStatus, JobCounts, JobStatus, Problem, TaskResult, TaskStatus};
 use grey_core::{
     Content, Counts, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord, ReportedRun, Resources, State,
-    TaskId, TaskSpec, Usage,
+    TaskId, TaskRange, TaskSpec, Usage,
 };
 
 use crate::handle::{Node, unreadable};
@@ -25,6 +25,8 @@ pub(crate) struct TaskFacts {
     pub(crate) job: JobId,
     pub(crate) info: Arc<JobInfo>,
     pub(crate) spec: Arc<TaskSpec>,
+    /// Its position in the run of equal tasks that it belongs to; nothing when it is alone.
+    pub(crate) index: Option<u32>,
     counts: Counts,
     /// Where a task is that has not ended.
     live: Option<LiveFacts>,
@@ -191,7 +193,8 @@ fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
             Some(LiveFacts { state: name, reason, attempt: live.epoch.0, worker })
         })
     };
-    Some(TaskFacts { task, job: group.job, info: job.info.clone(), spec, counts: job.counts, live })
+    let index = position(group.tasks, task);
+    Some(TaskFacts { task, job: group.job, info: job.info.clone(), spec, index, counts: job.counts, live })
 }
 
 fn waiting_reason(state: &State, needs: &Resources) -> String {
@@ -204,10 +207,16 @@ fn waiting_reason(state: &State, needs: &Resources) -> String {
     "every worker that could run it is full".to_owned()
 }
 
+fn position(tasks: TaskRange, task: TaskId) -> Option<u32> {
+    let index = u32::try_from(task.0.saturating_sub(tasks.first.0)).ok();
+    index.filter(|_| tasks.count > 1)
+}
+
 fn ended_facts(task: TaskId, job: JobId, record: &JobRecord) -> Option<TaskFacts> {
-    let spec = Arc::new(record.spec(task)?.clone());
-    let info = Arc::new(record.info.clone());
-    Some(TaskFacts { task, job, info, spec, counts: record.counts, live: None })
+    let (tasks, spec) = record.groups.iter().find(|(tasks, _)| tasks.contains(task))?;
+    let (spec, info) = (Arc::new(spec.clone()), Arc::new(record.info.clone()));
+    let index = position(*tasks, task);
+    Some(TaskFacts { task, job, info, spec, index, counts: record.counts, live: None })
 }
 
 /// What is known of a task, wherever it is.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use grey_api::{ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
-    Answer, BlobReference, Command, ExecutorKind, GroupSubmission, IdempotencyKey, InputFile, Resources,
-    Retries, Submit, TaskDefaults, TaskSpec, limits, validate,
+    Answer, BlobReference, Command, ExecutorKind, GroupSubmission, IdempotencyKey, InputFile, JobId,
+    Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits, validate,
 };
 use grey_proof::DigestBuilder;
 
@@ -19,7 +19,10 @@ use super::blobs;
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected};
+use crate::views;
 
+/// How many tasks are looked at together when a job is run again.
+const PAGE_TASKS: usize = 1_000;
 /// Whose tasks are submitted that name no tenant.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
@@ -170,6 +173,11 @@ async fn submit(
         groups,
         wall_ms: wall_ms(),
     };
+    propose(node, submission).await
+}
+
+/// Checks a submission and proposes it.
+async fn propose(node: &Node, submission: Submit) -> Result<Response, Refusal> {
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&rejection)))?;
     for (number, group) in submission.groups.iter().enumerate() {
         fits(number, &group.spec.resources, &node.capacity)?;
@@ -193,6 +201,60 @@ async fn submit(
         }),
         other => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
     }
+}
+
+/// `POST /v1/jobs/{id}/rerun`: a new job of those tasks of a job that failed or were cancelled.
+pub(crate) async fn rerun(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let id: JobId = value("id", &id)?;
+    let job = views::job(&node, id).await?;
+    let (mut groups, mut reports, mut from) = (Vec::new(), views::LastReport::default(), TaskId(0));
+    let mut info = None;
+    loop {
+        let page = views::facts_of_job(&node, id, from, PAGE_TASKS).await?;
+        let Some(last) = page.last() else { break };
+        from = TaskId(last.task.0.saturating_add(1));
+        info = Some(last.info.clone());
+        for facts in &page {
+            let state = views::task_status(&node, facts, &mut reports)?.state;
+            if state == "failed" || state == "cancelled" {
+                groups.push(GroupSubmission { spec: alone(facts), count: 1 });
+            }
+        }
+        if groups.len() > limits::BATCH_TASKS {
+            let detail = format!("more than {} tasks of {id} are to be run again", limits::BATCH_TASKS);
+            let problem = Problem::new(ErrorCode::OutOfBounds, detail).limit(limits::BATCH_TASKS as u64);
+            return Err(Refusal(problem.hint("submit the job anew")));
+        }
+    }
+    let info = info.filter(|_| !groups.is_empty()).ok_or_else(|| {
+        Refusal(Problem::new(ErrorCode::NotFound, format!("no task of {id} has failed or was cancelled")))
+    })?;
+    let submission = Submit {
+        tenant: info.tenant,
+        submitter: String::new(),
+        name: job.name.clone(),
+        labels: info.labels.clone(),
+        key: key(&headers, &job.tenant, &job.name, id.to_string().as_bytes())?,
+        groups,
+        wall_ms: wall_ms(),
+    };
+    propose(&node, submission).await
+}
+
+/// A task as one of its own, which keeps its position in the array that it was taken from.
+fn alone(facts: &views::TaskFacts) -> TaskSpec {
+    let mut spec = facts.spec.as_ref().clone();
+    if let Some(index) = facts.index {
+        let name = "GREY_INDEX".to_owned();
+        if let Err(place) = spec.environment.binary_search_by(|(other, _)| other.cmp(&name)) {
+            spec.environment.insert(place, (name, index.to_string()));
+        }
+    }
+    spec
 }
 
 /// Refuses what no worker could ever run.

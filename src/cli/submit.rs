@@ -1,0 +1,96 @@
+//! `grey submit`: a job from a task file.
+
+use std::path::{Path, PathBuf};
+
+use grey_api::{Client, JobCreated, TaskStatus};
+
+use super::error::CliError;
+use super::job::{every_task, wait};
+use super::output::Output;
+use super::run::{connect, submit_job};
+use super::session::{Target, runtime};
+use super::task::{save_outputs, save_proof, save_stream, write_whole};
+use super::task_file;
+
+/// Arguments of `grey submit`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  grey submit job.toml                            submit and go on
+  grey submit job.toml --wait --results results   wait, and fetch everything that its tasks left
+  grey job rerun j7                               run those again that failed
+
+A task file:
+  version = 1
+  name = \"compress\"
+  [defaults]
+  cpu = \"500m\"
+  timeout = \"10m\"
+  [[task]]
+  each = { files = \"photos/*\" }                   or range = \"1..100\", lines = \"names\", items = [...]
+  command = [\"sh\", \"-c\", 'gzip -c \"$GREY_ITEM\" >\"$GREY_OUT/$GREY_INDEX.gz\"']
+  outputs = [\"*.gz\"]")]
+pub struct SubmitArguments {
+    /// The task file, TOML or JSON
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Wait until the job has ended; exits with 0 when all of its tasks succeeded
+    #[arg(long)]
+    wait: bool,
+    /// Where to put what its tasks left: a directory each, with stdout, stderr, output files, result and proof
+    #[arg(long, value_name = "DIR", requires = "wait")]
+    results: Option<PathBuf>,
+}
+
+/// Submits a task file.
+pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
+    let mut prepared = task_file::read(&arguments.file)?;
+    runtime()?.block_on(async {
+        let client = connect(target, output).await?;
+        prepared.inputs.send(&client, output).await?;
+        let created: JobCreated = submit_job(&client, &prepared.request).await?;
+        let text = format!("{}: {} task(s) from {} on", created.job, created.tasks, created.first_task);
+        if !arguments.wait {
+            output.result(&created, || format!("{}\n", created.job))?;
+            output.note(&text);
+            output.note(&format!("next: grey job wait {}", created.job));
+            return Ok(0);
+        }
+        output.note(&text);
+        let status = wait(&client, &created.job, output).await?;
+        if let Some(directory) = &arguments.results {
+            fetch(&client, &created.job, directory, output).await?;
+        }
+        if status != 0 {
+            output.note(&format!(
+                "next: grey job result {} --state failed; grey job rerun {}",
+                created.job, created.job
+            ));
+        }
+        Ok(status)
+    })
+}
+
+/// Puts everything that a job's tasks left below a directory.
+async fn fetch(client: &Client, job: &str, directory: &Path, output: &Output) -> Result<(), CliError> {
+    let mut fetched = 0u64;
+    every_task(client, job, "", async |task: TaskStatus| {
+        let Some(result) = &task.result else { return Ok(()) };
+        let place = directory.join(&task.id);
+        std::fs::create_dir_all(&place).map_err(|error| CliError::io("create", place.display(), &error))?;
+        for stream in ["stdout", "stderr"] {
+            save_stream(client, &task.id, stream, &place.join(stream)).await?;
+        }
+        if !result.files.is_empty() {
+            save_outputs(client, result, &place.join("out")).await?;
+        }
+        let text = serde_json::to_vec_pretty(result).unwrap_or_default();
+        write_whole(&place.join("result.json"), &text)?;
+        save_proof(client, &task.id, None, &place.join("proof.json")).await?;
+        fetched += 1;
+        Ok(())
+    })
+    .await?;
+    output.note(&format!("results of {fetched} task(s) in {}", directory.display()));
+    Ok(())
+}
