@@ -64,7 +64,9 @@ pub struct State {
     pub(crate) keys: BTreeMap<KeyId, KeyRecord>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
-    pub(crate) dirty: BTreeSet<Vec<u8>>,
+    /// Rows that changed since the last checkpoint, and whether that checkpoint has them. A row that came and went in
+    /// between leaves no trace, so that this follows live work and not the length of the log.
+    pub(crate) dirty: BTreeMap<Vec<u8>, bool>,
 }
 
 const TABLE_META: u8 = 1;
@@ -123,11 +125,21 @@ fn encode<V: Serialize>(value: &V) -> Vec<u8> {
 /// Hashes an entry's changes and moves them into a table, marking the rows for the next checkpoint.
 struct Committer<'a> {
     hash: &'a mut DigestBuilder,
-    dirty: &'a mut BTreeSet<Vec<u8>>,
+    dirty: &'a mut BTreeMap<Vec<u8>, bool>,
     scratch: Vec<u8>,
 }
 
 impl Committer<'_> {
+    /// Notes a changed row. Untouched so far, the last checkpoint has it exactly when it was there until now.
+    fn mark(&mut self, row: Vec<u8>, was_there: bool, is_there: bool) {
+        let in_checkpoint = *self.dirty.get(&row).unwrap_or(&was_there);
+        if is_there || in_checkpoint {
+            self.dirty.insert(row, in_checkpoint);
+        } else {
+            self.dirty.remove(&row);
+        }
+    }
+
     fn table<K: RowKey, V: Serialize>(
         &mut self,
         table: u8,
@@ -143,7 +155,7 @@ impl Committer<'_> {
                 self.scratch = postcard::to_extend(value, scratch).unwrap_or_default();
             }
             self.hash.field(&self.scratch);
-            self.dirty.insert(row);
+            self.mark(row, base.contains_key(&key), value.is_some());
             match value {
                 Some(value) => base.insert(key, value),
                 None => base.remove(&key),
@@ -330,7 +342,7 @@ impl State {
         let dirty = core::mem::take(&mut self.dirty);
         let position = (self.applied_index, self.applied_term, self.hash);
         let mut rows = vec![(vec![TABLE_META], Some(encode(&self.meta)))];
-        rows.extend(dirty.into_iter().map(|key| {
+        rows.extend(dirty.into_keys().map(|key| {
             let value = self.encode_row(&key);
             (key, value)
         }));

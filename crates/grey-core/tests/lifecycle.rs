@@ -412,3 +412,29 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
     ];
     assert_eq!(found, published);
 }
+
+#[test]
+fn what_came_and_went_between_two_checkpoints_is_in_neither() {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 100, vec![]));
+    let founding = state.take_dirty_rows().len();
+    for round in 0..50 {
+        applied(&mut state, Command::Submit(submit(vec![(spec("a"), 20)])));
+        place_all(&mut state);
+        finish(&mut state, 1 + round * 20, 20, 1, Outcome::Exited(0));
+    }
+    let rows = state.take_dirty_rows();
+    assert!(rows.len() <= founding, "{} rows for a thousand tasks of which none is left", rows.len());
+    // A row that a checkpoint has is deleted by the next one.
+    applied(&mut state, Command::Submit(submit(vec![(spec("a"), 1)])));
+    place_all(&mut state);
+    let with_task = state.take_dirty_rows();
+    finish(&mut state, 1_001, 1, 1, Outcome::Exited(0));
+    let without = state.take_dirty_rows();
+    let deleted: Vec<&Vec<u8>> =
+        without.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key).collect();
+    assert!(deleted.len() >= 3, "the job, its group, its specification and its attempt are deleted");
+    assert!(
+        deleted.iter().all(|key| with_task.iter().any(|(other, value)| other == *key && value.is_some()))
+    );
+}
