@@ -168,5 +168,19 @@ fn a_repeated_submission_is_one_job_and_a_batch_is_taken_whole_or_not_at_all() {
         let named = problem.field.as_deref().unwrap_or_default();
         assert!(named.contains(field), "{body}: {problem:?}");
     }
+    // A refusal names the place in the list that was sent, also behind equal neighbours.
+    let list =
+        "[{\"command\":[\"true\"]},{\"command\":[\"true\"]},{\"command\":[\"true\"],\"timeout_ms\":0}]";
+    let refused = home.post::<JobCreated>("/v1/tasks", "application/json", list, None).unwrap_err();
+    assert_eq!(refused.problem().unwrap().field.as_deref(), Some("tasks[2].timeout_ms"));
+    // Forty-five tasks of 100 kB are more than one submission may hold in the log.
+    let large: String =
+        (0..45).map(|n| format!("{{\"command\":[\"true\",\"{n}{}\"]}}\n", "x".repeat(100_000))).collect();
+    let refused = home.post::<JobCreated>("/v1/tasks", NDJSON, large, None).unwrap_err();
+    let problem = refused.problem().unwrap();
+    assert_eq!(
+        (problem.code, problem.limit, problem.retry_after_ms),
+        (ErrorCode::TooLarge, Some(4 << 20), None)
+    );
     assert_eq!(submitted(), before, "nothing of what was refused is there");
 }

@@ -220,7 +220,8 @@ pub struct TaskStatus {
     /// Why it is there, where the state alone does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its latest attempt; 0 before the first.
+    /// Its attempt under way, or the latest whose result was accepted; 0 when there is none, as for a task that was
+    /// cancelled during its first.
     pub attempt: u32,
     /// Who holds the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]

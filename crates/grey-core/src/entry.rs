@@ -49,11 +49,13 @@ pub enum EntryError {
         /// The entry's kind.
         kind: u16,
     },
-    /// Larger than any entry may be.
-    #[error("entry of {size_bytes} bytes; the limit is {} bytes", limits::ENTRY_BYTES)]
+    /// Larger than an entry of its kind may be.
+    #[error("it has {size_bytes} bytes as an entry of the log; the limit is {limit_bytes}")]
     TooLarge {
         /// Its size.
         size_bytes: usize,
+        /// The bound.
+        limit_bytes: usize,
     },
 }
 
@@ -65,7 +67,8 @@ impl EntryError {
 }
 
 impl Entry {
-    /// The entry's bytes. Fails only when they would exceed [`limits::ENTRY_BYTES`].
+    /// The entry's bytes. Fails only when they would exceed [`limits::SUBMISSION_BYTES`] for a submission, or
+    /// [`limits::ENTRY_BYTES`] for anything else.
     pub fn encode(&self) -> Result<Vec<u8>, EntryError> {
         match &self.command {
             Command::Bootstrap(body) => self.encode_as(KIND_BOOTSTRAP, body),
@@ -85,17 +88,17 @@ impl Entry {
         bytes.extend_from_slice(&kind.to_le_bytes());
         bytes.extend_from_slice(&self.time_ms.to_le_bytes());
         let bytes = postcard::to_extend(body, bytes).map_err(|_| EntryError::Malformed { kind })?;
-        if bytes.len() > limits::ENTRY_BYTES {
-            return Err(EntryError::TooLarge { size_bytes: bytes.len() });
-        }
+        let limit_bytes = match kind {
+            KIND_SUBMIT => limits::SUBMISSION_BYTES,
+            _ => limits::ENTRY_BYTES,
+        };
+        within(bytes.len(), limit_bytes)?;
         Ok(bytes)
     }
 
     /// Reads an entry back; every byte must be used.
     pub fn decode(bytes: &[u8]) -> Result<Entry, EntryError> {
-        if bytes.len() > limits::ENTRY_BYTES {
-            return Err(EntryError::TooLarge { size_bytes: bytes.len() });
-        }
+        within(bytes.len(), limits::ENTRY_BYTES)?;
         let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(EntryError::Malformed { kind: 0 });
         };
@@ -121,6 +124,10 @@ impl Entry {
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })
     }
+}
+
+fn within(size_bytes: usize, limit_bytes: usize) -> Result<(), EntryError> {
+    if size_bytes > limit_bytes { Err(EntryError::TooLarge { size_bytes, limit_bytes }) } else { Ok(()) }
 }
 
 fn decode_body<T: DeserializeOwned>(kind: u16, body: &[u8]) -> Result<T, EntryError> {

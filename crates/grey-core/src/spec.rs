@@ -125,7 +125,8 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
-    /// The digest of everything that is executed: same key, same execution.
+    /// The digest of everything that a submission says to execute. Beside it a task sees only who it is: `GREY_TASK`,
+    /// `GREY_JOB`, `GREY_ATTEMPT`, and its position among equal tasks in `GREY_INDEX`.
     pub fn exec_key(&self) -> Digest {
         let inputs: Vec<(String, Digest, bool)> = self
             .inputs

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use grey_api::{ErrorCode, Problem};
 use grey_blob::BlobStore;
-use grey_core::{Answer, Command, Event, JobId, Rejection, Resources, State, TaskDefaults, TaskId, TenantId};
+use grey_core::{
+    Answer, Command, EntryError, Event, JobId, Rejection, Resources, State, TaskDefaults, TaskId, TenantId,
+};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
@@ -146,13 +148,20 @@ fn gone() -> Problem {
 }
 
 pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
-    let code = match error {
-        ReplicaError::NotLeader { .. } => ErrorCode::Unavailable,
-        ReplicaError::Overloaded => ErrorCode::Overloaded,
-        ReplicaError::Entry(_) => ErrorCode::TooLarge,
-        _ => ErrorCode::Internal,
-    };
-    Problem::new(code, error.to_string()).retry_after_ms(200)
+    match error {
+        ReplicaError::Entry(EntryError::TooLarge { limit_bytes, .. }) => {
+            Problem::new(ErrorCode::TooLarge, error.to_string())
+                .limit(*limit_bytes as u64)
+                .hint("send it in parts; equal tasks are one task with a `count`")
+        }
+        ReplicaError::NotLeader { .. } => {
+            Problem::new(ErrorCode::Unavailable, error.to_string()).retry_after_ms(200)
+        }
+        ReplicaError::Overloaded => {
+            Problem::new(ErrorCode::Overloaded, error.to_string()).retry_after_ms(200)
+        }
+        _ => Problem::new(ErrorCode::Internal, error.to_string()),
+    }
 }
 
 impl Node {

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest::{Digest, DigestBuilder};
 use crate::error::ProofError;
@@ -63,13 +63,23 @@ impl TryFrom<ResultFileJson> for ResultFile {
     }
 }
 
+/// A member that may be null and must be there: what is left out is not what was signed.
+pub(crate) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer)
+}
+
 /// Everything of an attempt's result that a proof covers: no times, owners or standard error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResultManifest {
     /// How it ended, as a class: `exited`, `timed_out`, ….
     pub outcome_class: String,
-    /// The status, or 128 plus the signal; absent when the program did not end by itself.
+    /// The status, or 128 plus the signal; null when the program did not end by itself.
+    #[serde(deserialize_with = "present")]
     pub exit_code: Option<i32>,
     /// Length of standard output in bytes.
     pub stdout_size_bytes: u64,
@@ -123,7 +133,7 @@ pub struct ExecInputs<'a> {
     pub outputs: &'a [String],
 }
 
-/// The digest of everything that is executed: the same key means the same execution.
+/// The digest of everything that a submission says to execute: the same key means the same program on the same inputs.
 pub fn exec_key(inputs: &ExecInputs<'_>) -> Digest {
     let mut hash = DigestBuilder::domain("grey/exec/v1");
     hash.field(inputs.executor.as_bytes());

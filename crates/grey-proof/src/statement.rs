@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::canonical::{CanonicalWriter, parse_rfc3339, rfc3339};
 use crate::digest::Digest;
 use crate::error::ProofError;
+use crate::result::present;
 
 /// The type of the statement's predicate.
 pub const PREDICATE_TYPE: &str = "urn:grey:predicate:execution:v1";
@@ -151,6 +152,7 @@ struct PredicateJson {
     duration_us: u64,
     exec_key: Digest,
     executor: String,
+    #[serde(deserialize_with = "present")]
     exit_code: Option<i32>,
     job_id: u64,
     outcome: String,

@@ -231,6 +231,21 @@ fn an_execution_outside_the_certificate_s_validity_is_refused() {
 }
 
 #[test]
+fn a_member_that_is_left_out_is_refused_also_where_it_may_be_null() {
+    let mut timed_out = bundle(vec![]);
+    timed_out.statement.exit_code = None;
+    timed_out.result.exit_code = None;
+    let whole: serde_json::Value = serde_json::from_slice(&timed_out.encode()).unwrap();
+    assert!(ProofBundle::decode(&serde_json::to_vec(&whole).unwrap()).is_ok());
+    for place in ["/statement/predicate", "/result"] {
+        let mut without = whole.clone();
+        without.pointer_mut(place).unwrap().as_object_mut().unwrap().remove("exit_code").unwrap();
+        let refused = ProofBundle::decode(&serde_json::to_vec(&without).unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("exit_code"), "{place}: {refused}");
+    }
+}
+
+#[test]
 fn files_that_are_no_proof_or_no_root_are_refused_and_never_panic() {
     for wrong in [&b""[..], b"{}", b"null", b"[]", b"\xff", b"{\"type\":\"urn:grey:proof:v2\"}"] {
         assert!(ProofBundle::decode(wrong).is_err());

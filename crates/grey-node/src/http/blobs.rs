@@ -60,20 +60,15 @@ pub(crate) async fn missing(
 }
 
 /// Refuses a submission that names content which is not here, or is of another length.
-pub(crate) async fn check(
-    node: &Node,
-    number: usize,
-    digest: &Digest,
-    size_bytes: u64,
-) -> Result<(), Refusal> {
+pub(crate) async fn check(node: &Node, field: &str, digest: &Digest, size_bytes: u64) -> Result<(), Refusal> {
     let found = node.blobs.size_bytes(digest).await.map_err(|error| refused(&error))?;
     if found == Some(size_bytes) {
         return Ok(());
     }
     let detail = match found {
-        None => format!("`tasks[{number}]` names content {digest}, which was not sent"),
-        Some(found) => format!("`tasks[{number}]` says that {digest} has {size_bytes} bytes; it has {found}"),
+        None => format!("`{field}` names content {digest}, which was not sent"),
+        Some(found) => format!("`{field}` says that {digest} has {size_bytes} bytes; it has {found}"),
     };
-    let problem = Problem::new(ErrorCode::InvalidRequest, detail).field(format!("tasks[{number}].inputs"));
+    let problem = Problem::new(ErrorCode::InvalidRequest, detail).field(field);
     Err(Refusal(problem.hint("send it with POST /v1/blobs first")))
 }

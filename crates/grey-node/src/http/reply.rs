@@ -29,6 +29,9 @@ impl IntoResponse for Refusal {
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let media_type = HeaderValue::from_static(PROBLEM_MEDIA_TYPE);
         let mut response = (status, [(header::CONTENT_TYPE, media_type)], body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(retry_after_ms) = problem.retry_after_ms {
             let seconds = HeaderValue::from(retry_after_ms.div_ceil(1_000));
             response.headers_mut().insert(header::RETRY_AFTER, seconds);

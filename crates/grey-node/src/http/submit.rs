@@ -11,7 +11,7 @@ use axum::response::Response;
 use grey_api::{ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
     Answer, BlobReference, Command, ExecutorKind, GroupSubmission, IdempotencyKey, InputFile, JobId,
-    Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits, validate,
+    Rejection, Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits, validate,
 };
 use grey_proof::DigestBuilder;
 
@@ -30,13 +30,15 @@ pub(crate) const DEFAULT_TENANT: &str = "default";
 struct Run {
     request: TaskRequest,
     count: u32,
+    /// Where the first of them stands in the list, from zero.
+    position: usize,
 }
 
 fn refuse(field: &str, detail: impl Into<String>) -> Refusal {
     Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field(field))
 }
 
-fn push(runs: &mut Vec<Run>, request: TaskRequest) -> Result<(), Refusal> {
+fn push(runs: &mut Vec<Run>, request: TaskRequest, position: usize) -> Result<(), Refusal> {
     let count = request.count.unwrap_or(1);
     match runs.last_mut() {
         // An array keeps a group of its own: a task's index counts from the array's beginning.
@@ -44,7 +46,7 @@ fn push(runs: &mut Vec<Run>, request: TaskRequest) -> Result<(), Refusal> {
             run.count =
                 run.count.checked_add(1).ok_or_else(|| refuse("tasks", "there are too many tasks"))?;
         }
-        _ => runs.push(Run { request, count }),
+        _ => runs.push(Run { request, count, position }),
     }
     Ok(())
 }
@@ -59,8 +61,8 @@ pub(crate) async fn job(
     let request: JobRequest = parse(&body, "the job")?;
     let mut runs = Vec::new();
     let listed = request.tasks.len();
-    for task in request.tasks {
-        push(&mut runs, task)?;
+    for (position, task) in request.tasks.into_iter().enumerate() {
+        push(&mut runs, task, position)?;
     }
     let heading = Heading { tenant: request.tenant, name: request.name, labels: request.labels, listed };
     submit(&node, &headers, &body, heading, runs).await
@@ -106,7 +108,7 @@ fn lines(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
         }
         match (last == Some(line), runs.last_mut()) {
             (true, Some(run)) if run.request.count.is_none() => run.count += 1,
-            _ => push(&mut runs, parse(line, &format!("line {}", number + 1))?)?,
+            _ => push(&mut runs, parse(line, &format!("line {}", number + 1))?, listed - 1)?,
         }
         last = Some(line);
     }
@@ -119,8 +121,8 @@ fn document(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
     let requests: Vec<TaskRequest> =
         if is_array { parse(body, "the array")? } else { vec![parse(body, "the task")?] };
     let listed = requests.len();
-    for request in requests {
-        push(&mut runs, request)?;
+    for (position, request) in requests.into_iter().enumerate() {
+        push(&mut runs, request, position)?;
     }
     Ok((runs, listed))
 }
@@ -159,6 +161,7 @@ async fn submit(
                 .hint(format!("there are: {}", names.join(", "))),
         )
     })?;
+    let positions: Vec<usize> = runs.iter().map(|run| run.position).collect();
     let groups = runs
         .into_iter()
         .map(|run| Ok(GroupSubmission { count: run.count, spec: spec(run.request, &tenant.defaults)? }))
@@ -173,21 +176,23 @@ async fn submit(
         groups,
         wall_ms: wall_ms(),
     };
-    propose(node, submission).await
+    propose(node, submission, &positions).await
 }
 
-/// Checks a submission and proposes it.
-async fn propose(node: &Node, submission: Submit) -> Result<Response, Refusal> {
-    validate::submission(&submission).map_err(|rejection| Refusal(rejected(&rejection)))?;
+/// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent.
+async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result<Response, Refusal> {
+    let at = |group: usize| positions.get(group).copied().unwrap_or(group);
+    validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
     for (number, group) in submission.groups.iter().enumerate() {
-        fits(number, &group.spec.resources, &node.capacity)?;
+        fits(at(number), &group.spec.resources, &node.capacity)?;
     }
     let mut checked = BTreeSet::new();
     for (number, group) in submission.groups.iter().enumerate() {
-        let inputs = group.spec.inputs.iter().map(|input| input.blob);
-        for blob in group.spec.stdin.into_iter().chain(inputs) {
+        let inputs = group.spec.inputs.iter().map(|input| ("inputs", input.blob));
+        for (field, blob) in group.spec.stdin.map(|stdin| ("stdin", stdin)).into_iter().chain(inputs) {
             if checked.insert((blob.digest, blob.size_bytes)) {
-                blobs::check(node, number, &blob.digest, blob.size_bytes).await?;
+                let field = format!("tasks[{}].{field}", at(number));
+                blobs::check(node, &field, &blob.digest, blob.size_bytes).await?;
             }
         }
     }
@@ -242,7 +247,7 @@ pub(crate) async fn rerun(
         groups,
         wall_ms: wall_ms(),
     };
-    propose(&node, submission).await
+    propose(&node, submission, &[]).await
 }
 
 /// A task as one of its own, which keeps its position in the array that it was taken from.
@@ -255,6 +260,14 @@ fn alone(facts: &views::TaskFacts) -> TaskSpec {
         }
     }
     spec
+}
+
+/// A rejection that names a group, with the place of its first task instead.
+fn placed(rejection: Rejection, at: impl Fn(usize) -> usize) -> Rejection {
+    let Rejection::OutOfBounds { field, problem, limit } = rejection else { return rejection };
+    let group = field.strip_prefix("tasks[").and_then(|rest| rest.split_once(']'));
+    let place = group.and_then(|(number, rest)| Some(format!("tasks[{}]{rest}", at(number.parse().ok()?))));
+    Rejection::OutOfBounds { field: place.unwrap_or(field), problem, limit }
 }
 
 /// Refuses what no worker could ever run.
