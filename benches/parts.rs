@@ -90,6 +90,7 @@ fn submission(distinct: bool) -> Command {
         labels: Vec::new(),
         key: None,
         groups,
+        flow: Default::default(),
         wall_ms: 1,
     })
 }
@@ -137,7 +138,7 @@ fn reportable(distinct: bool) -> (State, Report, Vec<ReportedRun>) {
                     job: row.job,
                     tenant: "default".to_owned(),
                     executor: spec.executor,
-                    exec_key: spec.exec_key(),
+                    exec_key: spec.exec_key(None),
                     assigned,
                 }),
                 finished: Finished {

@@ -3,6 +3,8 @@
 
 #[path = "process/faults.rs"]
 mod faults;
+#[path = "process/flows.rs"]
+mod flows;
 #[path = "process/http.rs"]
 mod http;
 mod support;
@@ -464,7 +466,13 @@ fn a_task_file_becomes_a_job_its_results_come_back_and_what_failed_is_run_again(
     for (name, text, said) in [
         ("wrong.toml", "version = 1\n[[task]]\ncomand = [\"x\"]\n", "did you mean `command`?"),
         ("wrong.json", "{\"version\": 1}", "missing field `task`"),
-        ("wrong.yaml", "version: 1", ".toml or .json"),
+        ("wrong.yaml", "version: 1\ntask:\n  - comand: [x]\n", "did you mean `command`?"),
+        ("wrong.txt", "version: 1", ".toml, .yaml or .json"),
+        (
+            "wrong.toml",
+            "version = 1\n[[task]]\nname = \"a\"\n[[task]]\nafter = [\"b\"]\n",
+            "did you mean `a`?",
+        ),
     ] {
         std::fs::write(home.path(name), text).unwrap();
         let ran = home.grey(&["submit", name]);

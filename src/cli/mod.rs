@@ -92,6 +92,8 @@ enum Command {
     Doctor,
     /// Measure this machine with a cluster of its own
     Bench(bench::BenchArguments),
+    /// Print the JSON Schema of task files
+    Schema,
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -138,6 +140,11 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Doctor => doctor::doctor(target().as_ref(), output),
         Command::Bench(bench) => bench::bench(&bench, output),
+        Command::Schema => {
+            let text = serde_json::to_string_pretty(&task_file::schema()).unwrap_or_default();
+            output.line(&text)?;
+            Ok(0)
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "grey", &mut script);

@@ -96,8 +96,8 @@ impl RunArguments {
         JobRequest {
             name: self.name.clone().unwrap_or_default(),
             tenant: self.tenant.clone(),
-            labels: std::collections::BTreeMap::new(),
             tasks: vec![task],
+            ..JobRequest::default()
         }
     }
 }

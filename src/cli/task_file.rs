@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use grey_api::{JobRequest, RetriesRequest, TaskRequest};
+use grey_api::{JobRequest, OutputsRequest, RetriesRequest, TaskRequest};
 use serde::Deserialize;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
 
 use super::error::CliError;
 use super::inputs::Inputs;
@@ -15,74 +18,124 @@ use super::units;
 const LARGEST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// The version that this program reads.
 const VERSION: u32 = 1;
-/// The most tasks that `each` may make: as many as one submission may list.
+/// The most tasks that `each` may make one by one: as many as one submission may list.
 const MOST_ITEMS: usize = 10_000;
+/// The most tasks of a range, which is one array.
+const MOST_NUMBERS: u64 = 1_000_000;
 
-#[derive(Debug, Deserialize)]
+/// A job of Grey: what `grey submit` reads, in TOML, YAML or JSON.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TaskFile {
+    /// Always 1.
     version: u32,
+    /// The job's name.
     #[serde(default)]
     name: String,
+    /// Whose job it is; `default` when left out.
     tenant: Option<String>,
+    /// Labels.
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// The most of its tasks that run at once.
+    parallel: Option<u32>,
+    /// When more tasks than this have failed for good, the rest is cancelled.
+    max_failures: Option<u32>,
+    /// What every task has that does not say it itself.
     #[serde(default)]
     defaults: Common,
+    /// The tasks.
     task: Vec<Entry>,
 }
 
-/// What may stand in `[defaults]` and in each task.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// What every task of a file has that does not say it itself.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Common {
+    /// `process`, or `noop`, which runs nothing.
     executor: Option<String>,
+    /// Environment variables.
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// Processor time per time, such as `500m` or `2`.
     cpu: Option<String>,
+    /// Memory, such as `256MiB`.
     memory: Option<String>,
+    /// Scratch disk, such as `1GiB`.
     disk: Option<String>,
+    /// Longest run of an attempt, such as `10m`.
     timeout: Option<String>,
+    /// The most that stdout, stderr and output files may hold together, such as `1GiB`.
     output_limit: Option<String>,
+    /// 0–255, higher first.
     priority: Option<u8>,
+    /// How often to try again.
     retries: Option<RetriesRequest>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A task, or several of a kind.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Entry {
+    /// A name within the job.
     #[serde(default)]
     name: String,
+    /// Program and arguments.
     #[serde(default)]
     command: Vec<String>,
+    /// So many equal tasks, up to 1,000,000.
     count: Option<u32>,
+    /// One task for each of something.
     each: Option<Each>,
+    /// Names of tasks that must have succeeded before.
+    #[serde(default)]
+    after: Vec<String>,
+    /// Files for the working directory.
     #[serde(default)]
     inputs: Vec<Input>,
+    /// A file for standard input.
+    #[schema(value_type = Option<String>)]
     stdin: Option<PathBuf>,
+    /// Patterns of files below `$GREY_OUT` to keep.
     #[serde(default)]
     outputs: Vec<String>,
+    /// `process`, or `noop`, which runs nothing.
     executor: Option<String>,
+    /// Environment variables.
     #[serde(default)]
     env: BTreeMap<String, String>,
+    /// Processor time per time, such as `500m` or `2`.
     cpu: Option<String>,
+    /// Memory, such as `256MiB`.
     memory: Option<String>,
+    /// Scratch disk, such as `1GiB`.
     disk: Option<String>,
+    /// Longest run of an attempt, such as `10m`.
     timeout: Option<String>,
+    /// The most that stdout, stderr and output files may hold together, such as `1GiB`.
     output_limit: Option<String>,
+    /// 0–255, higher first.
     priority: Option<u8>,
+    /// How often to try again.
     retries: Option<RetriesRequest>,
 }
 
-#[derive(Debug, Deserialize)]
+/// Files for the working directory: exactly one of `path` and `from`.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Input {
-    path: PathBuf,
+    /// A file or directory beside the task file.
+    #[schema(value_type = Option<String>)]
+    path: Option<PathBuf>,
+    /// The name of tasks whose output files are taken; they are waited for.
+    from: Option<String>,
+    /// Where it goes: a relative path. Where it is left out, as `path` or `from` says.
+    #[schema(value_type = Option<String>)]
     to: Option<PathBuf>,
 }
 
 /// One task for each of something; exactly one of these.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Each {
     /// Files by a pattern; each travels to its task.
@@ -90,9 +143,40 @@ struct Each {
     /// Numbers, both ends included: `1..100`.
     range: Option<String>,
     /// Lines of a file.
+    #[schema(value_type = Option<String>)]
     lines: Option<PathBuf>,
     /// Values: texts as they are, everything else as JSON.
     items: Option<Vec<serde_json::Value>>,
+}
+
+/// The JSON Schema (draft 2020-12) of a task file.
+pub fn schema() -> serde_json::Value {
+    let mut parts: Vec<(String, RefOr<Schema>)> = Vec::new();
+    <TaskFile as ToSchema>::schemas(&mut parts);
+    let definitions: BTreeMap<String, RefOr<Schema>> = parts.into_iter().collect();
+    let mut whole = serde_json::to_value(TaskFile::schema()).unwrap_or_default();
+    if let Some(whole) = whole.as_object_mut() {
+        let draft = "https://json-schema.org/draft/2020-12/schema";
+        whole.insert("$schema".to_owned(), draft.into());
+        whole.insert("title".to_owned(), "Grey task file".into());
+        whole.insert("$defs".to_owned(), serde_json::to_value(definitions).unwrap_or_default());
+    }
+    local_references(&mut whole);
+    whole
+}
+
+/// References into an OpenAPI document become references within the schema.
+fn local_references(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => {
+            if let Some(name) = text.strip_prefix("#/components/schemas/") {
+                *text = format!("#/$defs/{name}");
+            }
+        }
+        serde_json::Value::Array(parts) => parts.iter_mut().for_each(local_references),
+        serde_json::Value::Object(parts) => parts.values_mut().for_each(local_references),
+        _ => {}
+    }
 }
 
 /// A job ready to be submitted, and what has to be sent before.
@@ -111,8 +195,12 @@ pub fn read(path: &Path) -> Result<Prepared, CliError> {
     let file: TaskFile = match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => serde_json::from_str(&text).map_err(|error| wrong(&shown, &error.to_string()))?,
         Some("toml") => toml::from_str(&text).map_err(|error| wrong(&shown, error.to_string().trim_end()))?,
+        Some("yaml" | "yml") => {
+            serde_saphyr::from_str(&text).map_err(|error| wrong(&shown, error.to_string().trim_end()))?
+        }
         _ => {
-            return Err(CliError::usage(format!("{shown}: a task file's name ends in .toml or .json")));
+            let message = format!("{shown}: a task file's name ends in .toml, .yaml or .json");
+            return Err(CliError::usage(message));
         }
     };
     if file.version != VERSION {
@@ -121,15 +209,26 @@ pub fn read(path: &Path) -> Result<Prepared, CliError> {
     }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prepared = Prepared {
-        request: JobRequest { name: file.name, tenant: file.tenant, labels: file.labels, tasks: Vec::new() },
+        request: JobRequest {
+            name: file.name,
+            tenant: file.tenant,
+            labels: file.labels,
+            parallel: file.parallel,
+            max_failures: file.max_failures,
+            tasks: Vec::new(),
+        },
         inputs: Inputs::default(),
     };
+    let names: Vec<&str> = file.task.iter().map(|entry| entry.name.as_str()).collect();
     for (number, entry) in file.task.iter().enumerate() {
         let place = format!("{shown}: task {} `{}`", number + 1, entry.name);
-        expand(&mut prepared, entry, &file.defaults, directory).map_err(|mut error| {
-            error.message = format!("{place}: {}", error.message);
-            error
-        })?;
+        let checked = known(entry, &names);
+        checked.and_then(|()| expand(&mut prepared, entry, &file.defaults, directory)).map_err(
+            |mut error| {
+                error.message = format!("{place}: {}", error.message);
+                error
+            },
+        )?;
     }
     if prepared.request.tasks.is_empty() {
         return Err(CliError::usage(format!("{shown} has no tasks")));
@@ -148,13 +247,32 @@ fn wrong(file: &str, complaint: &str) -> CliError {
         None
     };
     let nearest = unknown.and_then(|unknown| {
-        let known = complaint.split("expected").nth(1)?.split('`').skip(1).step_by(2);
+        let expected = complaint.split("expected").nth(1)?.lines().next()?;
+        let words = expected.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let known = words.filter(|word| !["", "one", "of", "or"].contains(word));
         known.map(|name| (distance(unknown, name), name)).min().filter(|(distance, _)| *distance <= 3)
     });
     match nearest {
         Some((_, name)) => error.hint(format!("did you mean `{name}`?")),
         None => error,
     }
+}
+
+/// Every name that an entry speaks of is one of the file's.
+fn known(entry: &Entry, names: &[&str]) -> Result<(), CliError> {
+    let from = entry.inputs.iter().filter_map(|input| input.from.as_ref()).map(|name| ("from", name));
+    for (field, name) in entry.after.iter().map(|name| ("after", name)).chain(from) {
+        if !name.is_empty() && names.contains(&name.as_str()) {
+            continue;
+        }
+        let error = CliError::usage(format!("`{field}` names `{name}`, and no task has that name"));
+        let near = names.iter().filter(|known| !known.is_empty()).map(|known| (distance(name, known), known));
+        return Err(match near.min().filter(|(distance, _)| *distance <= 3) {
+            Some((_, near)) => error.hint(format!("did you mean `{near}`?")),
+            None => error,
+        });
+    }
+    Ok(())
 }
 
 /// How many letters have to be changed, added or left out (Levenshtein, by rows).
@@ -185,6 +303,17 @@ fn parsed(
     })
 }
 
+/// What an input takes of other tasks, if it does.
+fn gathered(input: &Input) -> Option<Result<OutputsRequest, CliError>> {
+    let task = input.from.clone()?;
+    let place = input.to.as_deref().unwrap_or(Path::new(&task));
+    let path = place.to_str().map(str::to_owned);
+    Some(match path {
+        Some(path) if input.path.is_none() => Ok(OutputsRequest { task, path }),
+        _ => Err(CliError::usage("an input needs exactly one of `path` and `from`")),
+    })
+}
+
 /// The task of an entry, before `each` makes several of it.
 fn template(entry: &Entry, defaults: &Common, inputs: &Inputs) -> Result<TaskRequest, CliError> {
     let mut env = defaults.env.clone();
@@ -211,6 +340,9 @@ fn template(entry: &Entry, defaults: &Common, inputs: &Inputs) -> Result<TaskReq
         )?,
         retries: entry.retries.or(defaults.retries),
         count: entry.count,
+        first_item: None,
+        after: entry.after.clone(),
+        inputs_from: entry.inputs.iter().filter_map(gathered).collect::<Result<_, CliError>>()?,
     })
 }
 
@@ -222,13 +354,18 @@ fn expand(
 ) -> Result<(), CliError> {
     let mut inputs = Inputs::default();
     for input in &entry.inputs {
-        let place = input.to.as_ref().unwrap_or(&input.path);
-        inputs.add(&directory.join(&input.path), place)?;
+        match (&input.path, &input.from) {
+            (Some(path), None) => {
+                inputs.add(&directory.join(path), input.to.as_ref().unwrap_or(path))?;
+            }
+            (None, Some(_)) => {}
+            _ => return Err(CliError::usage("an input needs exactly one of `path` and `from`")),
+        }
     }
     if let Some(stdin) = &entry.stdin {
         inputs.read_stdin(&directory.join(stdin))?;
     }
-    let template = template(entry, defaults, &inputs)?;
+    let mut template = template(entry, defaults, &inputs)?;
     prepared.inputs.absorb(&mut inputs);
     let Some(each) = &entry.each else {
         prepared.request.tasks.push(template);
@@ -236,6 +373,12 @@ fn expand(
     };
     if entry.count.is_some() {
         return Err(CliError::usage("`count` and `each` exclude one another"));
+    }
+    if let Each { files: None, range: Some(range), lines: None, items: None } = each {
+        let (first, count) = numbers(range)?;
+        (template.first_item, template.count) = (Some(first), Some(count));
+        prepared.request.tasks.push(template);
+        return Ok(());
     }
     let (items, are_files) = items(each, directory)?;
     if items.is_empty() {
@@ -266,7 +409,6 @@ fn items(each: &Each, directory: &Path) -> Result<(Vec<String>, bool), CliError>
         Each { files: Some(pattern), range: None, lines: None, items: None } => {
             Ok((files(pattern, directory)?, true))
         }
-        Each { files: None, range: Some(range), lines: None, items: None } => Ok((numbers(range)?, false)),
         Each { files: None, range: None, lines: Some(path), items: None } => {
             let bytes = read_bounded(&directory.join(path), LARGEST_FILE_BYTES)?;
             let text = String::from_utf8(bytes)
@@ -284,7 +426,8 @@ fn items(each: &Each, directory: &Path) -> Result<(Vec<String>, bool), CliError>
     }
 }
 
-fn numbers(range: &str) -> Result<Vec<String>, CliError> {
+/// The first number of a range, and how many there are.
+fn numbers(range: &str) -> Result<(i64, u32), CliError> {
     let ends = range.split_once("..");
     let ends = ends.and_then(|(first, last)| Some((first.parse::<i64>().ok()?, last.parse::<i64>().ok()?)));
     let (first, last) = ends.filter(|(first, last)| first <= last).ok_or_else(|| {
@@ -293,11 +436,13 @@ fn numbers(range: &str) -> Result<Vec<String>, CliError> {
         ))
     })?;
     let length = last.abs_diff(first).saturating_add(1);
-    if length > MOST_ITEMS as u64 {
-        let message = format!("`range` makes {length} tasks; the limit is {MOST_ITEMS}");
-        return Err(CliError::usage(message).hint("use `count` with GREY_INDEX"));
+    match u32::try_from(length) {
+        Ok(count) if length <= MOST_NUMBERS => Ok((first, count)),
+        _ => {
+            let message = format!("`range` makes {length} tasks; the limit is {MOST_NUMBERS}");
+            Err(CliError::usage(message).hint("use several files"))
+        }
     }
-    Ok((first..=last).map(|number| number.to_string()).collect())
 }
 
 /// Files below the directory that match, in the order of their names.
@@ -364,11 +509,10 @@ mod tests {
             command = ["true"]
         "#;
         let request = prepared(directory.path(), text).unwrap().request;
-        assert_eq!((request.name.as_str(), request.tasks.len()), ("compress", 2 + 3 + 3 + 1));
+        assert_eq!((request.name.as_str(), request.tasks.len()), ("compress", 2 + 1 + 3 + 1));
         let items: Vec<Option<&String>> =
             request.tasks.iter().map(|task| task.env.get("GREY_ITEM")).collect();
-        let expected =
-            ["photos/a.jpg", "photos/b.jpg", "3", "4", "5", "x", "2", "{\"a\":[1]}"].map(str::to_owned);
+        let expected = ["photos/a.jpg", "photos/b.jpg", "x", "2", "{\"a\":[1]}"].map(str::to_owned);
         assert_eq!(items.into_iter().flatten().cloned().collect::<Vec<_>>(), expected);
         let first = &request.tasks[0];
         assert_eq!(
@@ -376,8 +520,51 @@ mod tests {
             (Some(500), Some(1 << 30), Some(600_000))
         );
         assert_eq!(first.inputs[0].path, "photos/a.jpg");
-        assert_eq!(request.tasks[3].env["LEVEL"], "1");
-        assert_eq!(request.tasks[8].count, Some(1_000));
+        let range = &request.tasks[2];
+        assert_eq!((range.env["LEVEL"].as_str(), range.first_item, range.count), ("1", Some(3), Some(3)));
+        assert_eq!(request.tasks[6].count, Some(1_000));
+    }
+
+    #[test]
+    fn the_published_schema_is_this_program_s() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/task-file.schema.json");
+        let published: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(published, schema(), "`grey schema > docs/task-file.schema.json` writes it anew");
+        assert_eq!(published["additionalProperties"], false, "an unknown key is refused");
+        let references = published.to_string().matches("#/$defs/").count();
+        assert!(references >= 5, "{references} references lead to the definitions");
+    }
+
+    #[test]
+    fn the_same_file_in_three_languages_is_the_same_job() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = [
+            (
+                "job.toml",
+                "version = 1\nparallel = 3\n[[task]]\nname = \"a\"\neach = { range = \"1..3\" }\ncommand = [\"x\"]\n[[task]]\nafter = [\"a\"]\ninputs = [{ from = \"a\", to = \"in\" }]\ncommand = [\"y\"]\n",
+            ),
+            (
+                "job.yaml",
+                "version: 1\nparallel: 3\ntask:\n  - name: a\n    each: { range: 1..3 }\n    command: [x]\n  - after: [a]\n    inputs: [{ from: a, to: in }]\n    command: [y]\n",
+            ),
+            (
+                "job.json",
+                r#"{"version":1,"parallel":3,"task":[{"name":"a","each":{"range":"1..3"},"command":["x"]},{"after":["a"],"inputs":[{"from":"a","to":"in"}],"command":["y"]}]}"#,
+            ),
+        ];
+        let requests = files.map(|(name, text)| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            read(&path).unwrap().request
+        });
+        assert_eq!(requests[0], requests[1]);
+        assert_eq!(requests[0], requests[2]);
+        assert_eq!(requests[0].tasks[1].inputs_from[0].path, "in");
+        let path = directory.path().join("wrong.yaml");
+        std::fs::write(&path, "version: 1\ntask:\n  - comand: [x]\n").unwrap();
+        let refused = read(&path).err().unwrap();
+        assert!(refused.message.contains("line 3"), "{}", refused.message);
+        assert_eq!(refused.hint.as_deref(), Some("did you mean `command`?"));
     }
 
     #[test]

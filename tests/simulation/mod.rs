@@ -109,6 +109,7 @@ pub fn submission(groups: Vec<(TaskSpec, u32)>) -> Command {
         labels: Vec::new(),
         key: None,
         groups: groups.into_iter().map(|(spec, count)| GroupSubmission { spec, count }).collect(),
+        flow: Default::default(),
         wall_ms: WALL_MS,
     })
 }
@@ -366,6 +367,7 @@ impl Simulation {
                 }
             }
             Effect::History(HistoryRecord::Job(job, record)) => drop(self.ended.insert(job, *record)),
+            Effect::History(HistoryRecord::Flow(..)) => {}
             Effect::LogGrew { hashes, .. } => self.tree_hashes.extend(hashes),
             Effect::Event(event) => self.events.push((self.now_ms, event.job, event.kind)),
         }

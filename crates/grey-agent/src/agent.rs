@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use grey_core::{
     Assignment, AttemptId, AttemptResult, Finished, RegisterWorker, Report, ReportedRun, Resources, Revoked,
-    SandboxLevel, SignedRoot, Signer, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
+    SandboxLevel, SignedRoot, Signer, Stage, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
 
@@ -51,6 +51,10 @@ pub struct Start {
     pub index: u32,
     /// What to do.
     pub spec: Arc<TaskSpec>,
+    /// What it is given of other tasks, where its job has stages.
+    pub stage: Option<Arc<Stage>>,
+    /// Index of the entry that assigned it: what it is given was committed before.
+    pub assigned_index: u64,
 }
 
 /// What the agent asks of its shell, in order.
@@ -279,7 +283,8 @@ impl Agent {
             group: assignment.group,
             tenant: assignment.tenant.clone(),
             spec: assignment.spec.clone(),
-            exec_key: assignment.spec.exec_key(),
+            exec_key: assignment.spec.exec_key(assignment.stage.as_deref()),
+            stage: assignment.stage.clone(),
         });
         self.contexts.insert(assignment.group, context.clone());
         context
@@ -442,6 +447,8 @@ impl Agent {
                 job: held.context.job.to_string(),
                 index: u32::try_from(index).unwrap_or(u32::MAX),
                 spec: spec.clone(),
+                stage: held.context.stage.clone(),
+                assigned_index: held.assigned.1,
             }));
             self.running = running;
             self.running_count += 1;

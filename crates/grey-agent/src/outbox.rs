@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use grey_core::{
-    AttemptId, AttemptResult, Finished, JobId, ReportedRun, RunContext, TaskId, TaskRange, TaskSpec, Usage,
-    limits,
+    AttemptId, AttemptResult, Finished, JobId, ReportedRun, RunContext, Stage, TaskId, TaskRange, TaskSpec,
+    Usage, limits,
 };
 use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ pub(crate) struct GroupContext {
     pub(crate) group: TaskId,
     pub(crate) tenant: Arc<str>,
     pub(crate) spec: Arc<TaskSpec>,
+    pub(crate) stage: Option<Arc<Stage>>,
     pub(crate) exec_key: Digest,
 }
 

@@ -126,6 +126,7 @@ impl House {
             labels: Vec::new(),
             key: None,
             groups: vec![GroupSubmission { spec, count: tasks }],
+            flow: Default::default(),
             wall_ms: 1,
         }));
         let Ok(Answer::Submitted { job, .. }) = answer else { panic!("{answer:?}") };

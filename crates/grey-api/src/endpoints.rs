@@ -7,7 +7,7 @@ use crate::problem::{ErrorCode, Problem};
 use crate::types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
     EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
-    RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
+    OutputsRequest, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
 };
 
 /// One endpoint.
@@ -198,6 +198,7 @@ const fn endpoint(
     JobList,
     JobRequest,
     JobStatus,
+    OutputsRequest,
     Problem,
     RetriesRequest,
     StreamName,

@@ -70,6 +70,16 @@ pub struct BlobsMissing {
     pub missing: Vec<String>,
 }
 
+/// Output files of the tasks of a name, all laid into one directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutputsRequest {
+    /// The tasks' name.
+    pub task: String,
+    /// Where the files go: a relative path of a directory, without `..`.
+    pub path: String,
+}
+
 /// A task to be run. What is left out gets the tenant's default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +129,15 @@ pub struct TaskRequest {
     /// How many such tasks; 1 when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u32>,
+    /// `GREY_ITEM` of the first of them; each following one has one more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_item: Option<i64>,
+    /// Names of tasks of the same job that must have succeeded before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// Output files of other tasks of the same job; they are waited for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs_from: Vec<OutputsRequest>,
 }
 
 /// A job of tasks, accepted as a whole or not at all.
@@ -134,6 +153,12 @@ pub struct JobRequest {
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The most of its tasks that run at once; any number when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<u32>,
+    /// When more tasks than this have failed for good, the rest is cancelled; never when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<u32>,
     /// The tasks; their ids are given in this order.
     pub tasks: Vec<TaskRequest>,
 }
@@ -297,7 +322,7 @@ pub struct TaskResult {
     /// Which attempt.
     pub attempt: u32,
     /// `exited`, `signaled`, `timed_out`, `cancelled`, `output_limit`, `out_of_memory`, `command_not_found`,
-    /// `command_not_executable`, `output_refused` or `infrastructure`.
+    /// `command_not_executable`, `output_refused`, `input_refused` or `infrastructure`.
     pub outcome: String,
     /// As a shell shows it: the status, 124 for a time-out, 125 for a limit or Grey's failure, 126, 127, 128 + signal.
     pub exit_code: u8,

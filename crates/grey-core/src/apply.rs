@@ -4,6 +4,7 @@ mod cancel;
 mod register;
 mod report;
 mod revoke;
+mod stages;
 mod submit;
 mod task;
 pub(crate) use task::multiplied;

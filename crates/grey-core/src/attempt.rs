@@ -29,6 +29,8 @@ pub enum Outcome {
     OutputRefused,
     /// The worker could not run it or lost it; the task is not at fault.
     Infrastructure,
+    /// What it was to be given of other tasks cannot be laid out as asked.
+    InputRefused,
 }
 
 impl Outcome {
@@ -45,6 +47,7 @@ impl Outcome {
             Outcome::CommandNotExecutable => "command_not_executable",
             Outcome::OutputRefused => "output_refused",
             Outcome::Infrastructure => "infrastructure",
+            Outcome::InputRefused => "input_refused",
         }
     }
 
@@ -60,6 +63,7 @@ impl Outcome {
             Outcome::OutputLimit
             | Outcome::OutOfMemory
             | Outcome::OutputRefused
+            | Outcome::InputRefused
             | Outcome::Infrastructure => 125,
         }
     }

@@ -4,6 +4,7 @@ use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{AttemptId, Finished, SandboxLevel};
+use crate::flow::FlowSubmission;
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::spec::{Resources, TaskSpec};
 
@@ -73,6 +74,9 @@ pub struct Submit {
     pub key: Option<IdempotencyKey>,
     /// The tasks; ids are given in this order.
     pub groups: Vec<GroupSubmission>,
+    /// How they follow one another. An entry without a flow has the shape that it had before there were flows.
+    #[serde(skip)]
+    pub flow: FlowSubmission,
     /// Wall clock of the receiving server, milliseconds since 1970.
     pub wall_ms: u64,
 }

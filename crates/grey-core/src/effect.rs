@@ -6,6 +6,7 @@ use grey_proof::Digest;
 
 use crate::attempt::AttemptId;
 use crate::command::Placement;
+use crate::flow::Stage;
 use crate::history::HistoryRecord;
 use crate::ids::{JobId, TaskId, TaskRange, WorkerId};
 use crate::rejection::Rejection;
@@ -25,6 +26,8 @@ pub struct Assignment {
     pub tenant: Arc<str>,
     /// What to do.
     pub spec: Arc<TaskSpec>,
+    /// What the tasks are given of others, where the job has stages.
+    pub stage: Option<Arc<Stage>>,
     /// Term of the assigning entry.
     pub term: u64,
     /// Index of the assigning entry.

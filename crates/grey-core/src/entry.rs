@@ -5,7 +5,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::command::Command;
+use crate::command::{Command, Submit};
+use crate::flow::FlowSubmission;
 use crate::limits;
 
 /// The feature level that this version writes, and the highest that it understands.
@@ -20,6 +21,7 @@ const KIND_REPORT: u16 = 5;
 const KIND_CANCEL: u16 = 6;
 const KIND_TICK: u16 = 7;
 const KIND_REVOKED: u16 = 8;
+const KIND_SUBMIT_FLOW: u16 = 9;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +74,8 @@ impl Entry {
     pub fn encode(&self) -> Result<Vec<u8>, EntryError> {
         match &self.command {
             Command::Bootstrap(body) => self.encode_as(KIND_BOOTSTRAP, body),
-            Command::Submit(body) => self.encode_as(KIND_SUBMIT, body),
+            Command::Submit(body) if body.flow.is_empty() => self.encode_as(KIND_SUBMIT, body),
+            Command::Submit(body) => self.encode_as(KIND_SUBMIT_FLOW, &(body, &body.flow)),
             Command::RegisterWorker(body) => self.encode_as(KIND_REGISTER_WORKER, body),
             Command::Plan(body) => self.encode_as(KIND_PLAN, body),
             Command::Report(body) => self.encode_as(KIND_REPORT, body),
@@ -89,7 +92,7 @@ impl Entry {
         bytes.extend_from_slice(&self.time_ms.to_le_bytes());
         let bytes = postcard::to_extend(body, bytes).map_err(|_| EntryError::Malformed { kind })?;
         let limit_bytes = match kind {
-            KIND_SUBMIT => limits::SUBMISSION_BYTES,
+            KIND_SUBMIT | KIND_SUBMIT_FLOW => limits::SUBMISSION_BYTES,
             _ => limits::ENTRY_BYTES,
         };
         within(bytes.len(), limit_bytes)?;
@@ -120,6 +123,10 @@ impl Entry {
                 Command::Tick
             }
             KIND_REVOKED => Command::Revoked(decode_body(kind, body)?),
+            KIND_SUBMIT_FLOW => {
+                let (submit, flow): (Submit, FlowSubmission) = decode_body(kind, body)?;
+                Command::Submit(Submit { flow, ..submit })
+            }
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

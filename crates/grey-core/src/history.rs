@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::Finished;
 use crate::command::SignedRoot;
+use crate::flow::{Broken, Flow};
 use crate::ids::{JobId, TaskId, TaskRange};
 use crate::rows::{Counts, JobInfo};
 use crate::spec::{ExecutorKind, TaskSpec};
@@ -80,6 +81,15 @@ pub struct JobRecord {
     pub groups: Vec<(TaskRange, TaskSpec)>,
 }
 
+/// The flow of a job that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// What it was.
+    pub flow: Flow,
+    /// Why each stage could not be completed, where it could not.
+    pub broken: Vec<Option<Broken>>,
+}
+
 /// One record to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HistoryRecord {
@@ -96,6 +106,8 @@ pub enum HistoryRecord {
     Report(Box<ReportRecord>),
     /// A job that ended.
     Job(JobId, Box<JobRecord>),
+    /// How the stages of a job that ended followed one another, where it had any.
+    Flow(JobId, Box<FlowRecord>),
 }
 
 impl JobRecord {

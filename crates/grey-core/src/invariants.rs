@@ -28,7 +28,37 @@ impl State {
         self.check_groups(&mut sums)?;
         self.check_jobs(&sums)?;
         self.check_workers(&sums)?;
+        self.check_flows()?;
         self.check_tenants(&sums)
+    }
+
+    fn check_flows(&self) -> Result<(), String> {
+        let stages: usize = self.flows.values().map(|flow| flow.stages.len()).sum();
+        if stages != self.progress.len() {
+            return Err("a stage's progress without its stage, or the other way round".to_owned());
+        }
+        for (id, flow) in &self.flows {
+            let job = self.jobs.get(id).ok_or_else(|| format!("the flow of {id} outlived its job"))?;
+            if flow.parallel.is_some_and(|most| job.held() > u64::from(most)) {
+                return Err(format!("more tasks of {id} are held than may be: {}", job.held()));
+            }
+            let progress_of = |number: &u32| {
+                flow.stages.get(*number as usize).and_then(|stage| self.progress.get(&stage.tasks.first))
+            };
+            for stage in &flow.stages {
+                let progress = self.progress.get(&stage.tasks.first);
+                let progress = progress.ok_or_else(|| format!("a stage of {id} has no progress"))?;
+                let waits = stage.after.iter().filter_map(progress_of).any(|other| other.unfinished > 0);
+                let started = self.live.range(stage.tasks.first..stage.tasks.end()).next().is_some();
+                if progress.waiting != waits || (waits && started) {
+                    return Err(format!(
+                        "the stage at {} of {id} started too early or waits for nothing",
+                        stage.tasks.first
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_live(&self, sums: &mut Sums) -> Result<(), String> {

@@ -11,6 +11,7 @@ mod attempt;
 mod command;
 mod effect;
 mod entry;
+mod flow;
 mod history;
 mod ids;
 mod invariants;
@@ -37,7 +38,12 @@ pub use command::{
 };
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
 pub use entry::{Entry, EntryError, FEATURE_LEVEL};
-pub use history::{AttemptPointer, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext};
+pub use flow::{
+    Broken, Flow, FlowSubmission, OutputsOf, Source, Stage, StageInput, StageProgress, StageSubmission,
+};
+pub use history::{
+    AttemptPointer, FlowRecord, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext,
+};
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
 pub use plan::{PLAN_VERSION, plan};
 pub use range_set::RangeSet;

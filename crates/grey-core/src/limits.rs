@@ -28,6 +28,12 @@ pub const COMMAND_BYTES: usize = 128 * 1024;
 pub const ENVIRONMENT_VARIABLES: usize = 1_024;
 /// Input files of a task.
 pub const INPUT_FILES: usize = 1_024;
+/// Stages of a job.
+pub const STAGES: usize = 1_024;
+/// What the stages of a job wait for and take from one another, altogether.
+pub const STAGE_LINKS: usize = 8_192;
+/// Files that a task may be given of what other tasks left.
+pub const GATHERED_FILES: usize = 8_192;
 /// Output patterns of a task.
 pub const OUTPUT_PATTERNS: usize = 64;
 /// Output files that an attempt may leave.

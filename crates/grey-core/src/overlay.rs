@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::flow::{Flow, StageProgress};
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Tenant, Worker};
 use crate::spec::TaskSpec;
@@ -36,6 +37,10 @@ impl<'a, K: Ord + Clone, V: Clone> Layer<'a, K, V> {
         self.changes.get_mut(key)?.as_mut()
     }
 
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V) {
         self.changes.insert(key, Some(value));
     }
@@ -60,6 +65,8 @@ pub(crate) struct Overlay<'a> {
     pub(crate) specs: Layer<'a, TaskId, Arc<TaskSpec>>,
     pub(crate) live: Layer<'a, TaskId, LiveTask>,
     pub(crate) keys: Layer<'a, KeyId, KeyRecord>,
+    pub(crate) flows: Layer<'a, JobId, Arc<Flow>>,
+    pub(crate) progress: Layer<'a, TaskId, StageProgress>,
 }
 
 /// What an entry changed, free of the state that it was derived from.
@@ -73,6 +80,8 @@ pub(crate) struct Changes {
     pub(crate) specs: BTreeMap<TaskId, Option<Arc<TaskSpec>>>,
     pub(crate) live: BTreeMap<TaskId, Option<LiveTask>>,
     pub(crate) keys: BTreeMap<KeyId, Option<KeyRecord>>,
+    pub(crate) flows: BTreeMap<JobId, Option<Arc<Flow>>>,
+    pub(crate) progress: BTreeMap<TaskId, Option<StageProgress>>,
 }
 
 impl<'a> Overlay<'a> {
@@ -87,6 +96,8 @@ impl<'a> Overlay<'a> {
             specs: Layer::new(&base.specs),
             live: Layer::new(&base.live),
             keys: Layer::new(&base.keys),
+            flows: Layer::new(&base.flows),
+            progress: Layer::new(&base.progress),
         }
     }
 
@@ -100,6 +111,8 @@ impl<'a> Overlay<'a> {
             specs: self.specs.changes,
             live: self.live.changes,
             keys: self.keys.changes,
+            flows: self.flows.changes,
+            progress: self.progress.changes,
         }
     }
 }

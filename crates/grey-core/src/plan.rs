@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::apply::multiplied;
 use crate::command::{Placement, Plan};
-use crate::ids::{Epoch, TaskId, TaskRange, TenantId, WorkerId};
+use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
 use crate::rows::{Tenant, Worker};
 use crate::spec::Resources;
@@ -55,11 +55,12 @@ pub fn plan(state: &State, budget: u32) -> Plan {
         .filter_map(|(id, keys)| Some((*id, line(state.tenants().get(id)?, Box::new(keys.iter())))))
         .collect();
     let mut placements = Vec::new();
+    let mut rooms: BTreeMap<JobId, u32> = BTreeMap::new();
     while left > 0 && placements.len() < limits::PLAN_PLACEMENTS {
         let Some(tenant) = lowest_share(&lines, &totals) else { break };
         let turn = if lines.len() == 1 { left } else { left.min(TURN_TASKS) };
         let Some(line) = lines.get_mut(&tenant) else { break };
-        match place_next(state, line, &mut seats, turn) {
+        match place_next(state, line, &mut seats, &mut rooms, turn) {
             Some(placement) => {
                 left -= placement.tasks.count;
                 placements.push(placement);
@@ -135,7 +136,13 @@ fn lowest_share(lines: &BTreeMap<TenantId, Line<'_>>, totals: &[u64; 3]) -> Opti
 }
 
 /// The next placement of a tenant, of at most `most` tasks; `None` when none of its waiting tasks can be placed.
-fn place_next(state: &State, line: &mut Line<'_>, seats: &mut [Seat], most: u32) -> Option<Placement> {
+fn place_next(
+    state: &State,
+    line: &mut Line<'_>,
+    seats: &mut [Seat],
+    rooms: &mut BTreeMap<JobId, u32>,
+    most: u32,
+) -> Option<Placement> {
     loop {
         if line.current.is_none() {
             line.current = Some(next_run(state, line.waiting.next()?)?);
@@ -145,13 +152,22 @@ fn place_next(state: &State, line: &mut Line<'_>, seats: &mut [Seat], most: u32)
             line.current = None;
             continue;
         };
+        let room = job_room(state, rooms, run.group);
+        if room.as_ref().is_some_and(|room| **room == 0) {
+            line.current = None;
+            continue;
+        }
         let resources = state.spec(run.group)?.resources;
         let Some((position, fitting)) = choose_seat(seats, &resources) else {
             line.current = None;
             continue;
         };
         let seat = seats.get_mut(position)?;
-        let count = range.count.min(most).min(seat.slots_free).min(fitting);
+        let mut count = range.count.min(most).min(seat.slots_free).min(fitting);
+        if let Some(room) = room {
+            count = count.min(*room);
+            *room -= count;
+        }
         let tasks = TaskRange { first: range.first, count };
         take(seat, line, &resources, count)?;
         let run = line.current.as_mut()?;
@@ -161,6 +177,17 @@ fn place_next(state: &State, line: &mut Line<'_>, seats: &mut [Seat], most: u32)
         }
         return Some(Placement { worker: seat.worker, tasks, epoch: run.epoch });
     }
+}
+
+/// How many more tasks of a group's job may be held, where that is limited.
+fn job_room<'a>(state: &State, rooms: &'a mut BTreeMap<JobId, u32>, group: TaskId) -> Option<&'a mut u32> {
+    if state.flows.is_empty() {
+        return None;
+    }
+    let job = state.groups.get(&group)?.job;
+    let parallel = state.flows.get(&job)?.parallel?;
+    let held = u32::try_from(state.jobs.get(&job)?.held()).unwrap_or(u32::MAX);
+    Some(rooms.entry(job).or_insert(parallel.saturating_sub(held)))
 }
 
 fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {

@@ -106,5 +106,7 @@ fn context(state: &State, group: TaskId, assigned: Vec<(u64, u64)>) -> Option<Ru
     let tenant = state.jobs.get(&job)?.info.tenant;
     let tenant = state.tenants.get(&tenant)?.name.as_ref().to_owned();
     let spec = state.specs.get(&group)?;
-    Some(RunContext { job, tenant, executor: spec.executor, exec_key: spec.exec_key(), assigned })
+    let stage = state.flow(job).and_then(|flow| flow.stage_of(group));
+    let exec_key = spec.exec_key(stage.map(|(_, stage)| stage.as_ref()));
+    Some(RunContext { job, tenant, executor: spec.executor, exec_key, assigned })
 }

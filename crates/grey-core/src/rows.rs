@@ -139,6 +139,13 @@ pub struct Job {
     pub stopping: u64,
 }
 
+impl Job {
+    /// Attempts that workers hold.
+    pub fn held(&self) -> u64 {
+        self.counts.assigned + self.counts.running + self.stopping
+    }
+}
+
 /// A run of equal tasks of a job that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {

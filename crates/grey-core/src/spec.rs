@@ -3,6 +3,8 @@
 use grey_proof::{Digest, ExecInputs, exec_key};
 use serde::{Deserialize, Serialize};
 
+use crate::flow::Stage;
+
 /// Resources in integers: what a task asks for, a worker has, a tenant uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Resources {
@@ -127,16 +129,24 @@ pub struct TaskSpec {
 impl TaskSpec {
     /// The digest of everything that a submission says to execute. Beside it a task sees only who it is: `GREY_TASK`,
     /// `GREY_JOB`, `GREY_ATTEMPT`, and its position among equal tasks in `GREY_INDEX`.
-    pub fn exec_key(&self) -> Digest {
-        let inputs: Vec<(String, Digest, bool)> = self
+    /// Output files of other tasks are named by those tasks, whose own proofs say what they left; a range of items by
+    /// its first.
+    pub fn exec_key(&self, stage: Option<&Stage>) -> Digest {
+        let mut inputs: Vec<(String, Digest, bool)> = self
             .inputs
             .iter()
             .map(|input| (input.path.clone(), input.blob.digest, input.executable))
             .collect();
+        let gathered = stage.into_iter().flat_map(|stage| &stage.inputs);
+        inputs.extend(gathered.map(|outputs| (outputs.path.clone(), outputs.digest(), false)));
+        let mut environment = self.environment.clone();
+        if let Some(first) = stage.and_then(|stage| stage.first_item) {
+            environment.push(("GREY_ITEM".to_owned(), format!("{first}..")));
+        }
         exec_key(&ExecInputs {
             executor: self.executor.name(),
             command: &self.command,
-            environment: &self.environment,
+            environment: &environment,
             stdin: self.stdin.map(|blob| blob.digest),
             inputs: &inputs,
             outputs: &self.outputs,

@@ -7,7 +7,8 @@ use grey_proof::{Digest, DigestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::flow::{Flow, StageProgress};
+use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::overlay::Changes;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
 use crate::spec::TaskSpec;
@@ -62,6 +63,8 @@ pub struct State {
     pub(crate) specs: BTreeMap<TaskId, Arc<TaskSpec>>,
     pub(crate) live: BTreeMap<TaskId, LiveTask>,
     pub(crate) keys: BTreeMap<KeyId, KeyRecord>,
+    pub(crate) flows: BTreeMap<JobId, Arc<Flow>>,
+    pub(crate) progress: BTreeMap<TaskId, StageProgress>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
     /// Rows that changed since the last checkpoint, and whether that checkpoint has them. A row that came and went in
@@ -78,6 +81,8 @@ const TABLE_SPEC: u8 = 6;
 const TABLE_LIVE: u8 = 7;
 const TABLE_KEY: u8 = 8;
 const TABLE_POSITION: u8 = 9;
+const TABLE_FLOW: u8 = 10;
+const TABLE_PROGRESS: u8 = 11;
 
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
@@ -225,6 +230,17 @@ impl State {
         self.specs.get(&group)
     }
 
+    /// How the tasks of a live job follow one another, where they do.
+    pub fn flow(&self, job: JobId) -> Option<&Arc<Flow>> {
+        self.flows.get(&job)
+    }
+
+    /// How far the stage that a task of a live job belongs to is, where its job has stages.
+    pub fn stage_progress(&self, task: TaskId) -> Option<&StageProgress> {
+        let (_, progress) = self.progress.range(..=task).next_back()?;
+        progress.tasks.contains(task).then_some(progress)
+    }
+
     /// The group that a task of a live job belongs to.
     pub fn group_of(&self, task: TaskId) -> Option<(TaskId, &Group)> {
         let (first, group) = self.groups.range(..=task).next_back()?;
@@ -251,6 +267,7 @@ impl State {
         let touched_groups: Vec<TaskId> = changes.groups.keys().copied().collect();
         let touched_live: Vec<TaskId> = changes.live.keys().copied().collect();
         let touched_keys: Vec<KeyId> = changes.keys.keys().cloned().collect();
+        let released = self.released(&changes);
         let mut committer = Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Vec::new() };
         if changes.meta != self.meta {
             committer.hash.field(&encode(&changes.meta));
@@ -263,11 +280,19 @@ impl State {
         committer.table(TABLE_SPEC, &mut self.specs, changes.specs);
         committer.table(TABLE_LIVE, &mut self.live, changes.live);
         committer.table(TABLE_KEY, &mut self.keys, changes.keys);
+        committer.table(TABLE_FLOW, &mut self.flows, changes.flows);
+        committer.table(TABLE_PROGRESS, &mut self.progress, changes.progress);
         self.hash = hash.finish();
         self.applied_index = index;
         self.applied_term = term;
         for group in touched_groups {
             self.index_group(group, true);
+        }
+        for tasks in released {
+            let groups = self.groups.range(tasks.first..tasks.end()).map(|(first, _)| *first);
+            for group in groups.collect::<Vec<_>>() {
+                self.index_group(group, true);
+            }
         }
         for task in touched_live {
             self.index_live(task, true);
@@ -275,6 +300,16 @@ impl State {
         for key in touched_keys {
             self.index_key(&key, true);
         }
+    }
+
+    /// Stages whose tasks need wait for others no longer.
+    fn released(&self, changes: &Changes) -> Vec<TaskRange> {
+        let went_on = changes.progress.iter().filter_map(|(first, now)| {
+            let before = self.progress.get(first)?;
+            let now = now.as_ref()?;
+            (before.waiting && !now.waiting).then_some(now.tasks)
+        });
+        went_on.collect()
     }
 
     fn unindex(&mut self, changes: &Changes) {
@@ -303,6 +338,9 @@ impl State {
     fn index_group(&mut self, first: TaskId, present: bool) {
         let Some(group) = self.groups.get(&first) else { return };
         let Some(task) = group.pending.first() else { return };
+        if self.stage_progress(first).is_some_and(|progress| progress.waiting) {
+            return;
+        }
         let key = ReadyKey { rank: u8::MAX - group.priority, task, group: first };
         // A group leaves in the same entry as its job; the tenant of a removed job was indexed before that entry.
         let Some(tenant) = self.jobs.get(&group.job).map(|job| job.info.tenant) else { return };
@@ -368,6 +406,8 @@ impl State {
         table(&mut rows, TABLE_LIVE, &self.live);
         table(&mut rows, TABLE_KEY, &self.keys);
         rows.push((vec![TABLE_POSITION], encode(&(self.applied_index, self.applied_term, self.hash))));
+        table(&mut rows, TABLE_FLOW, &self.flows);
+        table(&mut rows, TABLE_PROGRESS, &self.progress);
         rows
     }
 
@@ -384,6 +424,8 @@ impl State {
             TABLE_SPEC => find(&self.specs, key),
             TABLE_LIVE => find(&self.live, key),
             TABLE_KEY => find(&self.keys, key),
+            TABLE_FLOW => find(&self.flows, key),
+            TABLE_PROGRESS => find(&self.progress, key),
             _ => None,
         }
     }
@@ -435,6 +477,8 @@ impl State {
             TABLE_SPEC => insert(&mut self.specs, key, value)?,
             TABLE_LIVE => insert(&mut self.live, key, value)?,
             TABLE_KEY => insert(&mut self.keys, key, value)?,
+            TABLE_FLOW => insert(&mut self.flows, key, value)?,
+            TABLE_PROGRESS => insert(&mut self.progress, key, value)?,
             TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
             _ => return None,
         }
@@ -456,6 +500,8 @@ impl PartialEq for State {
             && self.specs == other.specs
             && self.live == other.live
             && self.keys == other.keys
+            && self.flows == other.flows
+            && self.progress == other.progress
             && self.ready == other.ready
             && self.deadlines == other.deadlines
     }

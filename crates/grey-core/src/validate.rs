@@ -1,6 +1,7 @@
 //! Bounds of what a submission may say. The server asks before it proposes, and apply asks again.
 
 use crate::command::{GroupSubmission, Submit};
+use crate::flow;
 use crate::limits;
 use crate::rejection::Rejection;
 use crate::spec::{ExecutorKind, TaskSpec};
@@ -48,6 +49,7 @@ pub fn submission(body: &Submit) -> Result<u32, Rejection> {
             })
             .map_err(|rejection| within(number, rejection))?;
     }
+    flow::check(&body.flow, body.groups.len())?;
     Ok(total)
 }
 
@@ -145,7 +147,7 @@ fn environment(spec: &TaskSpec) -> Result<(), Rejection> {
     sorted_and_unique("env", &spec.environment)
 }
 
-fn relative_path(field: &str, path: &str) -> Result<(), Rejection> {
+pub(crate) fn relative_path(field: &str, path: &str) -> Result<(), Rejection> {
     no_nul(field, path)?;
     at_most(field, path.len(), 1_024)?;
     let leaves = path.split('/').any(|part| part == ".." || part == "." || part.is_empty());

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
 use grey_agent::Execution;
-use grey_core::limits::INPUT_FILES;
+use grey_core::limits::{GATHERED_FILES, INPUT_FILES};
 
 use crate::directory::{AttemptDirectory, OUT, TEMPORARY, WORK};
 use crate::plan::{Fence, Plan, PlannedInput};
@@ -18,7 +18,7 @@ pub(crate) fn plan(
     directory: &AttemptDirectory,
 ) -> Result<Plan, String> {
     let spec = &execution.spec;
-    if spec.inputs.len() != execution.inputs.len() || spec.inputs.len() > INPUT_FILES {
+    if spec.inputs.len() != execution.inputs.len() || spec.inputs.len() > INPUT_FILES + GATHERED_FILES {
         return Err("the input files are not those of the task".to_owned());
     }
     let absolute = |path: &Path| {

@@ -3,6 +3,7 @@
 mod clock;
 mod control;
 mod error;
+mod gather;
 mod handle;
 mod http;
 mod identity;

@@ -24,6 +24,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::clock::wall_ms;
 use crate::control::{Control, Message, Outcome, Wiring};
 use crate::error::NodeError;
+use crate::gather::Gatherer;
 use crate::handle::{Activity, DiskRoom, Node, TenantEntry, submission_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
@@ -360,6 +361,11 @@ async fn start_worker(
         process,
         noop,
         blobs: blobs.clone(),
+        gatherer: Gatherer {
+            records: engine.records.clone(),
+            kept: engine.kept.clone(),
+            blobs: blobs.clone(),
+        },
         runtime: tokio::runtime::Handle::current(),
     };
     let messages = messages.ok_or(NodeError::ThreadEnded("worker"))?;

@@ -1,6 +1,8 @@
 //! How history records are keyed, so that an attempt, a report or a job is found again.
 
-use grey_core::{AttemptPointer, HistoryRecord, JobId, JobRecord, ReportRecord, TaskId, TaskRange};
+use grey_core::{
+    AttemptPointer, FlowRecord, HistoryRecord, JobId, JobRecord, ReportRecord, TaskId, TaskRange,
+};
 use grey_store::{HistoryReader, RecordKey, RecordKind, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,7 @@ const ATTEMPTS: RecordKind = RecordKind(1);
 const REPORT: RecordKind = RecordKind(2);
 const JOB: RecordKind = RecordKind(3);
 const JOB_OF_TASK: RecordKind = RecordKind(4);
+const FLOW: RecordKind = RecordKind(5);
 /// Tasks are gathered in blocks of so many; a record lies within one block.
 const BLOCK_BITS: u32 = 6;
 const BLOCK_TASKS: u64 = 1 << BLOCK_BITS;
@@ -67,6 +70,9 @@ pub(crate) fn encoded(record: &HistoryRecord, out: &mut Vec<(RecordKey, Vec<u8>)
             let first = record.info.tasks.first.0;
             out.push((RecordKey { kind: JOB_OF_TASK, key: first, subkey: 0 }, encode(job)));
         }
+        HistoryRecord::Flow(job, record) => {
+            out.push((RecordKey { kind: FLOW, key: job.0, subkey: 0 }, encode(record)));
+        }
     }
 }
 
@@ -111,6 +117,12 @@ impl Records {
     /// A job that has ended.
     pub(crate) fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
         let bytes = self.0.get(RecordKey { kind: JOB, key: job.0, subkey: 0 })?;
+        bytes.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// How the stages of a job that ended followed one another; nothing for a job without any.
+    pub(crate) fn flow(&self, job: JobId) -> Result<Option<FlowRecord>, StoreError> {
+        let bytes = self.0.get(RecordKey { kind: FLOW, key: job.0, subkey: 0 })?;
         bytes.map(|bytes| decode(&bytes)).transpose()
     }
 

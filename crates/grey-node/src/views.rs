@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use grey_api::{ContentStatus, ErrorCode, FileStatus, JobCounts, JobStatus, Problem, TaskResult, TaskStatus};
 use grey_core::{
-    Content, Counts, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord, ReportedRun, Resources, State,
-    TaskId, TaskRange, TaskSpec, Usage,
+    Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
+    ReportedRun, Resources, State, TaskId, TaskRange, TaskSpec, Usage,
 };
 
 use crate::handle::{Node, unreadable};
@@ -28,6 +28,8 @@ pub(crate) struct TaskFacts {
     /// Its position in the run of equal tasks that it belongs to; nothing when it is alone.
     pub(crate) index: Option<u32>,
     counts: Counts,
+    /// Why it was cancelled, if it was, where that was not asked for.
+    cancelled_because: Option<String>,
     /// Where a task is that has not ended.
     live: Option<LiveFacts>,
 }
@@ -168,6 +170,54 @@ pub(crate) async fn jobs(
     Ok((found.into_iter().map(|(_, status)| status).collect(), more))
 }
 
+/// How the stages of a job follow one another, live or ended.
+pub(crate) async fn flow(node: &Node, id: JobId) -> Result<Option<Flow>, Problem> {
+    if let Some(flow) = node.view(move |state| state.flow(id).cloned()).await? {
+        return Ok(Some(flow.as_ref().clone()));
+    }
+    Ok(node.records.flow(id).map_err(|error| unreadable(&error))?.map(|record| record.flow))
+}
+
+/// Why a task of a job with stages was cancelled, if it was.
+fn cancelled_because(
+    flow: &Flow,
+    task: TaskId,
+    failed: u64,
+    broken: impl Fn(u32) -> Option<Broken>,
+    name_of: impl Fn(TaskId) -> String,
+) -> Option<String> {
+    if let Some(most) = flow.max_failures.filter(|most| failed > u64::from(*most)) {
+        return Some(format!("more than {most} task(s) of its job failed"));
+    }
+    let (number, _) = flow.stage_of(task)?;
+    let Some(Broken::After(other)) = broken(number) else { return None };
+    let other = flow.stages.get(other as usize)?.tasks.first;
+    Some(format!("it waited for `{}`, of which not every task succeeded", name_of(other)))
+}
+
+/// What a waiting task waits for.
+fn waiting_reason(state: &State, task: TaskId, spec: &TaskSpec, job: &Job, id: JobId) -> String {
+    if let Some(flow) = state.flow(id) {
+        let stage = flow.stage_of(task).map(|(_, stage)| stage);
+        let waits_for = stage.into_iter().flat_map(|stage| &stage.after).find_map(|number| {
+            let other = flow.stages.get(*number as usize)?.tasks;
+            let unfinished = state.stage_progress(other.first)?.unfinished;
+            (unfinished > 0).then(|| {
+                let name = state.spec(other.first).map_or("", |spec| spec.name.as_str());
+                let done = u64::from(other.count).saturating_sub(unfinished);
+                format!("it waits for `{name}`, of which {done} of {} task(s) have succeeded", other.count)
+            })
+        });
+        if let Some(reason) = waits_for {
+            return reason;
+        }
+        if let Some(most) = flow.parallel.filter(|most| job.held() >= u64::from(*most)) {
+            return format!("{most} task(s) of its job run, which is the most that may at once");
+        }
+    }
+    no_room_reason(state, &spec.resources)
+}
+
 /// What the state knows of a task of a job that lives.
 fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
     let (first, group) = state.group_of(task)?;
@@ -176,14 +226,14 @@ fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
     let live = if group.pending.contains(task) {
         Some(LiveFacts {
             state: "pending",
-            reason: Some(waiting_reason(state, &spec.resources)),
+            reason: Some(waiting_reason(state, task, &spec, job, group.job)),
             attempt: 0,
             worker: None,
         })
     } else {
         state.live().get(&task).and_then(|live| {
             let (name, reason) = match live.phase {
-                Phase::Ready => ("pending", Some(waiting_reason(state, &spec.resources))),
+                Phase::Ready => ("pending", Some(waiting_reason(state, task, &spec, job, group.job))),
                 Phase::Backoff { .. } => ("pending", Some("it waits before it is tried again".to_owned())),
                 Phase::Assigned { .. } => ("assigned", None),
                 Phase::Running { .. } => ("running", None),
@@ -194,10 +244,19 @@ fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
         })
     };
     let index = position(group.tasks, task);
-    Some(TaskFacts { task, job: group.job, info: job.info.clone(), spec, index, counts: job.counts, live })
+    let cancelled_because = state.flow(group.job).filter(|_| live.is_none()).and_then(|flow| {
+        let progress = |number: u32| {
+            let stage = flow.stages.get(number as usize)?;
+            state.stage_progress(stage.tasks.first)?.broken
+        };
+        let name_of = |task| state.spec(task).map_or_else(String::new, |spec| spec.name.clone());
+        cancelled_because(flow, task, job.counts.failed, progress, name_of)
+    });
+    let (info, counts) = (job.info.clone(), job.counts);
+    Some(TaskFacts { task, job: group.job, info, spec, index, counts, cancelled_because, live })
 }
 
-fn waiting_reason(state: &State, needs: &Resources) -> String {
+fn no_room_reason(state: &State, needs: &Resources) -> String {
     if state.workers().is_empty() {
         return "no worker is registered".to_owned();
     }
@@ -212,11 +271,17 @@ fn position(tasks: TaskRange, task: TaskId) -> Option<u32> {
     index.filter(|_| tasks.count > 1)
 }
 
-fn ended_facts(task: TaskId, job: JobId, record: &JobRecord) -> Option<TaskFacts> {
+fn ended_facts(task: TaskId, job: JobId, record: &JobRecord, flow: Option<&FlowRecord>) -> Option<TaskFacts> {
     let (tasks, spec) = record.groups.iter().find(|(tasks, _)| tasks.contains(task))?;
     let (spec, info) = (Arc::new(spec.clone()), Arc::new(record.info.clone()));
     let index = position(*tasks, task);
-    Some(TaskFacts { task, job, info, spec, index, counts: record.counts, live: None })
+    let cancelled_because = flow.and_then(|kept| {
+        let broken = |number: u32| kept.broken.get(number as usize).copied().flatten();
+        let name_of = |task| record.spec(task).map_or_else(String::new, |spec| spec.name.clone());
+        cancelled_because(&kept.flow, task, record.counts.failed, broken, name_of)
+    });
+    let counts = record.counts;
+    Some(TaskFacts { task, job, info, spec, index, counts, cancelled_because, live: None })
 }
 
 /// What is known of a task, wherever it is.
@@ -225,7 +290,9 @@ pub(crate) async fn facts(node: &Node, task: TaskId) -> Result<TaskFacts, Proble
         return Ok(facts);
     }
     let found = node.records.job_of(task).map_err(|error| unreadable(&error))?;
-    found.and_then(|(job, record)| ended_facts(task, job, &record)).ok_or_else(|| no_such("task", task))
+    let (job, record) = found.ok_or_else(|| no_such("task", task))?;
+    let flow = node.records.flow(job).map_err(|error| unreadable(&error))?;
+    ended_facts(task, job, &record, flow.as_ref()).ok_or_else(|| no_such("task", task))
 }
 
 /// The tasks of a job from `from` on, at most `limit`.
@@ -251,7 +318,8 @@ pub(crate) async fn facts_of_job(
     let tasks = record.info.tasks;
     let first = from.max(tasks.first);
     let range = (first.0..tasks.end().0).take(limit);
-    Ok(range.filter_map(|task| ended_facts(TaskId(task), job, &record)).collect())
+    let flow = node.records.flow(job).map_err(|error| unreadable(&error))?;
+    Ok(range.filter_map(|task| ended_facts(TaskId(task), job, &record, flow.as_ref())).collect())
 }
 
 /// Tasks of live jobs from `from` on that have not ended, at most `limit`, and from where to go on.
@@ -336,8 +404,10 @@ pub(crate) fn task_status(
         None => {
             let state = ended_state(node, facts, &attempts, reports)?;
             let reached = latest.as_ref().map_or(0, |attempt| attempt.found.epoch);
-            let reason = result.as_ref().map(|result| result.message.clone());
-            (state, reason.filter(|message| !message.is_empty()), reached, None)
+            let message = result.as_ref().map(|result| result.message.clone());
+            let message = message.filter(|message| !message.is_empty());
+            let because = facts.cancelled_because.clone().filter(|_| state == "cancelled");
+            (state, because.or(message), reached, None)
         }
     };
     Ok(TaskStatus {

@@ -12,7 +12,7 @@ use grey_agent::{
 use grey_blob::BlobStore;
 use grey_core::{
     Assignment, AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Outcome, OutputFile,
-    SandboxLevel, Usage, UsageSource, WorkerId, limits,
+    SandboxLevel, Stage, Usage, UsageSource, WorkerId, limits,
 };
 use grey_store::Journal;
 use tokio::runtime::Handle;
@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use crate::clock::wall_ms;
 use crate::control::Message;
 use crate::error::NodeError;
+use crate::gather::{GatherError, Gatherer};
 
 /// How many messages are handled before what they came to is acted on.
 const MESSAGES_PER_TURN: usize = 4_096;
@@ -47,7 +48,7 @@ pub(crate) enum WorkerMessage {
     /// An executor tells something.
     Event(ExecutorEvent),
     /// An attempt's inputs are at hand, or why they are not.
-    Prepared(Box<Execution>, Result<(), String>),
+    Prepared(Box<Execution>, Result<(), GatherError>),
     /// An attempt's outputs are stored.
     Stored(AttemptId, Box<AttemptResult>, Usage),
     /// The node ends.
@@ -61,6 +62,7 @@ pub(crate) struct WorkerWiring {
     pub(crate) process: Arc<dyn Executor>,
     pub(crate) noop: Arc<dyn Executor>,
     pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) gatherer: Gatherer,
     pub(crate) runtime: Handle,
 }
 
@@ -208,20 +210,24 @@ impl Worker {
         };
         match execution.spec.executor {
             ExecutorKind::Noop => return self.wiring.noop.start(execution),
-            ExecutorKind::Process if execution.spec.stdin.is_none() && execution.spec.inputs.is_empty() => {
+            ExecutorKind::Process
+                if execution.spec.stdin.is_none()
+                    && execution.spec.inputs.is_empty()
+                    && start.stage.is_none() =>
+            {
                 return self.wiring.process.start(execution);
             }
             ExecutorKind::Process => {}
         }
         self.preparing.insert(execution.attempt, None);
-        let (blobs, itself) = (self.wiring.blobs.clone(), self.wiring.itself.clone());
+        let (gatherer, itself) = (self.wiring.gatherer.clone(), self.wiring.itself.clone());
         self.wiring.runtime.spawn(async move {
-            let outcome = prepare(&blobs, &mut execution).await.map_err(|error| error.to_string());
+            let outcome = prepare(&gatherer, &mut execution, start.stage, start.assigned_index).await;
             drop(itself.send(WorkerMessage::Prepared(Box::new(execution), outcome)));
         });
     }
 
-    fn prepared(&mut self, execution: Execution, outcome: Result<(), String>) {
+    fn prepared(&mut self, execution: Execution, outcome: Result<(), GatherError>) {
         let stopped = self.preparing.remove(&execution.attempt).flatten();
         let (reason, message) = match (stopped, outcome) {
             (None, Ok(())) => return self.wiring.process.start(execution),
@@ -231,20 +237,39 @@ impl Worker {
             (Some(StopReason::Infrastructure), _) => {
                 (Outcome::Infrastructure, "stopped before it started".to_owned())
             }
-            (None, Err(error)) => (Outcome::Infrastructure, format!("an input cannot be read: {error}")),
+            (None, Err(GatherError::Refused(reason))) => (Outcome::InputRefused, reason),
+            (None, Err(GatherError::Failed(reason))) => {
+                (Outcome::Infrastructure, format!("an input cannot be read: {reason}"))
+            }
         };
         let (result, usage) = unstarted(reason, &message);
         self.agent.finished(execution.attempt, result, usage);
     }
 }
 
-/// Finds an attempt's inputs and checks their content.
-async fn prepare(blobs: &BlobStore, execution: &mut Execution) -> Result<(), grey_blob::BlobError> {
+/// Finds an attempt's inputs and checks their content, those included that other tasks left for it.
+async fn prepare(
+    gatherer: &Gatherer,
+    execution: &mut Execution,
+    stage: Option<Arc<Stage>>,
+    assigned_index: u64,
+) -> Result<(), GatherError> {
+    if let Some(stage) = stage {
+        let gathered = gatherer.gather(&stage, assigned_index, &execution.spec.inputs).await?;
+        let spec = Arc::make_mut(&mut execution.spec);
+        spec.inputs.extend(gathered);
+        if let Some(first) = stage.first_item {
+            let name = "GREY_ITEM".to_owned();
+            let item = first.saturating_add(i64::from(execution.index)).to_string();
+            spec.environment.push((name, item));
+        }
+    }
+    let failed = |error: grey_blob::BlobError| GatherError::Failed(error.to_string());
     if let Some(stdin) = &execution.spec.stdin {
-        execution.stdin = Some(blobs.verified_path(&stdin.digest).await?);
+        execution.stdin = Some(gatherer.blobs.verified_path(&stdin.digest).await.map_err(failed)?);
     }
     for input in &execution.spec.inputs {
-        execution.inputs.push(blobs.verified_path(&input.blob.digest).await?);
+        execution.inputs.push(gatherer.blobs.verified_path(&input.blob.digest).await.map_err(failed)?);
     }
     Ok(())
 }

@@ -280,6 +280,7 @@ fn submit(count: u32) -> Command {
         labels: Vec::new(),
         key: None,
         groups: vec![GroupSubmission { spec, count }],
+        flow: Default::default(),
         wall_ms: 1,
     })
 }

@@ -1,10 +1,10 @@
 //! Cancels: terminal once committed.
 
-use super::task::{CANCELLED, PENDING, held_count};
+use super::task::{CANCELLED, End, PENDING, held_count};
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
 use crate::command::{Cancel, CancelTarget};
-use crate::effect::{Answer, Effect, Event, EventKind};
+use crate::effect::{Answer, Effect};
 use crate::ids::{JobId, TaskId, TaskRange, TenantId};
 use crate::rejection::Rejection;
 use crate::rows::{Job, Phase};
@@ -30,30 +30,35 @@ impl Application<'_> {
                 CancelTarget::Task(task) => Rejection::UnknownTask(task).into(),
             });
         }
-        let cancelled =
-            self.cancel_waiting(job, &row, tasks)? + self.cancel_live(job, row.info.tenant, tasks)?;
-        if cancelled > 0 {
-            let kind = EventKind::Cancelled(cancelled);
-            self.effects.push(Effect::Event(Event { index: self.index, job, kind }));
-        }
+        let cancelled = self.cancel_tasks(job, &row, tasks)?;
+        self.event_cancelled(job, cancelled);
         self.end_job_if_done(job, row.info.created_at_ms)?;
         Ok(Answer::Cancelled { cancelled, already_ended: u64::from(tasks.count).saturating_sub(cancelled) })
     }
 
-    /// Cancels tasks that were never assigned.
+    /// Cancels what has not ended of a range of a job's tasks; returns how many that were.
+    pub(super) fn cancel_tasks(&mut self, job: JobId, row: &Job, tasks: TaskRange) -> Result<u64, Stop> {
+        Ok(self.cancel_waiting(job, row, tasks)? + self.cancel_live(job, row.info.tenant, tasks)?)
+    }
+
+    /// Cancels tasks that were never assigned. A range of several is made of whole groups.
     fn cancel_waiting(&mut self, job: JobId, row: &Job, tasks: TaskRange) -> Result<u64, Stop> {
         let mut cancelled = 0;
-        for first in self.group_ids(row) {
+        let begin = self.rows.base.group_of(tasks.first).map_or(tasks.first, |(first, _)| first);
+        let groups = self.rows.base.groups.range(begin..tasks.end()).map(|(first, _)| *first);
+        for first in groups.collect::<Vec<_>>() {
             let group = self.rows.groups.get_mut(&first).ok_or(Stop::Bug("a job without its group"))?;
-            if group.tasks.end() <= tasks.first || tasks.end() <= group.tasks.first {
-                continue;
-            }
-            if tasks.count == 1 {
-                cancelled += u64::from(group.pending.remove(tasks));
+            let of_group = if tasks.count == 1 {
+                u64::from(group.pending.remove(tasks))
             } else {
-                cancelled += group.pending.count();
+                let all = group.pending.count();
                 group.pending.clear();
+                all
+            };
+            if of_group > 0 {
+                self.note_ended(job, first, of_group, false)?;
             }
+            cancelled += of_group;
         }
         self.move_count(job, PENDING, CANCELLED, cancelled)?;
         self.dequeue(row.info.tenant, cancelled)?;
@@ -80,10 +85,11 @@ impl Application<'_> {
                 Phase::Stopping { .. } => continue,
                 Phase::Ready | Phase::Backoff { .. } => {
                     self.dequeue(tenant, 1)?;
-                    self.end_task(task, job, PENDING, CANCELLED)?;
+                    self.end_task(task, job, PENDING, End::Cancelled)?;
                 }
                 Phase::Assigned { worker } | Phase::Running { worker } => {
                     self.move_count(job, held_count(live.phase), CANCELLED, 1)?;
+                    self.note_ended(job, task, 1, false)?;
                     self.job_mut(job)?.stopping += 1;
                     if let Some(live) = self.rows.live.get_mut(&task) {
                         live.phase = Phase::Stopping { worker };

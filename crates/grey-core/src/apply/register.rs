@@ -92,12 +92,14 @@ impl Application<'_> {
         let spec =
             self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?.clone();
         let tasks = TaskRange::single(attempt.task);
+        let stage = self.stage_of(job, attempt.task);
         self.effects.push(Effect::Assign(Assignment {
             placement: crate::command::Placement { worker, tasks, epoch: attempt.epoch },
             job,
             group: live.group,
             tenant,
             spec,
+            stage,
             term: live.assigned_term,
             index: live.assigned_index,
         }));

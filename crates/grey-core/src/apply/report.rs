@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use grey_proof::{LogEntry, leaf_hash};
 
-use super::task::{ASSIGNED, COMPLETED, FAILED, RUNNING, held_count};
+use super::task::{ASSIGNED, End, RUNNING, held_count};
 use super::{Application, Stop};
 use crate::attempt::{AttemptId, Finished, Outcome};
 use crate::command::{Report, SignedRoot};
@@ -171,7 +171,7 @@ impl Application<'_> {
             job,
             tenant: tenant.name.as_ref().to_owned(),
             executor: spec.executor,
-            exec_key: spec.exec_key(),
+            exec_key: spec.exec_key(self.stage_of(job, group).as_deref()),
             assigned: Vec::new(),
         })
     }
@@ -194,7 +194,7 @@ impl Application<'_> {
         } else {
             self.release(worker, live.group)?;
             if outcome.is_success() {
-                self.end_task(attempt.task, job, from, COMPLETED)?;
+                self.end_task(attempt.task, job, from, End::Completed)?;
             } else if live.failures < spec.retries.failure {
                 retry = true;
                 let until_ms = self.rows.meta.time_ms.saturating_add(backoff_ms(attempt, live.failures));
@@ -203,7 +203,7 @@ impl Application<'_> {
                     live.phase = Phase::Backoff { until_ms };
                 })?;
             } else {
-                self.end_task(attempt.task, job, from, FAILED)?;
+                self.end_task(attempt.task, job, from, End::Failed)?;
             }
         }
         let kind = EventKind::AttemptEnded { task: attempt.task, outcome: outcome.class(), retry };

@@ -36,6 +36,7 @@ impl Application<'_> {
             let record = KeyRecord { body: key.body, job, tasks, expires_at_ms: None };
             self.rows.keys.insert((body.tenant, key.key.clone()), record);
         }
+        self.insert_flow(job, tasks.first, body.flow, &body.groups);
         self.insert_groups(job, tasks.first, body.groups);
         let info = JobInfo {
             tenant: body.tenant,

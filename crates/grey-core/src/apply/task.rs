@@ -4,7 +4,7 @@ use super::{Application, Stop};
 use crate::attempt::AttemptId;
 use crate::command::Placement;
 use crate::effect::{Assignment, Effect, Event, EventKind};
-use crate::history::{HistoryRecord, JobRecord};
+use crate::history::{FlowRecord, HistoryRecord, JobRecord};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
 use crate::rows::{Counts, Group, Job, LiveTask, Phase, Tenant, Worker};
@@ -16,9 +16,17 @@ pub(super) type CountField = fn(&mut Counts) -> &mut u64;
 pub(super) const PENDING: CountField = |counts| &mut counts.pending;
 pub(super) const ASSIGNED: CountField = |counts| &mut counts.assigned;
 pub(super) const RUNNING: CountField = |counts| &mut counts.running;
-pub(super) const COMPLETED: CountField = |counts| &mut counts.completed;
-pub(super) const FAILED: CountField = |counts| &mut counts.failed;
+const COMPLETED: CountField = |counts| &mut counts.completed;
+const FAILED: CountField = |counts| &mut counts.failed;
 pub(super) const CANCELLED: CountField = |counts| &mut counts.cancelled;
+
+/// How a task ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Completed,
+    Failed,
+    Cancelled,
+}
 
 fn take(count: &mut u64, amount: u64, what: &'static str) -> Result<(), Stop> {
     *count = count.checked_sub(amount).ok_or(Stop::Bug(what))?;
@@ -79,6 +87,14 @@ impl Application<'_> {
             return Ok(false);
         }
         let Some(total) = multiplied(&resources, count) else { return Ok(false) };
+        let (job, _) = self.job_and_tenant(group_id)?;
+        let row = self.rows.jobs.get(&job).ok_or(Stop::Bug("a group without its job"))?;
+        let waits = self.stage_of(job, group_id).is_some_and(|stage| {
+            self.rows.progress.get(&stage.tasks.first).is_some_and(|progress| progress.waiting)
+        });
+        if waits || self.job_room(row, job) < u64::from(count) {
+            return Ok(false);
+        }
         if !self.take_waiting(group_id, placement)? {
             return Ok(false);
         }
@@ -101,6 +117,7 @@ impl Application<'_> {
             group: group_id,
             tenant: tenant_name,
             spec,
+            stage: self.stage_of(job, group_id),
             term: self.term,
             index: self.index,
         }));
@@ -183,7 +200,7 @@ impl Application<'_> {
         let from = held_count(live.phase);
         let spec = self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?;
         if live.losses >= spec.retries.infrastructure {
-            self.end_task(attempt.task, job, from, FAILED)?;
+            self.end_task(attempt.task, job, from, End::Failed)?;
         } else {
             self.wait_again(attempt.task, live.group, from, |live| {
                 live.losses += 1;
@@ -214,10 +231,16 @@ impl Application<'_> {
         task: TaskId,
         job: JobId,
         from: CountField,
-        to: CountField,
+        end: End,
     ) -> Result<(), Stop> {
         self.rows.live.remove(&task);
-        self.move_count(job, from, to, 1)
+        let to = match end {
+            End::Completed => COMPLETED,
+            End::Failed => FAILED,
+            End::Cancelled => CANCELLED,
+        };
+        self.move_count(job, from, to, 1)?;
+        self.note_ended(job, task, 1, end == End::Completed)
     }
 
     /// The attempt of a cancelled task is gone.
@@ -228,6 +251,10 @@ impl Application<'_> {
 
     /// Moves a job whose last task has ended out of the state.
     pub(super) fn end_job_if_done(&mut self, job: JobId, wall_ms: u64) -> Result<(), Stop> {
+        if !self.rows.jobs.contains(&job) {
+            return Ok(());
+        }
+        self.settle_flow(job)?;
         let Some(row) = self.rows.jobs.get(&job).cloned() else { return Ok(()) };
         if row.counts.live() > 0 || row.stopping > 0 {
             return Ok(());
@@ -247,6 +274,10 @@ impl Application<'_> {
             }
         }
         self.rows.jobs.remove(&job);
+        if let Some((flow, broken)) = self.remove_flow(job) {
+            let record = FlowRecord { flow: flow.as_ref().clone(), broken };
+            self.effects.push(Effect::History(HistoryRecord::Flow(job, Box::new(record))));
+        }
         let record = JobRecord {
             info: row.info.as_ref().clone(),
             counts: row.counts,

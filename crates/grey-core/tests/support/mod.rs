@@ -3,9 +3,9 @@
 
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Entry, Epoch, ExecutorKind,
-    Finished, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report, Resources,
-    Retries, Revoked, SandboxLevel, SignedRoot, State, Submit, TaskDefaults, TaskId, TaskRange, TaskSpec,
-    TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
+    Finished, FlowSubmission, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report,
+    Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit, TaskDefaults,
+    TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -70,6 +70,7 @@ pub fn submit(groups: Vec<(TaskSpec, u32)>) -> Submit {
         labels: Vec::new(),
         key: None,
         groups: groups.into_iter().map(|(spec, count)| GroupSubmission { spec, count }).collect(),
+        flow: Default::default(),
         wall_ms: 2_000,
     }
 }
@@ -213,9 +214,33 @@ fn random_submit(groups: &[(u8, u8)], key: Option<u8>, tenant: u32) -> Submit {
         })
         .collect();
     let mut submit = submit(groups);
+    submit.flow = random_flow(&submit.groups);
     submit.tenant = TenantId(tenant);
     submit.key = key.map(|key| IdempotencyKey { key: key.to_string(), body: Digest([key % 3; 32]) });
     submit
+}
+
+/// Each group a stage that may wait for the one before it, in about every second submission of several.
+fn random_flow(groups: &[GroupSubmission]) -> FlowSubmission {
+    let chance: u32 = groups.iter().map(|group| group.count * 7 + u32::from(group.spec.priority)).sum();
+    if chance.is_multiple_of(2) {
+        return FlowSubmission::default();
+    }
+    let stage = |number: u32| StageSubmission {
+        groups: 1,
+        after: if number > 0 && !(chance >> number).is_multiple_of(3) {
+            vec![number - 1]
+        } else {
+            Vec::new()
+        },
+        inputs: Vec::new(),
+        first_item: None,
+    };
+    FlowSubmission {
+        parallel: chance.is_multiple_of(3).then_some(chance % 5),
+        max_failures: chance.is_multiple_of(5).then_some(chance % 4),
+        stages: (0u32..).zip(groups).map(|(number, _)| stage(number)).collect(),
+    }
 }
 
 fn held_by(state: &State, worker: WorkerId) -> Vec<AttemptId> {

@@ -3,6 +3,7 @@
 mod blobs;
 mod cluster;
 mod events;
+mod flow;
 mod guard;
 mod jobs;
 mod reply;

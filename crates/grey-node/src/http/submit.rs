@@ -10,13 +10,14 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use grey_api::{ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
-    Answer, BlobReference, Command, ExecutorKind, GroupSubmission, IdempotencyKey, InputFile, JobId,
-    Rejection, Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits, validate,
+    Answer, BlobReference, Command, ExecutorKind, Flow, FlowSubmission, GroupSubmission, IdempotencyKey,
+    InputFile, JobId, Rejection, Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits,
+    validate,
 };
 use grey_proof::DigestBuilder;
 
-use super::blobs;
 use super::reply::{Refusal, json, parse, value, whole};
+use super::{blobs, flow};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected};
 use crate::views;
@@ -27,11 +28,11 @@ const PAGE_TASKS: usize = 1_000;
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
 /// Equal tasks next to one another.
-struct Run {
-    request: TaskRequest,
+pub(super) struct Run {
+    pub(super) request: TaskRequest,
     count: u32,
     /// Where the first of them stands in the list, from zero.
-    position: usize,
+    pub(super) position: usize,
 }
 
 fn refuse(field: &str, detail: impl Into<String>) -> Refusal {
@@ -64,7 +65,14 @@ pub(crate) async fn job(
     for (position, task) in request.tasks.into_iter().enumerate() {
         push(&mut runs, task, position)?;
     }
-    let heading = Heading { tenant: request.tenant, name: request.name, labels: request.labels, listed };
+    let heading = Heading {
+        tenant: request.tenant,
+        name: request.name,
+        labels: request.labels,
+        parallel: request.parallel,
+        max_failures: request.max_failures,
+        listed,
+    };
     submit(&node, &headers, &body, heading, runs).await
 }
 
@@ -86,6 +94,8 @@ pub(crate) async fn tasks(
         tenant: query.remove("tenant"),
         name: query.remove("name").unwrap_or_default(),
         labels: BTreeMap::new(),
+        parallel: None,
+        max_failures: None,
         listed,
     };
     if let Some(unknown) = query.keys().next() {
@@ -132,6 +142,8 @@ struct Heading {
     tenant: Option<String>,
     name: String,
     labels: BTreeMap<String, String>,
+    parallel: Option<u32>,
+    max_failures: Option<u32>,
     listed: usize,
 }
 
@@ -161,6 +173,7 @@ async fn submit(
                 .hint(format!("there are: {}", names.join(", "))),
         )
     })?;
+    let flow = flow::flow(&runs, heading.parallel, heading.max_failures)?;
     let positions: Vec<usize> = runs.iter().map(|run| run.position).collect();
     let groups = runs
         .into_iter()
@@ -174,6 +187,7 @@ async fn submit(
         labels: heading.labels.into_iter().collect(),
         key,
         groups,
+        flow,
         wall_ms: wall_ms(),
     };
     propose(node, submission, &positions).await
@@ -217,7 +231,12 @@ pub(crate) async fn rerun(
     let id: JobId = value("id", &id)?;
     let job = views::job(&node, id).await?;
     let (mut groups, mut reports, mut from) = (Vec::new(), views::LastReport::default(), TaskId(0));
-    let mut info = None;
+    let (mut info, mut again) = (None, Vec::new());
+    let flow = views::flow(&node, id).await?;
+    if flow.is_some() && !job.ended {
+        let problem = Problem::new(ErrorCode::NotEnded, format!("tasks of {id} still wait for others"));
+        return Err(Refusal(problem.hint(format!("`grey job wait {id}` waits for it"))));
+    }
     loop {
         let page = views::facts_of_job(&node, id, from, PAGE_TASKS).await?;
         let Some(last) = page.last() else { break };
@@ -226,7 +245,8 @@ pub(crate) async fn rerun(
         for facts in &page {
             let state = views::task_status(&node, facts, &mut reports)?.state;
             if state == "failed" || state == "cancelled" {
-                groups.push(GroupSubmission { spec: alone(facts), count: 1 });
+                groups.push(GroupSubmission { spec: alone(facts, flow.as_ref()), count: 1 });
+                again.push(facts.task);
             }
         }
         if groups.len() > limits::BATCH_TASKS {
@@ -238,6 +258,7 @@ pub(crate) async fn rerun(
     let info = info.filter(|_| !groups.is_empty()).ok_or_else(|| {
         Refusal(Problem::new(ErrorCode::NotFound, format!("no task of {id} has failed or was cancelled")))
     })?;
+    let flow = flow.map_or_else(FlowSubmission::default, |flow| flow::again(&flow, &again));
     let submission = Submit {
         tenant: info.tenant,
         submitter: String::new(),
@@ -245,19 +266,26 @@ pub(crate) async fn rerun(
         labels: info.labels.clone(),
         key: key(&headers, &job.tenant, &job.name, id.to_string().as_bytes())?,
         groups,
+        flow,
         wall_ms: wall_ms(),
     };
     propose(&node, submission, &[]).await
 }
 
 /// A task as one of its own, which keeps its position in the array that it was taken from.
-fn alone(facts: &views::TaskFacts) -> TaskSpec {
+fn alone(facts: &views::TaskFacts, flow: Option<&Flow>) -> TaskSpec {
     let mut spec = facts.spec.as_ref().clone();
-    if let Some(index) = facts.index {
-        let name = "GREY_INDEX".to_owned();
-        if let Err(place) = spec.environment.binary_search_by(|(other, _)| other.cmp(&name)) {
-            spec.environment.insert(place, (name, index.to_string()));
+    let mut set = |name: &str, value: String| {
+        if let Err(place) = spec.environment.binary_search_by(|(other, _)| other.as_str().cmp(name)) {
+            spec.environment.insert(place, (name.to_owned(), value));
         }
+    };
+    if let Some(index) = facts.index {
+        set("GREY_INDEX", index.to_string());
+    }
+    let stage = flow.and_then(|flow| flow.stage_of(facts.task));
+    if let Some(first) = stage.and_then(|(_, stage)| stage.first_item) {
+        set("GREY_ITEM", first.saturating_add(i64::from(facts.index.unwrap_or(0))).to_string());
     }
     spec
 }

@@ -1,0 +1,110 @@
+//! What a task is given of others: the output files of tasks that succeeded, as inputs of an attempt.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use grey_blob::BlobStore;
+use grey_core::{BlobReference, Content, InputFile, OutputFile, Stage, TaskId, limits};
+use tokio::sync::watch;
+
+use crate::records::Records;
+
+/// Why the inputs of an attempt are not at hand.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GatherError {
+    /// They cannot be what was asked for, however often it is tried.
+    #[error("{0}")]
+    Refused(String),
+    /// They could not be read now.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Where output files of tasks that ended are found.
+#[derive(Clone)]
+pub(crate) struct Gatherer {
+    pub(crate) records: Records,
+    pub(crate) kept: watch::Receiver<u64>,
+    pub(crate) blobs: Arc<BlobStore>,
+}
+
+impl Gatherer {
+    /// The output files that a stage's tasks are given, as files to be laid into the working directory. History has
+    /// everything up to `index`, the entry that assigned the attempt, before it is asked. `given` is there already.
+    pub(crate) async fn gather(
+        &self,
+        stage: &Arc<Stage>,
+        index: u64,
+        given: &[InputFile],
+    ) -> Result<Vec<InputFile>, GatherError> {
+        let mut kept = self.kept.clone();
+        let caught_up = kept.wait_for(|kept| *kept >= index).await;
+        caught_up.map_err(|_| GatherError::Failed("the node is stopping".to_owned()))?;
+        let (records, wanted) = (self.records.clone(), stage.clone());
+        let taken: BTreeSet<String> = given.iter().map(|input| input.path.clone()).collect();
+        let found = tokio::task::spawn_blocking(move || find(&records, &wanted, taken)).await;
+        let found = found.map_err(|error| GatherError::Failed(error.to_string()))??;
+        let mut inputs = Vec::with_capacity(found.len());
+        for (path, file) in found {
+            let blob = match file.content {
+                Content::Blob(blob) => blob,
+                Content::Inline(bytes) => {
+                    let size_bytes = bytes.len() as u64;
+                    let digest = self.blobs.put(bytes.into()).await;
+                    let digest = digest.map_err(|error| GatherError::Failed(error.to_string()))?;
+                    BlobReference { digest, size_bytes }
+                }
+            };
+            inputs.push(InputFile { path, blob, executable: file.executable });
+        }
+        Ok(inputs)
+    }
+}
+
+fn find(
+    records: &Records,
+    stage: &Stage,
+    mut places: BTreeSet<String>,
+) -> Result<Vec<(String, OutputFile)>, GatherError> {
+    let mut found = Vec::new();
+    for outputs in &stage.inputs {
+        for task in outputs.tasks.iter().flat_map(|range| range.tasks()) {
+            for file in files_of(records, task)? {
+                let name = core::str::from_utf8(&file.path)
+                    .map_err(|_| GatherError::Refused(format!("{task} left a file whose name is no text")))?;
+                let path = format!("{}/{name}", outputs.path);
+                if !places.insert(path.clone()) {
+                    let message = format!("`{path}` comes from {task} and is there already");
+                    return Err(GatherError::Refused(message));
+                }
+                if found.len() >= limits::GATHERED_FILES {
+                    let message =
+                        format!("other tasks left more than {} files for it", limits::GATHERED_FILES);
+                    return Err(GatherError::Refused(message));
+                }
+                found.push((path, file));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The output files of the attempt with which a task succeeded.
+fn files_of(records: &Records, task: TaskId) -> Result<Vec<OutputFile>, GatherError> {
+    let failed = |error: grey_store::StoreError| GatherError::Failed(error.to_string());
+    for attempt in records.attempts(task).map_err(failed)?.into_iter().rev() {
+        let Some(report) = records.report(attempt.pointer.position).map_err(failed)? else { continue };
+        let mut leaf = attempt.pointer.leaf;
+        for run in report.runs {
+            if leaf < run.finished.tasks.count {
+                let result = run.finished.result;
+                if result.outcome.is_success() {
+                    return Ok(result.files);
+                }
+                break;
+            }
+            leaf -= run.finished.tasks.count;
+        }
+    }
+    Err(GatherError::Refused(format!("{task} has no result that could be taken")))
+}
