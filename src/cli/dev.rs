@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use grey_api::{ClientError, ClusterStatus};
+use grey_api::{Client, ClientError, ClusterStatus};
 use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
@@ -76,21 +76,33 @@ fn announced(ready: &Ready, data_dir: &Path) -> String {
     )
 }
 
+fn silent(client: &Client) -> ClientError {
+    let reason = format!("it does not answer within {} s", END_TIMEOUT.as_secs());
+    ClientError::Broken { address: client.address().to_string(), reason }
+}
+
 /// Ends the local cluster's background process.
 pub fn down(target: &Target, output: &Output) -> Result<u8, CliError> {
     let directory = target.directory()?.to_path_buf();
     runtime()?.block_on(async {
         let client = target.client();
-        let status: ClusterStatus = match client.get("/v1/cluster").await {
+        let status = tokio::time::timeout(END_TIMEOUT, client.get::<ClusterStatus>("/v1/cluster")).await;
+        let status = match status.unwrap_or_else(|_| Err(silent(&client))) {
             Ok(status) => status,
+            Err(ClientError::Broken { .. }) if !directory_is_held(&directory) => return Ok(0),
             Err(ClientError::Unreachable { .. }) => {
                 output.note(&format!("no local cluster runs in {}", directory.display()));
                 return Ok(0);
             }
             Err(error) => return Err(error.into()),
         };
-        let _: serde_json::Value = client.post("/v1/cluster/shutdown", &serde_json::json!({}), None).await?;
         let begun = Instant::now();
+        let nothing = serde_json::json!({});
+        let asked = client.post::<_, serde_json::Value>("/v1/cluster/shutdown", &nothing, None);
+        // Without an answer it may be ending already, at somebody else's word; whether it does shows below.
+        if let Ok(Err(error @ ClientError::Refused(_))) = tokio::time::timeout(END_TIMEOUT, asked).await {
+            return Err(error.into());
+        }
         // The process releases the directory as the last thing it does, so that is what is waited for.
         while Path::new(&format!("/proc/{}/fd", status.process_id)).exists() && directory_is_held(&directory)
         {
@@ -108,7 +120,7 @@ pub fn down(target: &Target, output: &Output) -> Result<u8, CliError> {
 }
 
 /// Whether a process has the data directory.
-fn directory_is_held(directory: &Path) -> bool {
+pub fn directory_is_held(directory: &Path) -> bool {
     std::fs::File::open(directory.join("lock")).is_ok_and(|file| {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
     })

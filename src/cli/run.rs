@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grey_api::{Client, ClientError, JobCreated, JobRequest, TaskRequest, TaskResult, TaskStatus};
+use grey_api::{Address, Client, ClientError, JobCreated, JobRequest, TaskRequest, TaskResult, TaskStatus};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::dev::directory_is_held;
 use super::error::CliError;
 use super::inputs::Inputs;
 use super::output::{Output, harmless};
@@ -18,6 +19,8 @@ const WAIT_MS: u64 = 30_000;
 /// How often a node that is away is asked again, and how often at most.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 const MOST_RETRIES: u32 = 60;
+/// A local cluster that has ended comes back only when somebody starts it.
+const RETRIES_WHEN_ENDED: u32 = 3;
 
 /// Arguments of `grey run`.
 #[derive(clap::Args)]
@@ -131,13 +134,26 @@ pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result
         let mut interrupts =
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
         inputs.send(&client, output).await?;
-        let created = submit_job(&client, &arguments.request(&inputs)).await?;
+        let created = submit_job(target, &client, &arguments.request(&inputs)).await?;
         output.note(&format!("task {} (job {})", created.first_task, created.job));
-        let Some(status) = wait(&client, &created.first_task, &mut interrupts, output).await? else {
-            output.note(&format!("detached; `grey task wait {}` comes back to it", created.first_task));
-            return Ok(130);
+        let left = async {
+            let Some(status) = wait(&client, &created.first_task, &mut interrupts, output).await? else {
+                output.note(&format!("detached; `grey task wait {}` comes back to it", created.first_task));
+                return Ok(130);
+            };
+            finish(arguments, &client, &status, output).await
         };
-        finish(arguments, &client, &status, output).await
+        left.await.map_err(|error: CliError| {
+            if !has_ended(&client) {
+                return error;
+            }
+            let error =
+                CliError { message: format!("the local cluster has ended: {}", error.message), ..error };
+            error.hint(format!(
+                "{} is not lost; `grey task wait {}` starts it again",
+                created.first_task, created.first_task
+            ))
+        })
     })
 }
 
@@ -151,20 +167,40 @@ fn writable(path: Option<&Path>) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Submits a job under a key of its own, again and again until it is known to be accepted or refused.
-pub async fn submit_job(client: &Client, request: &JobRequest) -> Result<JobCreated, CliError> {
+/// Submits a job under a key of its own, again and again until it is known to be accepted or refused. A local cluster
+/// that somebody ended meanwhile is started again.
+pub async fn submit_job(
+    target: &Target,
+    client: &Client,
+    request: &JobRequest,
+) -> Result<JobCreated, CliError> {
     let key = fresh_key()?;
     let mut tries = 0;
     loop {
         match client.post("/v1/jobs", request, Some(&key)).await {
             Ok(created) => return Ok(created),
-            Err(error) => again(&mut tries, error).await?,
+            Err(error) => {
+                again(client, &mut tries, error).await?;
+                if has_ended(client) {
+                    target.connect().await?;
+                }
+            }
         }
     }
 }
 
+/// Whether the local cluster behind a client has ended: nobody holds its directory.
+fn has_ended(client: &Client) -> bool {
+    match client.address() {
+        Address::Unix(socket) => socket
+            .parent()
+            .is_some_and(|directory| directory.join("lock").exists() && !directory_is_held(directory)),
+        Address::Tcp { .. } => false,
+    }
+}
+
 /// Waits before the same request is sent again under the same key; gives up when that is pointless.
-async fn again(tries: &mut u32, error: ClientError) -> Result<(), CliError> {
+async fn again(client: &Client, tries: &mut u32, error: ClientError) -> Result<(), CliError> {
     let wait = match error.problem() {
         Some(problem) if problem.status >= 500 || problem.status == 429 => problem.retry_after_ms,
         Some(_) => None,
@@ -173,8 +209,9 @@ async fn again(tries: &mut u32, error: ClientError) -> Result<(), CliError> {
     };
     let full = error.problem().is_some_and(|problem| problem.code == grey_api::ErrorCode::DiskFull);
     *tries += 1;
+    let most = if has_ended(client) { RETRIES_WHEN_ENDED } else { MOST_RETRIES };
     match wait {
-        Some(wait_ms) if *tries <= MOST_RETRIES && !full => {
+        Some(wait_ms) if *tries <= most && !full => {
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             Ok(())
         }
@@ -197,7 +234,7 @@ pub async fn wait(
             status = client.get::<TaskStatus>(&path) => match status {
                 Ok(status) if status.ended() => return Ok(Some(status)),
                 Ok(_) => tries = 0,
-                Err(error) => again(&mut tries, error).await?,
+                Err(error) => again(client, &mut tries, error).await?,
             },
             _ = interrupts.recv() => {
                 if cancelling {

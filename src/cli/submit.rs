@@ -48,7 +48,7 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         prepared.inputs.send(&client, output).await?;
-        let created: JobCreated = submit_job(&client, &prepared.request).await?;
+        let created: JobCreated = submit_job(target, &client, &prepared.request).await?;
         let text = format!("{}: {} task(s) from {} on", created.job, created.tasks, created.first_task);
         if !arguments.wait {
             output.result(&created, || format!("{}\n", created.job))?;

@@ -179,3 +179,54 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
     }
     assert_eq!(ran.status, 0, "{}{}", ran.text, ran.errors);
 }
+
+/// Starts the binary and leaves it to itself.
+fn start(mut command: Command) -> std::process::Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_run_ends_in_bounded_time_when_its_cluster_is_ended_and_its_task_goes_on_at_the_next_start() {
+    // Given a run whose task waits for a file.
+    let home = Home::new();
+    let gate = home.path("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.05; done; echo done", gate.display());
+    let run = home.command(&["run", "--", "sh", "-c", &script]);
+    let run = start(run);
+    wait_until("the task runs", || {
+        home.get::<grey_api::TaskStatus>("/v1/tasks/t1").is_ok_and(|task| task.state == "running")
+    });
+    // When the cluster is ended, then the run says how to come back, and does not wait for ever.
+    assert_eq!(home.grey(&["down"]).status, 0);
+    let ran = finish(run);
+    assert_eq!(ran.status, 125, "{}", ran.errors);
+    assert!(ran.errors.contains("the local cluster has ended"), "{}", ran.errors);
+    assert!(ran.errors.contains("`grey task wait t1` starts it again"), "{}", ran.errors);
+    // And the task is not lost.
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(home.grey(&["task", "wait", "t1"]).status, 0);
+    assert_eq!(home.grey(&["task", "logs", "t1"]).text, "done\n");
+}
+
+#[test]
+fn runs_and_downs_at_once_lose_nothing_and_hang_nowhere() {
+    let home = Home::new();
+    let rounds: Vec<_> = (0..6)
+        .map(|_| (start(home.command(&["run", "--", "true"])), start(home.command(&["down"]))))
+        .collect();
+    let mut accepted = 0;
+    for (run, down) in rounds {
+        let ran = finish(run);
+        assert!(ran.status == 0 || ran.status == 125, "{}", ran.errors);
+        accepted += u64::from(ran.errors.contains("(job j"));
+        let ended = finish(down);
+        assert_eq!(ended.status, 0, "{}", ended.errors);
+    }
+    // Whatever was accepted is completed by the cluster that is started next.
+    let status = home.json(&["cluster", "status", "--json"]);
+    let submitted = status["jobs_submitted"].as_u64().unwrap();
+    assert!(submitted >= accepted, "{submitted} jobs are known, {accepted} were acknowledged");
+    for number in 1..=submitted {
+        assert_eq!(home.grey(&["job", "wait", &format!("j{number}")]).status, 0);
+    }
+}
