@@ -22,6 +22,7 @@ mod range_set;
 mod rejection;
 mod report_check;
 mod rows;
+mod seats;
 mod spec;
 mod state;
 mod statement;

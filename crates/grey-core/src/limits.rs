@@ -1,7 +1,7 @@
 //! Every bound of the replicated state in one place, related to one another where they depend on one another.
 
 /// The most tenants that a cluster is founded with.
-pub const FOUNDING_TENANTS: usize = 16;
+pub const FOUNDING_TENANTS: usize = 1_024;
 /// The most tasks that one submission may list one by one.
 pub const BATCH_TASKS: usize = 10_000;
 /// The most tasks in one array.

@@ -3,30 +3,32 @@
 //! Tenants take turns by weighted dominant-resource fairness (Ghodsi et al., NSDI 2011): next is the one whose dominant
 //! share over its weight is lowest. Inside a tenant the order is priority, then submission. A task goes to the worker
 //! on which it fits most tightly, or, where all are full, ahead of time to the one that holds the fewest.
+//!
+//! It works on indexes that the state keeps as its rows change, so its cost follows what it places and looks at, not how
+//! many workers, tenants or tasks there are.
 
-use std::collections::BTreeMap;
+use core::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::multiplied;
 use crate::command::{Placement, Plan};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
-use crate::rows::{Tenant, Worker};
+use crate::rows::Tenant;
+use crate::seats::{BySlots, Seat, Seats};
 use crate::spec::Resources;
 use crate::state::{ReadyKey, State};
 
 /// Version of the rules below; a plan names the version that made it.
-pub const PLAN_VERSION: u16 = 1;
+pub const PLAN_VERSION: u16 = 2;
 
 /// How many tasks a tenant may place in one turn while others wait: bounds what fairness can be off by.
 const TURN_TASKS: u32 = 64;
-
-/// A worker as the plan so far leaves it.
-struct Seat {
-    worker: WorkerId,
-    free: Resources,
-    capacity: Resources,
-    slots_free: u32,
-}
+/// How many waiting tasks or runs of them that cannot be placed now a plan looks at: bounds its work when there is room
+/// for little of what waits.
+const PASSED_OVER: u32 = 16_384;
+/// How many sizes of task that fit nowhere a plan remembers.
+const UNFIT_KEPT: usize = 16;
 
 /// A tenant as the plan so far leaves it.
 struct Line<'a> {
@@ -44,42 +46,92 @@ struct Run {
     epoch: Epoch,
 }
 
+/// A tenant's dominant share over its weight; the lowest is next, ties go to the lowest id.
+#[derive(PartialEq, Eq)]
+struct Share {
+    /// Amount and total of its largest dimension.
+    dominant: (u64, u64),
+    weight_milli: u32,
+    tenant: TenantId,
+}
+
+impl Ord for Share {
+    fn cmp(&self, other: &Share) -> Ordering {
+        // share / weight < other / other_weight without a division: each product stays below 2^116.
+        let weighed = |share: &Share, other: &Share| {
+            u128::from(share.dominant.0.min(limits::RESOURCE_TOTAL))
+                * u128::from(other.weight_milli)
+                * u128::from(other.dominant.1)
+        };
+        weighed(self, other).cmp(&weighed(other, self)).then(self.tenant.cmp(&other.tenant))
+    }
+}
+
+impl PartialOrd for Share {
+    fn partial_cmp(&self, other: &Share) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The seats as the plan so far leaves them: those of the state, but for those that it has placed tasks on.
+struct Floor<'a> {
+    state: &'a State,
+    moved: BTreeMap<WorkerId, Seat>,
+    seats: Seats,
+    /// How many seats have a free slot.
+    with_slots: usize,
+    /// Whether `seats` has all of them, so that the state's index need not be looked at.
+    is_own: bool,
+    none: &'a Seats,
+    /// Steps over changed seats so far.
+    skipped: usize,
+    /// Sizes of task that fit nowhere: room only becomes less while a plan is made.
+    unfit: Vec<Resources>,
+    /// How many more may be passed over.
+    patience: u32,
+    /// How many more tasks of a job may be held, where that is limited.
+    rooms: BTreeMap<JobId, u32>,
+}
+
 /// Places waiting tasks, at most `budget` of them. An empty plan means that nothing can be placed now.
 pub fn plan(state: &State, budget: u32) -> Plan {
     let mut left = budget.min(limits::PLAN_TASKS);
-    let mut seats: Vec<Seat> = state.workers().iter().map(|(id, worker)| seat(*id, worker)).collect();
-    let totals = totals(state);
+    let mut placements = Vec::new();
+    if state.seats.is_empty() {
+        return Plan { version: PLAN_VERSION, placements };
+    }
+    let totals = state.totals.divisors();
     let mut lines: BTreeMap<TenantId, Line<'_>> = state
         .ready()
         .iter()
         .filter_map(|(id, keys)| Some((*id, line(state.tenants().get(id)?, Box::new(keys.iter())))))
         .collect();
-    let mut placements = Vec::new();
-    let mut rooms: BTreeMap<JobId, u32> = BTreeMap::new();
+    let mut shares: BTreeSet<Share> = lines.iter().map(|(id, line)| share(*id, line, &totals)).collect();
+    let none = Seats::default();
+    let mut floor = Floor {
+        state,
+        moved: BTreeMap::new(),
+        seats: Seats::default(),
+        with_slots: state.seats.by_slots.len(),
+        is_own: false,
+        none: &none,
+        skipped: 0,
+        unfit: Vec::new(),
+        patience: PASSED_OVER,
+        rooms: BTreeMap::new(),
+    };
     while left > 0 && placements.len() < limits::PLAN_PLACEMENTS {
-        let Some(tenant) = lowest_share(&lines, &totals) else { break };
-        let turn = if lines.len() == 1 { left } else { left.min(TURN_TASKS) };
+        let alone = shares.len() == 1;
+        let Some(Share { tenant, .. }) = shares.pop_first() else { break };
+        let turn = if alone { left } else { left.min(TURN_TASKS) };
         let Some(line) = lines.get_mut(&tenant) else { break };
-        match place_next(state, line, &mut seats, &mut rooms, turn) {
-            Some(placement) => {
-                left -= placement.tasks.count;
-                placements.push(placement);
-            }
-            None => {
-                lines.remove(&tenant);
-            }
+        if let Some(placement) = floor.place_next(line, turn) {
+            left -= placement.tasks.count;
+            placements.push(placement);
+            shares.insert(share(tenant, line, &totals));
         }
     }
     Plan { version: PLAN_VERSION, placements }
-}
-
-fn seat(worker: WorkerId, row: &Worker) -> Seat {
-    let free = Resources {
-        cpu_millicores: row.capacity.cpu_millicores.saturating_sub(row.charged.cpu_millicores),
-        memory_bytes: row.capacity.memory_bytes.saturating_sub(row.charged.memory_bytes),
-        disk_bytes: row.capacity.disk_bytes.saturating_sub(row.charged.disk_bytes),
-    };
-    Seat { worker, free, capacity: row.capacity, slots_free: row.slots.saturating_sub(row.held) }
 }
 
 fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a>) -> Line<'a> {
@@ -92,102 +144,195 @@ fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a
     }
 }
 
-/// The cluster's totals: cpu, memory, slots; never zero, so that they can divide.
-fn totals(state: &State) -> [u64; 3] {
-    let (mut cpu, mut memory, mut slots) = (0u64, 0u64, 0u64);
-    for worker in state.workers().values() {
-        cpu = cpu.saturating_add(worker.capacity.cpu_millicores);
-        memory = memory.saturating_add(worker.capacity.memory_bytes);
-        slots = slots.saturating_add(u64::from(worker.slots));
-    }
-    [cpu, memory, slots].map(|total| total.clamp(1, limits::RESOURCE_TOTAL))
-}
-
-/// A tenant's dominant use as a fraction: amount and total of its largest dimension.
-fn dominant(line: &Line<'_>, totals: &[u64; 3]) -> (u64, u64) {
+/// A tenant's share: amount and total of its dominant dimension.
+fn share(tenant: TenantId, line: &Line<'_>, totals: &[u64; 3]) -> Share {
     let [cpu, memory, slots] = *totals;
     let uses = [(line.usage.cpu_millicores, cpu), (line.usage.memory_bytes, memory), (line.held, slots)];
-    uses.into_iter().fold((0, 1), |highest, next| {
+    let dominant = uses.into_iter().fold((0, 1), |highest, next| {
         let larger = u128::from(next.0) * u128::from(highest.1) > u128::from(highest.0) * u128::from(next.1);
         if larger { next } else { highest }
-    })
+    });
+    Share { dominant, weight_milli: line.weight_milli, tenant }
 }
 
-/// The tenant with the lowest dominant share over weight; ties go to the lowest id.
-fn lowest_share(lines: &BTreeMap<TenantId, Line<'_>>, totals: &[u64; 3]) -> Option<TenantId> {
-    let mut lowest: Option<(TenantId, (u64, u64), u32)> = None;
-    for (id, line) in lines {
-        let share = dominant(line, totals);
-        let lower = lowest.as_ref().is_none_or(|(_, other, other_weight)| {
-            // share / weight < other / other_weight without a division: each product stays below 2^116.
-            let left = u128::from(share.0.min(limits::RESOURCE_TOTAL))
-                * u128::from(*other_weight)
-                * u128::from(other.1);
-            let right = u128::from(other.0.min(limits::RESOURCE_TOTAL))
-                * u128::from(line.weight_milli)
-                * u128::from(share.1);
-            left < right
+impl<'a> Floor<'a> {
+    /// The next placement of a tenant, of at most `most` tasks; `None` when none of its waiting tasks can be placed.
+    fn place_next(&mut self, line: &mut Line<'_>, most: u32) -> Option<Placement> {
+        loop {
+            if self.with_slots == 0 {
+                return None;
+            }
+            if line.current.is_none() {
+                let key = line.waiting.next()?;
+                if self.is_unfit(&self.state.spec(key.group)?.resources) {
+                    self.patience = self.patience.checked_sub(1)?;
+                    continue;
+                }
+                line.current = Some(next_run(self.state, key)?);
+            }
+            let run = line.current.as_mut()?;
+            let Some(range) = run.ranges.last().copied() else {
+                line.current = None;
+                continue;
+            };
+            let (group, epoch) = (run.group, run.epoch);
+            let resources = self.state.spec(group)?.resources;
+            let found = if self.room_of_job(group) == Some(0) { None } else { self.choose(&resources) };
+            let Some((mut seat, fitting)) = found else {
+                line.current = None;
+                self.patience = self.patience.checked_sub(1)?;
+                continue;
+            };
+            let mut count = range.count.min(most).min(seat.slots_free).min(fitting);
+            if let Some(job) = self.limited_job(group)
+                && let Some(room) = self.rooms.get_mut(&job)
+            {
+                count = count.min(*room);
+                *room -= count;
+            }
+            let worker = seat.worker;
+            self.take(&mut seat, line, &resources, count)?;
+            let run = line.current.as_mut()?;
+            run.ranges.pop();
+            let tasks = TaskRange { first: range.first, count };
+            if count < range.count {
+                run.ranges.push(TaskRange { first: tasks.end(), count: range.count - count });
+            }
+            return Some(Placement { worker, tasks, epoch });
+        }
+    }
+
+    /// The job of a group, where it limits how many of its tasks are held.
+    fn limited_job(&self, group: TaskId) -> Option<JobId> {
+        if self.state.flows.is_empty() {
+            return None;
+        }
+        let job = self.state.groups.get(&group)?.job;
+        self.state.flows.get(&job)?.parallel.map(|_| job)
+    }
+
+    fn room_of_job(&mut self, group: TaskId) -> Option<u32> {
+        let job = self.limited_job(group)?;
+        let parallel = self.state.flows.get(&job)?.parallel?;
+        let held = u32::try_from(self.state.jobs.get(&job)?.held()).unwrap_or(u32::MAX);
+        Some(*self.rooms.entry(job).or_insert(parallel.saturating_sub(held)))
+    }
+
+    fn take(
+        &mut self,
+        seat: &mut Seat,
+        line: &mut Line<'_>,
+        resources: &Resources,
+        count: u32,
+    ) -> Option<()> {
+        let total = multiplied(resources, count)?;
+        if self.is_own || self.moved.contains_key(&seat.worker) {
+            self.seats.set(seat, false);
+        }
+        seat.slots_free -= count;
+        self.with_slots -= usize::from(seat.slots_free == 0);
+        seat.free = Resources {
+            cpu_millicores: seat.free.cpu_millicores.saturating_sub(total.cpu_millicores),
+            memory_bytes: seat.free.memory_bytes.saturating_sub(total.memory_bytes),
+            disk_bytes: seat.free.disk_bytes.saturating_sub(total.disk_bytes),
+        };
+        self.seats.set(seat, true);
+        self.moved.insert(seat.worker, *seat);
+        line.usage = line.usage.checked_add(&total)?;
+        line.held += u64::from(count);
+        Some(())
+    }
+
+    /// Whether a task of no more than this was found to fit nowhere.
+    fn is_unfit(&self, resources: &Resources) -> bool {
+        self.unfit.iter().any(|unfit| unfit.fits(resources))
+    }
+
+    /// The best worker for a task and how many such tasks it should get at once.
+    fn choose(&mut self, resources: &Resources) -> Option<(Seat, u32)> {
+        if self.is_unfit(resources) {
+            return None;
+        }
+        self.own_when_worth_it();
+        if let Some(seat) = self.tightest(resources) {
+            return Some((seat, times_fitting(resources, &seat.free)));
+        }
+        // Every feasible worker is full: a task waits on the one with the most free slots rather than here.
+        let Some((seat, alone)) = self.emptiest(resources) else {
+            if self.unfit.len() < UNFIT_KEPT {
+                self.unfit.push(*resources);
+            }
+            return None;
+        };
+        Some((seat, if alone { seat.slots_free } else { 1 }))
+    }
+
+    /// The seat with the least free cpu, then memory, on which a task fits now.
+    fn tightest(&mut self, resources: &Resources) -> Option<Seat> {
+        let from = (resources.cpu_millicores, 0, WorkerId(0));
+        let moved = self.seats.by_room.range(from..).find_map(|key| {
+            let seat = self.moved.get(&key.2).copied().or_else(|| seat_of(self.state, key.2))?;
+            resources.fits(&seat.free).then_some((*key, seat))
         });
-        if lower {
-            lowest = Some((*id, share, line.weight_milli));
+        let mut untouched = None;
+        for key in self.of_state().by_room.range(from..) {
+            if self.moved.contains_key(&key.2) {
+                self.skipped += 1;
+            } else if let Some(seat) = seat_of(self.state, key.2).filter(|seat| resources.fits(&seat.free)) {
+                untouched = Some((*key, seat));
+                break;
+            }
         }
+        moved.into_iter().chain(untouched).min_by_key(|(key, _)| *key).map(|(_, seat)| seat)
     }
-    lowest.map(|(id, _, _)| id)
+
+    /// The seat with the most free slots whose worker could ever run a task, and whether it is the only one.
+    fn emptiest(&mut self, resources: &Resources) -> Option<(Seat, bool)> {
+        let moved = self.seats.by_slots.iter().filter_map(|key| {
+            let seat = self.moved.get(&key.1).copied().or_else(|| seat_of(self.state, key.1))?;
+            resources.fits(&seat.capacity).then_some((*key, seat))
+        });
+        let mut found: Vec<(BySlots, Seat)> = moved.take(2).collect();
+        let mut of_state = 0;
+        for key in &self.of_state().by_slots {
+            if self.moved.contains_key(&key.1) {
+                self.skipped += 1;
+                continue;
+            }
+            let seat = seat_of(self.state, key.1).filter(|seat| resources.fits(&seat.capacity));
+            found.extend(seat.map(|seat| (*key, seat)));
+            of_state += usize::from(seat.is_some());
+            if of_state == 2 {
+                break;
+            }
+        }
+        found.sort_unstable_by_key(|(key, _)| *key);
+        let (_, seat) = found.first()?;
+        Some((*seat, found.len() == 1))
+    }
+
+    /// The state's index, until this plan has one of its own.
+    fn of_state(&self) -> &'a Seats {
+        if self.is_own { self.none } else { &self.state.seats }
+    }
+
+    /// Stepping over seats that this plan has changed costs more and more; when it has cost as much as a copy of the whole
+    /// index would, the copy is made.
+    fn own_when_worth_it(&mut self) {
+        if self.is_own || self.skipped <= self.state.seats.by_room.len() {
+            return;
+        }
+        let moved = &self.moved;
+        let rooms = self.state.seats.by_room.iter().filter(|key| !moved.contains_key(&key.2));
+        self.seats.by_room.extend(rooms.copied());
+        let slots = self.state.seats.by_slots.iter().filter(|key| !moved.contains_key(&key.1));
+        self.seats.by_slots.extend(slots.copied());
+        self.is_own = true;
+    }
 }
 
-/// The next placement of a tenant, of at most `most` tasks; `None` when none of its waiting tasks can be placed.
-fn place_next(
-    state: &State,
-    line: &mut Line<'_>,
-    seats: &mut [Seat],
-    rooms: &mut BTreeMap<JobId, u32>,
-    most: u32,
-) -> Option<Placement> {
-    loop {
-        if line.current.is_none() {
-            line.current = Some(next_run(state, line.waiting.next()?)?);
-        }
-        let run = line.current.as_mut()?;
-        let Some(range) = run.ranges.last().copied() else {
-            line.current = None;
-            continue;
-        };
-        let room = job_room(state, rooms, run.group);
-        if room.as_ref().is_some_and(|room| **room == 0) {
-            line.current = None;
-            continue;
-        }
-        let resources = state.spec(run.group)?.resources;
-        let Some((position, fitting)) = choose_seat(seats, &resources) else {
-            line.current = None;
-            continue;
-        };
-        let seat = seats.get_mut(position)?;
-        let mut count = range.count.min(most).min(seat.slots_free).min(fitting);
-        if let Some(room) = room {
-            count = count.min(*room);
-            *room -= count;
-        }
-        let tasks = TaskRange { first: range.first, count };
-        take(seat, line, &resources, count)?;
-        let run = line.current.as_mut()?;
-        run.ranges.pop();
-        if count < range.count {
-            run.ranges.push(TaskRange { first: tasks.end(), count: range.count - count });
-        }
-        return Some(Placement { worker: seat.worker, tasks, epoch: run.epoch });
-    }
-}
-
-/// How many more tasks of a group's job may be held, where that is limited.
-fn job_room<'a>(state: &State, rooms: &'a mut BTreeMap<JobId, u32>, group: TaskId) -> Option<&'a mut u32> {
-    if state.flows.is_empty() {
-        return None;
-    }
-    let job = state.groups.get(&group)?.job;
-    let parallel = state.flows.get(&job)?.parallel?;
-    let held = u32::try_from(state.jobs.get(&job)?.held()).unwrap_or(u32::MAX);
-    Some(rooms.entry(job).or_insert(parallel.saturating_sub(held)))
+fn seat_of(state: &State, worker: WorkerId) -> Option<Seat> {
+    state.workers.get(&worker).map(|row| Seat::of(worker, row))
 }
 
 fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {
@@ -201,35 +346,6 @@ fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {
     let mut ranges = state.groups().get(&key.group)?.pending.ranges().to_vec();
     ranges.reverse();
     Some(Run { group: key.group, ranges, epoch: Epoch(1) })
-}
-
-fn take(seat: &mut Seat, line: &mut Line<'_>, resources: &Resources, count: u32) -> Option<()> {
-    let total = multiplied(resources, count)?;
-    seat.slots_free -= count;
-    seat.free = Resources {
-        cpu_millicores: seat.free.cpu_millicores.saturating_sub(total.cpu_millicores),
-        memory_bytes: seat.free.memory_bytes.saturating_sub(total.memory_bytes),
-        disk_bytes: seat.free.disk_bytes.saturating_sub(total.disk_bytes),
-    };
-    line.usage = line.usage.checked_add(&total)?;
-    line.held += u64::from(count);
-    Some(())
-}
-
-/// The best worker for a task and how many such tasks it should get at once.
-fn choose_seat(seats: &[Seat], resources: &Resources) -> Option<(usize, u32)> {
-    let feasible =
-        || seats.iter().enumerate().filter(|(_, seat)| seat.slots_free > 0 && resources.fits(&seat.capacity));
-    let tightest = feasible()
-        .filter(|(_, seat)| resources.fits(&seat.free))
-        .min_by_key(|(_, seat)| (seat.free.cpu_millicores, seat.free.memory_bytes, seat.worker));
-    if let Some((position, seat)) = tightest {
-        return Some((position, times_fitting(resources, &seat.free)));
-    }
-    // Every feasible worker is full: a task waits on the one with the most free slots rather than here.
-    let emptiest = feasible().max_by_key(|(_, seat)| (seat.slots_free, core::cmp::Reverse(seat.worker)));
-    let alone = feasible().nth(1).is_none();
-    emptiest.map(|(position, seat)| (position, if alone { seat.slots_free } else { 1 }))
 }
 
 /// How often `resources` fits into `room`; at least once, as the caller has seen.

@@ -11,6 +11,7 @@ use crate::flow::{Flow, StageProgress};
 use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::overlay::Changes;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
+use crate::seats::{Seat, Seats, Totals};
 use crate::spec::TaskSpec;
 
 /// Where a waiting task stands in its tenant's line: priority first, then the order of submission.
@@ -67,6 +68,8 @@ pub struct State {
     pub(crate) progress: BTreeMap<TaskId, StageProgress>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
+    pub(crate) seats: Seats,
+    pub(crate) totals: Totals,
     /// Rows that changed since the last checkpoint, and whether that checkpoint has them. A row that came and went in
     /// between leaves no trace, so that this follows live work and not the length of the log.
     pub(crate) dirty: BTreeMap<Vec<u8>, bool>,
@@ -266,6 +269,7 @@ impl State {
         self.unindex(&changes);
         let touched_groups: Vec<TaskId> = changes.groups.keys().copied().collect();
         let touched_live: Vec<TaskId> = changes.live.keys().copied().collect();
+        let touched_workers: Vec<WorkerId> = changes.workers.keys().copied().collect();
         let touched_keys: Vec<KeyId> = changes.keys.keys().cloned().collect();
         let released = self.released(&changes);
         let mut committer = Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Vec::new() };
@@ -300,6 +304,9 @@ impl State {
         for key in touched_keys {
             self.index_key(&key, true);
         }
+        for worker in touched_workers {
+            self.index_worker(worker, true);
+        }
     }
 
     /// Stages whose tasks need wait for others no longer.
@@ -322,6 +329,15 @@ impl State {
         for key in changes.keys.keys() {
             self.index_key(key, false);
         }
+        for worker in changes.workers.keys() {
+            self.index_worker(*worker, false);
+        }
+    }
+
+    fn index_worker(&mut self, worker: WorkerId, present: bool) {
+        let Some(row) = self.workers.get(&worker) else { return };
+        self.seats.set(&Seat::of(worker, row), present);
+        self.totals.set(row, present);
     }
 
     fn set_ready(&mut self, tenant: TenantId, key: ReadyKey, present: bool) {
@@ -449,6 +465,9 @@ impl State {
         for key in state.keys.keys().cloned().collect::<Vec<_>>() {
             state.index_key(&key, true);
         }
+        for worker in state.workers.keys().copied().collect::<Vec<_>>() {
+            state.index_worker(worker, true);
+        }
         state.check().map_err(LoadError::Invariant)?;
         Ok(state)
     }
@@ -504,5 +523,7 @@ impl PartialEq for State {
             && self.progress == other.progress
             && self.ready == other.ready
             && self.deadlines == other.deadlines
+            && self.seats == other.seats
+            && self.totals == other.totals
     }
 }
