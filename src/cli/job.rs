@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use grey_api::{CancelResponse, Client, JobCreated, JobList, JobStatus, TaskList, TaskStatus};
+use grey_api::{CancelResponse, Client, EventMessage, JobCreated, JobList, JobStatus, TaskList, TaskStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{ANSWER_IS_NO, CliError};
+use super::junit;
 use super::output::{Output, harmless, table};
 use super::run::{connect, fresh_key};
 use super::session::{Target, runtime};
@@ -44,6 +45,14 @@ pub enum JobCommand {
         /// Only tasks in this state
         #[arg(long)]
         state: Option<String>,
+        /// Where to write a JUnit report of all its tasks
+        #[arg(long, value_name = "FILE")]
+        junit: Option<PathBuf>,
+    },
+    /// What happens to a job's tasks, as it happens, until it ends
+    Events {
+        /// The job
+        job: String,
     },
     /// The signed proofs of a job's tasks
     Proof {
@@ -146,7 +155,11 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
                 .await?;
                 Ok(0)
             }
-            JobCommand::Result { job, state } => {
+            JobCommand::Events { job } => events(&client, segment(job)?, output).await,
+            JobCommand::Result { job, state, junit } => {
+                if let Some(path) = junit {
+                    junit::write(&client, segment(job)?, path).await?;
+                }
                 let state = state.as_ref().map(|state| segment(state)).transpose()?;
                 let filter = state.map(|state| format!("&state={state}")).unwrap_or_default();
                 let mut tasks = Vec::new();
@@ -188,6 +201,47 @@ fn progress(status: &JobStatus, done: u64, rate_per_s: u64) -> String {
         line.push_str(&format!(", {rate_per_s}/s, about {left_s} s left"));
     }
     line
+}
+
+/// Prints what happens to a job, one line an event.
+async fn events(client: &Client, job: &str, output: &Output) -> Result<u8, CliError> {
+    let mut body = client.stream(&format!("/v1/jobs/{job}/events")).await?;
+    let mut unread = Vec::new();
+    while let Some(piece) = body.next().await? {
+        unread.extend_from_slice(&piece);
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unread.drain(..=end).collect();
+            let text = String::from_utf8_lossy(&line);
+            if let Some(data) = text.strip_prefix("data:") {
+                event_line(data.trim(), output)?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn event_line(data: &str, output: &Output) -> Result<(), CliError> {
+    if output.is_json() {
+        return output.line(data);
+    }
+    let Ok(event) = serde_json::from_str::<EventMessage>(data) else {
+        // The first one is the job as it is.
+        return match serde_json::from_str::<JobStatus>(data) {
+            Ok(job) => output.bytes(jobs_table(&[job]).as_bytes()),
+            Err(_) => output.line(&harmless(data)),
+        };
+    };
+    let mut line = event.kind.replace('_', " ");
+    for part in [event.task, event.outcome].into_iter().flatten() {
+        line.push_str(&format!(" {part}"));
+    }
+    if event.retry == Some(true) {
+        line.push_str(", to be tried again");
+    }
+    if let Some(tasks) = event.tasks {
+        line.push_str(&format!(", {tasks} task(s)"));
+    }
+    output.line(&harmless(&line))
 }
 
 async fn proofs(

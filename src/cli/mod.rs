@@ -7,6 +7,7 @@ mod doctor;
 mod error;
 mod inputs;
 mod job;
+mod junit;
 mod output;
 mod root;
 mod run;

@@ -6,6 +6,7 @@ use grey_api::{Client, JobCreated, TaskStatus};
 
 use super::error::CliError;
 use super::job::{every_task, wait};
+use super::junit;
 use super::output::Output;
 use super::run::{connect, submit_job};
 use super::session::{Target, runtime};
@@ -40,6 +41,9 @@ pub struct SubmitArguments {
     /// Where to put what its tasks left: a directory each, with stdout, stderr, output files, result and proof
     #[arg(long, value_name = "DIR", requires = "wait")]
     results: Option<PathBuf>,
+    /// Where to write a JUnit report of its tasks
+    #[arg(long, value_name = "FILE", requires = "wait")]
+    junit: Option<PathBuf>,
 }
 
 /// Submits a task file.
@@ -60,6 +64,9 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
         let status = wait(&client, &created.job, output).await?;
         if let Some(directory) = &arguments.results {
             fetch(&client, &created.job, directory, output).await?;
+        }
+        if let Some(path) = &arguments.junit {
+            junit::write(&client, &created.job, path).await?;
         }
         if status != 0 {
             output.note(&format!(

@@ -82,7 +82,12 @@ fn what_failed_is_run_again_with_what_waited_for_it_and_takes_the_rest_from_befo
     );
     std::fs::write(home.path("job.toml"), file).unwrap();
     // When it is submitted, then the one fails, the last is cancelled, and both say why.
-    assert_eq!(home.grey(&["submit", "job.toml", "--wait"]).status, 1);
+    assert_eq!(home.grey(&["submit", "job.toml", "--wait", "--junit", "report.xml"]).status, 1);
+    let report = std::fs::read_to_string(home.path("report.xml")).unwrap();
+    assert!(report.contains("tests=\"6\" failures=\"1\" errors=\"0\" skipped=\"1\""), "{report}");
+    assert!(report.contains("<failure type=\"exited\" message=\"exit code 1\">"), "{report}");
+    let events = home.grey(&["job", "events", "j1"]);
+    assert!(events.status == 0 && events.text.contains("failed"), "{}", events.text);
     let job: JobStatus = home.get("/v1/jobs/j1").unwrap();
     assert_eq!((job.counts.completed, job.counts.failed, job.counts.cancelled), (4, 1, 1));
     let last: TaskStatus = home.get("/v1/tasks/t6").unwrap();
@@ -145,4 +150,24 @@ fn an_order_that_makes_no_sense_is_refused_with_its_field() {
         assert_eq!((problem.field.as_deref(), problem.code), (Some(field), code), "{body}: {problem:?}");
     }
     assert_eq!(home.json(&["cluster", "status", "--json"])["jobs_submitted"], 1);
+}
+
+#[test]
+fn events_are_told_as_they_happen_until_the_job_ends() {
+    let home = Home::new();
+    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
+    let gate = home.path("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 4", gate.display());
+    let body = serde_json::json!({ "tasks": [{ "command": ["sh", "-c", script] }] }).to_string();
+    let created: JobCreated = home.post("/v1/jobs", "application/json", body, None).unwrap();
+    let mut watching = home.command(&["job", "events", &created.job]);
+    let mut watching = watching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first line says that it watches.
+    let mut first = [0; 3];
+    std::io::Read::read_exact(watching.stdout.as_mut().unwrap(), &mut first).unwrap();
+    std::fs::write(&gate, "").unwrap();
+    let ran = super::support::finish(watching);
+    assert_eq!(ran.status, 0, "{}", ran.errors);
+    let told: Vec<&str> = ran.text.lines().collect();
+    assert!(told.contains(&"attempt ended t2 exited") && told.contains(&"job ended, 1 task(s)"), "{told:?}");
 }
