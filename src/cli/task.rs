@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
-use grey_api::{CancelResponse, Client, FileStatus, TaskList, TaskResult, TaskStatus};
+use grey_api::{CancelResponse, Client, FileStatus, TaskExplanation, TaskList, TaskResult, TaskStatus};
 use grey_proof::RootFile;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +19,11 @@ pub enum TaskCommand {
     /// A task's state, and why it is there
     Status {
         /// The task, such as t42
+        task: String,
+    },
+    /// Why a task waits, how many are ahead of it, and how long that may take
+    Explain {
+        /// The task
         task: String,
     },
     /// Tasks of jobs that have not ended
@@ -265,6 +270,24 @@ fn status_text(status: &TaskStatus) -> String {
     text
 }
 
+fn explanation_text(explanation: &TaskExplanation) -> String {
+    let mut text = format!("task      {}\nstate     {}\n", explanation.task, explanation.state);
+    if let Some(reason) = &explanation.reason {
+        text.push_str(&format!("because   {}\n", harmless(reason)));
+    }
+    if let Some(ahead) = explanation.ahead {
+        let least = if explanation.ahead_is_lower_bound { "at least " } else { "" };
+        text.push_str(&format!("ahead     {least}{ahead} task(s) of its tenant\n"));
+        text.push_str(&match explanation.estimated_wait_ms {
+            Some(wait_ms) => {
+                format!("estimate  {} at the rate of the last minute\n", units::shown_time(wait_ms * 1_000))
+            }
+            None => "estimate  none: nothing ended in the last minute\n".to_owned(),
+        });
+    }
+    text
+}
+
 /// Does what a subcommand of `grey task` says.
 pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u8, CliError> {
     runtime()?.block_on(async {
@@ -273,6 +296,12 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
             TaskCommand::Status { task } => {
                 let status: TaskStatus = client.get(&format!("/v1/tasks/{}", segment(task)?)).await?;
                 output.result(&status, || status_text(&status))?;
+                Ok(0)
+            }
+            TaskCommand::Explain { task } => {
+                let path = format!("/v1/tasks/{}/explain", segment(task)?);
+                let explanation: TaskExplanation = client.get(&path).await?;
+                output.result(&explanation, || explanation_text(&explanation))?;
                 Ok(0)
             }
             TaskCommand::List { state, limit } => {

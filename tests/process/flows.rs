@@ -171,3 +171,26 @@ fn events_are_told_as_they_happen_until_the_job_ends() {
     let told: Vec<&str> = ran.text.lines().collect();
     assert!(told.contains(&"attempt ended t2 exited") && told.contains(&"job ended, 1 task(s)"), "{told:?}");
 }
+
+#[test]
+fn a_waiting_task_is_explained_with_its_place_in_the_line_and_what_it_waits_for() {
+    let home = Home::new();
+    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
+    let body = r#"{"parallel": 1, "tasks": [
+        {"name": "long", "command": ["sleep", "600"], "count": 50, "priority": 9},
+        {"name": "last", "command": ["true"], "after": ["long"]}
+    ]}"#;
+    let _: JobCreated = home.post("/v1/jobs", "application/json", body, None).unwrap();
+    super::support::wait_until("the first runs", || {
+        home.get::<TaskStatus>("/v1/tasks/t2").is_ok_and(|task| task.state == "running")
+    });
+    let middle = home.json(&["task", "explain", "t12", "--json"]);
+    assert_eq!(middle["ahead"].as_u64(), Some(9), "t3 to t11 are before it: {middle}");
+    assert!(middle["reason"].as_str().unwrap().contains("1 task(s) of its job run"), "{middle}");
+    let last = home.json(&["task", "explain", "t52", "--json"]);
+    assert!(last["reason"].as_str().unwrap().contains("0 of 50"), "{last}");
+    assert_eq!(last.get("ahead"), None, "it stands in no line before that");
+    let text = home.grey(&["task", "explain", "t12"]).text;
+    assert!(text.contains("ahead     9 task(s)") && text.contains("estimate  "), "{text}");
+    assert_eq!(home.grey(&["job", "cancel", "j2"]).status, 0);
+}

@@ -7,7 +7,8 @@ use crate::problem::{ErrorCode, Problem};
 use crate::types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
     EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
-    OutputsRequest, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
+    OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList, TaskRequest, TaskResult,
+    TaskStatus, WorkerStatus,
 };
 
 /// One endpoint.
@@ -136,6 +137,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
         None,
         "application/vnd.grey.proof.v1+json",
     ),
+    endpoint(
+        "get",
+        "/v1/tasks/{id}/explain",
+        "Why a task is where it is, how many are ahead of it, and how long that may take",
+        &[],
+        None,
+        "TaskExplanation",
+    ),
     endpoint("post", "/v1/tasks/{id}/cancel", "Cancel a task", &[], None, "CancelResponse"),
     endpoint(
         "post",
@@ -202,6 +211,7 @@ const fn endpoint(
     Problem,
     RetriesRequest,
     StreamName,
+    TaskExplanation,
     TaskList,
     TaskRequest,
     TaskResult,

@@ -14,5 +14,6 @@ pub use problem::{ErrorCode, Problem};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
     EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
-    OutputsRequest, RetriesRequest, StreamName, TaskList, TaskRequest, TaskResult, TaskStatus, WorkerStatus,
+    OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList, TaskRequest, TaskResult,
+    TaskStatus, WorkerStatus,
 };

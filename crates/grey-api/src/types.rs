@@ -265,6 +265,27 @@ impl TaskStatus {
     }
 }
 
+/// Why a task is where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskExplanation {
+    /// The task.
+    pub task: String,
+    /// Its state, as in its status.
+    pub state: String,
+    /// Why it is there, where the state alone does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Tasks of the same tenant that stand before it in the line; absent when it stands in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<u64>,
+    /// Whether there may be more: only so many are counted.
+    pub ahead_is_lower_bound: bool,
+    /// How long they and it take at the rate at which attempts ended in the last minute, in milliseconds; absent when none
+    /// ended. An estimate, no promise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_wait_ms: Option<u64>,
+}
+
 /// A page of tasks, lowest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskList {

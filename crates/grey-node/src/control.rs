@@ -15,6 +15,7 @@ use grey_replica::{Output, Replica, ReplicaError, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::error::NodeError;
+use crate::rate::EndRate;
 use crate::threads::{LogRequest, SideRequest};
 use crate::worker::WorkerMessage;
 
@@ -76,6 +77,7 @@ pub(crate) struct Wiring {
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) role: watch::Sender<bool>,
     pub(crate) worker_key: VerifyingKey,
+    pub(crate) rate: Arc<EndRate>,
 }
 
 pub(crate) struct Control {
@@ -335,7 +337,7 @@ impl Control {
         leads: bool,
         applied: Applied,
     ) -> Result<(), NodeError> {
-        let mut kept = Vec::new();
+        let (mut kept, mut ended) = (Vec::new(), 0);
         for effect in applied.effects {
             match effect {
                 Effect::Assign(assignment) if leads => {
@@ -344,6 +346,9 @@ impl Control {
                 Effect::Stop { attempt, .. } if leads => self.to_worker(WorkerMessage::Stop(attempt)),
                 Effect::Assign(_) | Effect::Stop { .. } => {}
                 Effect::Event(event) => {
+                    if matches!(event.kind, EventKind::AttemptEnded { .. }) {
+                        ended += 1;
+                    }
                     self.wake(&event);
                     if self.wiring.events.receiver_count() > 0 {
                         // Nobody listening any more is no error.
@@ -352,6 +357,9 @@ impl Control {
                 }
                 Effect::History(_) | Effect::LogGrew { .. } => kept.push(effect),
             }
+        }
+        if ended > 0 {
+            self.wiring.rate.count(ended);
         }
         if let Err(Rejection::InternalBug { index, what }) = &applied.answer {
             tracing::error!(index, what, "an invariant broke; the entry's effects were discarded");

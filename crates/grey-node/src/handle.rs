@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
 use crate::control::{Message, Outcome};
 use crate::identity::Identity;
+use crate::rate::EndRate;
 use crate::records::Records;
 
 /// Submissions that are worked on at once; more wait for a moment and are then refused.
@@ -43,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) blobs: Arc<BlobStore>,
     pub(crate) identity: Identity,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) rate: Arc<EndRate>,
     pub(crate) tenants: BTreeMap<String, TenantEntry>,
     pub(crate) data_dir: PathBuf,
     pub(crate) shutdown: Notify,

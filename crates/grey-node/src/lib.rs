@@ -10,6 +10,7 @@ mod identity;
 mod inspection;
 mod local;
 mod prover;
+mod rate;
 mod records;
 mod threads;
 mod views;

@@ -28,6 +28,7 @@ use crate::gather::Gatherer;
 use crate::handle::{Activity, DiskRoom, Node, TenantEntry, submission_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
+use crate::rate::EndRate;
 use crate::records::Records;
 use crate::threads::{log_thread, side_thread, spawn};
 use crate::worker::{Worker, WorkerMessage, WorkerWiring};
@@ -104,6 +105,7 @@ struct Engine {
     kept: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
     events: broadcast::Sender<grey_core::Event>,
+    rate: Arc<EndRate>,
     ended: Arc<Notify>,
     threads: Threads,
     records: Records,
@@ -131,6 +133,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
     let (log_requests, log) = log_thread(storage.log, control.clone())?;
     let (side_requests, side) =
         side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
+    let rate = Arc::new(EndRate::new());
     let wiring = Wiring {
         log: log_requests,
         side: side_requests,
@@ -138,6 +141,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
         events: events.clone(),
         role,
         worker_key: identity.worker_key,
+        rate: rate.clone(),
     };
     let tell = ended.clone();
     let control_thread = spawn("control", move || {
@@ -151,6 +155,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
         kept,
         leads,
         events,
+        rate,
         ended,
         threads: Threads { control: control_thread, log, side, worker: None },
         records,
@@ -233,6 +238,7 @@ async fn serve(
         blobs,
         identity,
         events: engine.events.clone(),
+        rate: engine.rate.clone(),
         tenants: tenants(engine).await?,
         data_dir: options.data_dir.clone(),
         shutdown: Notify::new(),

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use grey_api::{ContentStatus, ErrorCode, FileStatus, JobCounts, JobStatus, Problem, TaskResult, TaskStatus};
+use grey_api::{
+    ContentStatus, ErrorCode, FileStatus, JobCounts, JobStatus, Problem, TaskExplanation, TaskResult,
+    TaskStatus,
+};
 use grey_core::{
     Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
     ReportedRun, Resources, State, TaskId, TaskRange, TaskSpec, Usage,
@@ -343,6 +346,50 @@ pub(crate) async fn facts_of_live(
         (found, None)
     })
     .await
+}
+
+/// Why a task is where it is, how many are ahead of it, and how long that may take.
+pub(crate) async fn explanation(node: &Node, task: TaskId) -> Result<TaskExplanation, Problem> {
+    let facts = facts(node, task).await?;
+    let status = task_status(node, &facts, &mut LastReport::default())?;
+    let ahead = node.ask(move |replica| tasks_ahead(replica.state(), task)).await?;
+    let estimate_ms = ahead.and_then(|(tasks, _)| node.rate.time_for_ms(tasks.saturating_add(1)));
+    Ok(TaskExplanation {
+        task: status.id,
+        state: status.state,
+        reason: status.reason,
+        ahead: ahead.map(|(tasks, _)| tasks),
+        ahead_is_lower_bound: ahead.is_some_and(|(_, more)| more),
+        estimated_wait_ms: estimate_ms,
+    })
+}
+
+/// How many tasks of its tenant stand before a waiting one in the line, and whether that is only a lower bound.
+fn tasks_ahead(state: &State, task: TaskId) -> Option<(u64, bool)> {
+    let (first, group) = state.group_of(task)?;
+    let tenant = state.jobs().get(&group.job)?.info.tenant;
+    let waits_in_group = group.pending.contains(task);
+    let waits_again = state.live().get(&task).is_some_and(|live| live.phase == Phase::Ready);
+    if !waits_in_group && !waits_again {
+        return None;
+    }
+    let mut ahead = 0u64;
+    for (looked_at, key) in state.ready().get(&tenant)?.iter().enumerate() {
+        if (waits_again && key.task == task) || (waits_in_group && key.group == first) {
+            let within = group.pending.ranges().iter().map(|range| {
+                let before = task.0.min(range.end().0).saturating_sub(range.first.0);
+                if waits_in_group { before } else { 0 }
+            });
+            return Some((ahead + within.sum::<u64>(), false));
+        }
+        if looked_at >= TASKS_LOOKED_AT {
+            return Some((ahead, true));
+        }
+        let alone = state.live().contains_key(&key.task);
+        ahead += if alone { 1 } else { state.groups().get(&key.group)?.pending.count() };
+    }
+    // It waits for other tasks, so it stands in no line yet.
+    None
 }
 
 /// An attempt that must exist.

@@ -35,6 +35,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/rerun", post(submit::rerun))
         .route("/v1/tasks/{id}", get(tasks::show))
+        .route("/v1/tasks/{id}/explain", get(tasks::explain))
         .route("/v1/tasks/{id}/result", get(tasks::result))
         .route("/v1/tasks/{id}/logs", get(tasks::logs))
         .route("/v1/tasks/{id}/outputs/{number}", get(tasks::output))

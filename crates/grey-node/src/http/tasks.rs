@@ -45,6 +45,14 @@ pub(crate) async fn show(
     json(&views::task_status(&node, &facts, &mut views::LastReport::default())?)
 }
 
+/// `GET /v1/tasks/{id}/explain`.
+pub(crate) async fn explain(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    json(&views::explanation(&node, value("id", &id)?).await?)
+}
+
 /// `GET /v1/tasks/{id}/result`.
 pub(crate) async fn result(
     State(node): State<Arc<Node>>,
