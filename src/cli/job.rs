@@ -1,5 +1,6 @@
 //! `grey job`: what was submitted together.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::error::{ANSWER_IS_NO, CliError};
 use super::junit;
 use super::output::{Output, harmless, table};
-use super::run::{connect, fresh_key};
+use super::run::{connect, fresh_key, outcome};
 use super::session::{Target, runtime};
 use super::task::{Stream, cancelled, copy_stream, save_proof, segment, tasks_table};
 
@@ -78,6 +79,11 @@ pub enum JobCommand {
         job: String,
     },
 }
+
+/// The most pages of failed tasks that are looked at to tell why a job failed.
+const FAILURE_PAGES: usize = 20;
+/// The most causes that are told.
+const CAUSES_SHOWN: usize = 8;
 
 fn state(job: &JobStatus) -> &'static str {
     match job {
@@ -268,6 +274,30 @@ async fn proofs(
     Ok(if written == 0 { ANSWER_IS_NO } else { 0 })
 }
 
+/// Says how the tasks of a job failed, grouped by cause, the most frequent first.
+async fn causes(client: &Client, job: &str, output: &Output) -> Result<(), CliError> {
+    let mut causes: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    let mut from = String::new();
+    for _ in 0..FAILURE_PAGES {
+        let path = format!("/v1/jobs/{job}/tasks?limit=500&state=failed{from}");
+        let list: TaskList = client.get(&path).await?;
+        for task in list.tasks {
+            let cause = task.result.as_ref().map_or_else(|| "lost its worker too often".to_owned(), outcome);
+            causes.entry(cause).or_insert((0, task.id)).0 += 1;
+        }
+        match list.next {
+            Some(next) => from = format!("&from={next}"),
+            None => break,
+        }
+    }
+    let mut causes: Vec<(String, (u64, String))> = causes.into_iter().collect();
+    causes.sort_by_key(|(_, (count, _))| core::cmp::Reverse(*count));
+    for (cause, (count, first)) in causes.iter().take(CAUSES_SHOWN) {
+        output.note(&format!("{count} failed: {cause}, first {first}"));
+    }
+    Ok(())
+}
+
 /// Waits until a job has ended, with its progress on a terminal.
 pub async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, CliError> {
     let mut interrupts =
@@ -294,5 +324,8 @@ pub async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, Cli
     };
     output.progress("");
     output.result(&status, || jobs_table(core::slice::from_ref(&status)))?;
+    if status.counts.failed > 0 {
+        causes(client, job, output).await?;
+    }
     Ok(if status.counts.completed == u64::from(status.tasks) { 0 } else { ANSWER_IS_NO })
 }

@@ -284,13 +284,18 @@ async fn finish(
     Ok(result.exit_code)
 }
 
-/// Outcome, time, attempt, memory, sandbox.
-pub fn summarise(result: &TaskResult, output: &Output) {
-    let outcome = match result.outcome.as_str() {
+/// How an attempt ended, in words.
+pub fn outcome(result: &TaskResult) -> String {
+    match result.outcome.as_str() {
         "exited" => format!("exited with {}", result.exit_code),
         "signaled" => format!("ended by signal {}", result.exit_code.saturating_sub(128)),
         other => other.replace('_', " "),
-    };
+    }
+}
+
+/// Outcome, time, attempt, memory, sandbox.
+pub fn summarise(result: &TaskResult, output: &Output) {
+    let outcome = outcome(result);
     output.note(&format!(
         "{outcome} in {}, attempt {}, peak memory {}, sandbox {}",
         units::shown_time(result.duration_us),

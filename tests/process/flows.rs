@@ -83,6 +83,8 @@ fn what_failed_is_run_again_with_what_waited_for_it_and_takes_the_rest_from_befo
     std::fs::write(home.path("job.toml"), file).unwrap();
     // When it is submitted, then the one fails, the last is cancelled, and both say why.
     assert_eq!(home.grey(&["submit", "job.toml", "--wait", "--junit", "report.xml"]).status, 1);
+    let waited = home.grey(&["job", "wait", "j1"]);
+    assert!(waited.errors.contains("1 failed: exited with 1, first t3"), "{}", waited.errors);
     let report = std::fs::read_to_string(home.path("report.xml")).unwrap();
     assert!(report.contains("tests=\"6\" failures=\"1\" errors=\"0\" skipped=\"1\""), "{report}");
     assert!(report.contains("<failure type=\"exited\" message=\"exit code 1\">"), "{report}");
