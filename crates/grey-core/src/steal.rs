@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::attempt::AttemptId;
 use crate::ids::WorkerId;
+use crate::plan::plan;
 use crate::rows::{Phase, Worker};
 use crate::spec::Resources;
 use crate::state::State;
@@ -24,7 +25,7 @@ fn free(worker: &Worker) -> Resources {
 /// to an idle worker instead.
 pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     let mut asked: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
-    if !state.ready.is_empty() {
+    if !plan(state, 1).placements.is_empty() {
         return asked;
     }
     let mut idle: Vec<(Resources, u32)> = state

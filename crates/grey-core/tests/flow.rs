@@ -115,6 +115,22 @@ fn no_more_tasks_of_a_job_are_held_than_it_allows() {
 }
 
 #[test]
+fn a_job_at_its_limit_does_not_keep_an_idle_worker_from_having_what_another_has_not_started() {
+    // Given a worker of ten places that holds twenty tasks, and a job that waits because of its own limit.
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 21, vec![]));
+    applied(&mut state, Command::Submit(submit(vec![(spec("a"), 20)]))).answer.unwrap();
+    let limited = FlowSubmission { parallel: Some(1), ..FlowSubmission::default() };
+    applied(&mut state, with_flow(&[("b", 3)], limited)).answer.unwrap();
+    assert_eq!(place(&mut state).len(), 21);
+    // When another worker comes, then it is to have some of the twenty.
+    applied(&mut state, register(2, 1, 100, vec![]));
+    assert_eq!(place(&mut state), [0u64; 0]);
+    let asked = grey_core::steal(&state, 100);
+    assert_eq!(asked[&WorkerId(1)].len(), 10);
+}
+
+#[test]
 fn past_its_limit_of_failures_the_rest_of_a_job_is_cancelled() {
     let flow = FlowSubmission { max_failures: Some(1), ..FlowSubmission::default() };
     let mut specification = spec("a");
