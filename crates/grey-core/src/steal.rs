@@ -8,18 +8,10 @@ use std::collections::BTreeMap;
 use crate::attempt::AttemptId;
 use crate::ids::WorkerId;
 use crate::plan::plan;
-use crate::rows::{Phase, Worker};
+use crate::rows::Phase;
+use crate::seats::Seat;
 use crate::spec::Resources;
 use crate::state::State;
-
-/// What a worker could still start.
-fn free(worker: &Worker) -> Resources {
-    Resources {
-        cpu_millicores: worker.capacity.cpu_millicores.saturating_sub(worker.charged.cpu_millicores),
-        memory_bytes: worker.capacity.memory_bytes.saturating_sub(worker.charged.memory_bytes),
-        disk_bytes: worker.capacity.disk_bytes.saturating_sub(worker.charged.disk_bytes),
-    }
-}
 
 /// Attempts to be asked back, by holder, at most `budget` of them. Nothing while tasks wait that the planner could give
 /// to an idle worker instead.
@@ -30,8 +22,9 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     }
     let mut idle: Vec<(Resources, u32)> = state
         .workers
-        .values()
-        .map(|worker| (free(worker), worker.slots.saturating_sub(worker.held)))
+        .iter()
+        .map(|(id, row)| Seat::of(*id, row))
+        .map(|seat| (seat.free, seat.slots_free))
         .filter(|(free, slots)| *slots > 0 && free.cpu_millicores > 0)
         .collect();
     // More is charged than there is: some of it cannot have been started.

@@ -8,6 +8,7 @@ use grey_core::{BlobReference, Content, InputFile, OutputFile, Stage, TaskId, li
 use tokio::sync::watch;
 
 use crate::records::Records;
+use crate::views::LastReport;
 
 /// Why the inputs of an attempt are not at hand.
 #[derive(Debug, thiserror::Error)]
@@ -66,10 +67,10 @@ fn find(
     stage: &Stage,
     mut places: BTreeSet<String>,
 ) -> Result<Vec<(String, OutputFile)>, GatherError> {
-    let mut found = Vec::new();
+    let (mut found, mut reports) = (Vec::new(), LastReport::default());
     for outputs in &stage.inputs {
         for task in outputs.tasks.iter().flat_map(|range| range.tasks()) {
-            for file in files_of(records, task)? {
+            for file in files_of(records, task, &mut reports)? {
                 let name = core::str::from_utf8(&file.path)
                     .map_err(|_| GatherError::Refused(format!("{task} left a file whose name is no text")))?;
                 let path = format!("{}/{name}", outputs.path);
@@ -89,21 +90,20 @@ fn find(
     Ok(found)
 }
 
-/// The output files of the attempt with which a task succeeded.
-fn files_of(records: &Records, task: TaskId) -> Result<Vec<OutputFile>, GatherError> {
-    let failed = |error: grey_store::StoreError| GatherError::Failed(error.to_string());
-    for attempt in records.attempts(task).map_err(failed)?.into_iter().rev() {
-        let Some(report) = records.report(attempt.pointer.position).map_err(failed)? else { continue };
-        let mut leaf = attempt.pointer.leaf;
-        for run in report.runs {
-            if leaf < run.finished.tasks.count {
-                let result = run.finished.result;
-                if result.outcome.is_success() {
-                    return Ok(result.files);
-                }
-                break;
-            }
-            leaf -= run.finished.tasks.count;
+/// The output files of the attempt with which a task succeeded. Neighbours are mostly in the same report, which is read
+/// once for them.
+fn files_of(
+    records: &Records,
+    task: TaskId,
+    reports: &mut LastReport,
+) -> Result<Vec<OutputFile>, GatherError> {
+    let attempts = records.attempts(task).map_err(|error| GatherError::Failed(error.to_string()))?;
+    for found in attempts.into_iter().rev() {
+        let attempt =
+            reports.attempt(records, found).map_err(|problem| GatherError::Failed(problem.detail))?;
+        let result = attempt.run().map(|(run, _)| &run.finished.result);
+        if let Some(result) = result.filter(|result| result.outcome.is_success()) {
+            return Ok(result.files.clone());
         }
     }
     Err(GatherError::Refused(format!("{task} has no result that could be taken")))

@@ -12,7 +12,7 @@ use grey_core::{
 };
 
 use crate::handle::{Node, unreadable};
-use crate::records::FoundAttempt;
+use crate::records::{FoundAttempt, Records};
 
 /// The most attempts that are looked at to tell how a task ended.
 const ATTEMPTS_LOOKED_AT: usize = 64;
@@ -56,12 +56,12 @@ pub(crate) struct Attempt {
 pub(crate) struct LastReport(Option<Arc<ReportRecord>>);
 
 impl LastReport {
-    fn attempt(&mut self, node: &Node, found: FoundAttempt) -> Result<Attempt, Problem> {
+    pub(crate) fn attempt(&mut self, records: &Records, found: FoundAttempt) -> Result<Attempt, Problem> {
         let position = found.pointer.position;
         if let Some(report) = self.0.as_ref().filter(|report| report.position == position) {
             return Ok(Attempt { found, report: report.clone() });
         }
-        let report = node.records.report(position).map_err(|error| unreadable(&error))?;
+        let report = records.report(position).map_err(|error| unreadable(&error))?;
         let missing =
             || Problem::new(ErrorCode::Internal, format!("report {position} is missing from history"));
         let report = Arc::new(report.ok_or_else(missing)?);
@@ -401,7 +401,7 @@ pub(crate) async fn ended_attempt(node: &Node, task: TaskId, epoch: Option<u32>)
         None => attempts.into_iter().next_back(),
     };
     if let Some(found) = found {
-        return LastReport::default().attempt(node, found);
+        return LastReport::default().attempt(&node.records, found);
     }
     match (&facts.live, epoch) {
         (Some(live), _) => Err(Problem::new(
@@ -426,7 +426,7 @@ fn ended_state(
 ) -> Result<&'static str, Problem> {
     let (mut failures, mut losses) = (0u32, 0u32);
     for found in attempts.iter().rev().take(ATTEMPTS_LOOKED_AT) {
-        match reports.attempt(node, *found)?.outcome() {
+        match reports.attempt(&node.records, *found)?.outcome() {
             Some(outcome) if outcome.is_success() => return Ok("completed"),
             Some(Outcome::Infrastructure) => losses += 1,
             _ => failures += 1,
@@ -444,7 +444,7 @@ pub(crate) fn task_status(
     reports: &mut LastReport,
 ) -> Result<TaskStatus, Problem> {
     let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
-    let latest = attempts.last().map(|found| reports.attempt(node, *found)).transpose()?;
+    let latest = attempts.last().map(|found| reports.attempt(&node.records, *found)).transpose()?;
     let result = latest.as_ref().and_then(|attempt| task_result(facts.task, facts.job, attempt));
     let (state, reason, attempt, worker) = match &facts.live {
         Some(live) => (live.state, live.reason.clone(), live.attempt, live.worker.clone()),
