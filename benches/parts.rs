@@ -41,6 +41,8 @@ fn spec(name: String) -> TaskSpec {
         outputs: Vec::new(),
         resources: Resources::default(),
         priority: 100,
+        devices: Vec::new(),
+        constraints: Default::default(),
         retries: Retries::default(),
         timeout_ms: 60_000,
         output_limit_bytes: 1 << 20,
@@ -70,6 +72,8 @@ fn founded() -> State {
         capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
         slots: 16_000,
         sandbox: SandboxLevel::PidNamespace,
+        labels: Vec::new(),
+        devices: Vec::new(),
         certificate: signer().certificate,
         holding: Vec::new(),
     };
@@ -135,6 +139,7 @@ fn reportable(distinct: bool) -> (State, Report, Vec<ReportedRun>) {
             let spec = state.spec(group).unwrap();
             ReportedRun {
                 context: Some(RunContext {
+                    first_item: None,
                     job: row.job,
                     tenant: "default".to_owned(),
                     executor: spec.executor,

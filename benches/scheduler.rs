@@ -77,6 +77,8 @@ impl Cluster {
                 capacity: Resources { cpu_millicores: 16_000, memory_bytes: 64 << 30, disk_bytes: 0 },
                 slots: 64,
                 sandbox: SandboxLevel::PidNamespace,
+                labels: Vec::new(),
+                devices: Vec::new(),
                 certificate: node,
                 holding: Vec::new(),
             }));
@@ -98,6 +100,8 @@ impl Cluster {
                 outputs: Vec::new(),
                 resources: NEED,
                 priority: 100,
+                devices: Vec::new(),
+                constraints: Default::default(),
                 retries: Retries::default(),
                 timeout_ms: 60_000,
                 output_limit_bytes: 1 << 20,

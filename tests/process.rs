@@ -1,6 +1,8 @@
 //! The real binary: what a user meets, and what is left when something is killed, full, taken or damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "process/choice.rs"]
+mod choice;
 #[path = "process/faults.rs"]
 mod faults;
 #[path = "process/flows.rs"]

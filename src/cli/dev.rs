@@ -9,7 +9,7 @@ use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
 use super::output::Output;
-use super::serve::{LAUNCHER, log_to_stderr};
+use super::serve::{LAUNCHER, WorkerArguments, log_to_stderr};
 use super::session::{Target, runtime};
 
 /// How long `grey down` waits for the process to end.
@@ -21,11 +21,14 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 Examples:
   grey dev                            listen on 127.0.0.1:7654 until Ctrl-C
   grey dev --listen 127.0.0.1:8000    on another port
-  grey --data-dir ./try dev           with data of its own")]
+  grey --data-dir ./try dev           with data of its own
+  grey dev --label zone=a --device gpu=2    a worker that tasks may choose by its label, with two GPUs")]
 pub struct DevArguments {
     /// The loopback address to listen on
     #[arg(long, default_value = "127.0.0.1:7654", value_name = "ADDRESS")]
     listen: SocketAddr,
+    #[command(flatten)]
+    worker: WorkerArguments,
 }
 
 /// Runs the local cluster in the foreground.
@@ -37,6 +40,8 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
         launcher: PathBuf::from(LAUNCHER),
         listen: Some(arguments.listen),
         idle_exit: None,
+        labels: arguments.worker.labels(),
+        devices: arguments.worker.devices(),
     };
     let outcome = run_local(&options, |ready: &Ready| {
         // A closed stdout must not end the cluster.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use grey_api::{BlobCreated, BlobQuery, BlobRequest, BlobsMissing, Client, InputRequest};
-use grey_proof::StreamDigest;
+use grey_proof::{Digest, StreamDigest};
 
 use super::error::CliError;
 use super::output::Output;
@@ -31,6 +31,8 @@ pub struct Inputs {
 
 enum Source {
     Path(PathBuf),
+    /// Made here.
+    Bytes(Vec<u8>),
     /// A copy of what came over this process's standard input; it has no name any more.
     Spooled(File),
 }
@@ -55,6 +57,19 @@ fn digest_of(
         digest.update(found);
         pass_on(found)?;
     }
+}
+
+/// A file without a name that holds what is written, to be read from its beginning.
+fn unnamed(write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<File, CliError> {
+    let path = std::env::temp_dir().join(format!("grey-input-{}", super::run::fresh_key()?));
+    let made = || {
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        std::fs::remove_file(&path)?;
+        write(&mut file)?;
+        file.rewind()?;
+        Ok(file)
+    };
+    made().map_err(|error| CliError::io("write a copy of an input to", path.display(), &error))
 }
 
 impl Inputs {
@@ -121,6 +136,21 @@ impl Inputs {
         Ok(())
     }
 
+    /// Takes content that was made here.
+    pub fn add_bytes(&mut self, bytes: Vec<u8>) -> BlobRequest {
+        let (digest, size_bytes) = (Digest::of(&bytes).to_string(), bytes.len() as u64);
+        self.sources.insert(digest.clone(), (Source::Bytes(bytes), size_bytes));
+        BlobRequest { digest, size_bytes }
+    }
+
+    /// Takes a file that is one of many of which each task gets one.
+    pub fn add_item(&mut self, path: &Path, place: &str) -> Result<InputRequest, CliError> {
+        let facts = path.metadata().map_err(|error| unreadable(path, &error))?;
+        let (size_bytes, digest) = self.add_source(path)?;
+        let executable = facts.permissions().mode() & 0o100 != 0;
+        Ok(InputRequest { path: place.to_owned(), digest, size_bytes, executable })
+    }
+
     fn add_source(&mut self, path: &Path) -> Result<(u64, String), CliError> {
         let mut file = File::open(path).map_err(|error| unreadable(path, &error))?;
         let (length, digest) = digest_of(&mut file, |_| Ok(())).map_err(|error| unreadable(path, &error))?;
@@ -130,22 +160,24 @@ impl Inputs {
 
     /// Copies standard input to a file without a name: it can be read once only, and its digest is needed first.
     fn spool(&mut self) -> Result<(), CliError> {
-        let name = format!("grey-stdin-{}", super::run::fresh_key()?);
-        let path = std::env::temp_dir().join(name);
-        let failed = |error: std::io::Error| CliError::io("copy", "standard input", &error);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        std::fs::remove_file(&path).map_err(failed)?;
-        let copied = digest_of(&mut std::io::stdin().lock(), |piece| file.write_all(piece));
-        let (length, digest) = copied.map_err(failed)?;
+        let mut copied = (0, String::new());
+        let file = unnamed(|file| {
+            copied = digest_of(&mut std::io::stdin().lock(), |piece| file.write_all(piece))?;
+            Ok(())
+        })?;
+        let (length, digest) = copied;
         self.stdin = Some(BlobRequest { digest: digest.clone(), size_bytes: length });
         self.sources.insert(digest, (Source::Spooled(file), length));
         Ok(())
+    }
+
+    /// Content that was made here, as text.
+    #[cfg(test)]
+    pub fn bytes(&self, digest: &str) -> Option<&str> {
+        match self.sources.get(digest)? {
+            (Source::Bytes(bytes), _) => core::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
     }
 
     /// Sends what the cluster does not have.
@@ -158,6 +190,7 @@ impl Inputs {
             for digest in answer.missing {
                 let Some((source, length)) = self.sources.remove(&digest) else { continue };
                 let file = match source {
+                    Source::Bytes(bytes) => unnamed(|file| file.write_all(&bytes))?,
                     Source::Path(path) => File::open(&path).map_err(|error| unreadable(&path, &error))?,
                     Source::Spooled(mut file) => {
                         file.rewind().map_err(|error| CliError::io("read", "standard input", &error))?;

@@ -12,7 +12,8 @@ use super::junit;
 use super::output::{Output, harmless, table};
 use super::run::{connect, fresh_key, outcome};
 use super::session::{Target, runtime};
-use super::task::{Stream, cancelled, copy_stream, save_proof, segment, tasks_table};
+use super::task::{Stream, cancelled, change_timeout, copy_stream, save_proof, segment, tasks_table};
+use super::units;
 
 /// Subcommands of `grey job`.
 #[derive(clap::Subcommand)]
@@ -77,6 +78,14 @@ pub enum JobCommand {
     Cancel {
         /// The job
         job: String,
+    },
+    /// Give the tasks of a job that have not ended another time-out, also those that run
+    Timeout {
+        /// The job
+        job: String,
+        /// Longest run of an attempt from its start, such as 2h
+        #[arg(value_parser = units::duration_ms, value_name = "TIME")]
+        time: u64,
     },
 }
 
@@ -190,6 +199,9 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
                 let path = format!("/v1/jobs/{}/cancel", segment(job)?);
                 let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
                 cancelled(&response, output)
+            }
+            JobCommand::Timeout { job, time } => {
+                change_timeout(&client, &format!("/v1/jobs/{}/timeout", segment(job)?), *time, output).await
             }
         }
     })

@@ -71,7 +71,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     /// Run a command as a task and wait for it
-    Run(run::RunArguments),
+    Run(Box<run::RunArguments>),
     /// Submit a job from a task file
     Submit(submit::SubmitArguments),
     /// Run the local cluster in the foreground, reachable over loopback with a token

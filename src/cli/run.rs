@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grey_api::{Address, Client, ClientError, JobCreated, JobRequest, TaskRequest, TaskResult, TaskStatus};
+use grey_api::{
+    Address, Client, ClientError, ConstraintsRequest, JobCreated, JobRequest, TaskRequest, TaskResult,
+    TaskStatus,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::dev::directory_is_held;
@@ -54,6 +57,21 @@ pub struct RunArguments {
     /// The most that stdout, stderr and output files may hold together, such as 1GiB
     #[arg(long, value_parser = units::size_bytes, value_name = "SIZE")]
     output_limit: Option<u64>,
+    /// 0–255, higher first; a task that waits gains a level every minute
+    #[arg(long, value_name = "LEVEL")]
+    priority: Option<u8>,
+    /// Devices that it has to itself, such as gpu=1; may be given several times
+    #[arg(long = "device", value_parser = units::devices, value_name = "KIND=COUNT")]
+    devices: Vec<(String, u32)>,
+    /// A label that its worker must have; may be given several times
+    #[arg(long = "constraint", value_parser = units::variable, value_name = "KEY=VALUE")]
+    constraints: Vec<(String, String)>,
+    /// How far its worker must be trusted at least: software, measured-tpm, hardware-degraded, hardware
+    #[arg(long, value_name = "TIER")]
+    tier: Option<String>,
+    /// What its worker must enforce at least: process-group, pid-namespace
+    #[arg(long, value_name = "LEVEL")]
+    sandbox: Option<String>,
     /// How often to try again when the task fails
     #[arg(long, default_value_t = 0, value_name = "TIMES")]
     retries: u16,
@@ -91,6 +109,14 @@ impl RunArguments {
             outputs: self.outputs.clone(),
             cpu_millicores: self.cpu,
             memory_bytes: self.memory,
+            priority: self.priority,
+            devices: self.devices.iter().cloned().collect(),
+            constraints: Some(ConstraintsRequest {
+                labels: self.constraints.iter().cloned().collect(),
+                tier: self.tier.clone(),
+                sandbox: self.sandbox.clone(),
+            })
+            .filter(|asked| *asked != ConstraintsRequest::default()),
             timeout_ms: self.timeout,
             output_limit_bytes: self.output_limit,
             retries: Some(grey_api::RetriesRequest { failure: self.retries, infrastructure: 5 }),

@@ -1,5 +1,6 @@
 //! The local cluster's background process.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use grey_node::{LocalOptions, NodeError, Ready, run_local};
 use tracing_subscriber::EnvFilter;
 
 use super::session::StartReport;
+use super::units;
 
 /// How long the background process stays without a request and without work.
 const IDLE_EXIT: Duration = Duration::from_secs(15 * 60);
@@ -20,6 +22,31 @@ pub struct LocalArguments {
     /// End after so long without a request and without work, in milliseconds
     #[arg(long)]
     idle_exit_ms: Option<u64>,
+    #[command(flatten)]
+    worker: WorkerArguments,
+}
+
+/// What the worker of a local cluster is like.
+#[derive(clap::Args)]
+pub struct WorkerArguments {
+    /// A label of its worker, by which tasks choose it; may be given several times
+    #[arg(long = "label", env = "GREY_WORKER_LABELS", value_delimiter = ',', value_parser = units::variable, value_name = "KEY=VALUE")]
+    labels: Vec<(String, String)>,
+    /// Devices of its worker, such as gpu=2; may be given several times
+    #[arg(long = "device", env = "GREY_WORKER_DEVICES", value_delimiter = ',', value_parser = units::devices, value_name = "KIND=COUNT")]
+    devices: Vec<(String, u32)>,
+}
+
+impl WorkerArguments {
+    /// The labels by key.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
+
+    /// The devices by kind.
+    pub fn devices(&self) -> BTreeMap<String, u32> {
+        self.devices.iter().cloned().collect()
+    }
 }
 
 /// Writes structured logs to stderr.
@@ -44,6 +71,8 @@ pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
         data_dir,
         launcher: PathBuf::from(LAUNCHER),
         listen: None,
+        labels: arguments.worker.labels(),
+        devices: arguments.worker.devices(),
         idle_exit: Some(arguments.idle_exit_ms.map_or(IDLE_EXIT, Duration::from_millis)),
     };
     let mut ready = false;

@@ -3,7 +3,10 @@
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
-use grey_api::{CancelResponse, Client, FileStatus, TaskExplanation, TaskList, TaskResult, TaskStatus};
+use grey_api::{
+    CancelResponse, Client, FileStatus, TaskExplanation, TaskList, TaskResult, TaskStatus, TimeoutChanged,
+    TimeoutRequest,
+};
 use grey_proof::RootFile;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,6 +80,14 @@ pub enum TaskCommand {
     Cancel {
         /// The task
         task: String,
+    },
+    /// Give a task another time-out, also while it runs
+    Timeout {
+        /// The task
+        task: String,
+        /// Longest run of an attempt from its start, such as 2h
+        #[arg(value_parser = units::duration_ms, value_name = "TIME")]
+        time: u64,
     },
 }
 
@@ -348,8 +359,25 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
                 let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
                 cancelled(&response, output)
             }
+            TaskCommand::Timeout { task, time } => {
+                change_timeout(&client, &format!("/v1/tasks/{}/timeout", segment(task)?), *time, output).await
+            }
         }
     })
+}
+
+/// Changes a time-out and says of how many tasks.
+pub async fn change_timeout(
+    client: &Client,
+    path: &str,
+    timeout_ms: u64,
+    output: &Output,
+) -> Result<u8, CliError> {
+    let changed: TimeoutChanged = client.post(path, &TimeoutRequest { timeout_ms }, None).await?;
+    output.result(&changed, || {
+        format!("{} task(s) may run for {} ms from their start\n", changed.tasks, changed.timeout_ms)
+    })?;
+    Ok(0)
 }
 
 /// Says what a cancel came to: nothing to cancel is a "no".

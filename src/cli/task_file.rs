@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use grey_api::{JobRequest, OutputsRequest, RetriesRequest, TaskRequest};
+use grey_api::{ConstraintsRequest, JobRequest, OutputsRequest, RetriesRequest, TaskRequest};
 use serde::Deserialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
@@ -18,10 +18,10 @@ use super::units;
 const LARGEST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// The version that this program reads.
 const VERSION: u32 = 1;
-/// The most tasks that `each` may make one by one: as many as one submission may list.
-const MOST_ITEMS: usize = 10_000;
-/// The most tasks of a range, which is one array.
-const MOST_NUMBERS: u64 = 1_000_000;
+/// The most bytes of a file of lines.
+const LARGEST_LIST_BYTES: u64 = 256 * 1024 * 1024;
+/// The most tasks that `each` may make; they are one array.
+const MOST_ITEMS: u64 = 1_000_000;
 
 /// A job of Grey: what `grey submit` reads, in TOML, YAML or JSON.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -71,6 +71,11 @@ struct Common {
     priority: Option<u8>,
     /// How often to try again.
     retries: Option<RetriesRequest>,
+    /// Devices that an attempt has to itself: how many of each kind, such as `{ gpu = 1 }`.
+    #[serde(default)]
+    devices: BTreeMap<String, u32>,
+    /// What the worker must be like.
+    constraints: Option<ConstraintsRequest>,
 }
 
 /// A task, or several of a kind.
@@ -118,6 +123,11 @@ struct Entry {
     priority: Option<u8>,
     /// How often to try again.
     retries: Option<RetriesRequest>,
+    /// Devices that an attempt has to itself: how many of each kind, such as `{ gpu = 1 }`.
+    #[serde(default)]
+    devices: BTreeMap<String, u32>,
+    /// What the worker must be like.
+    constraints: Option<ConstraintsRequest>,
 }
 
 /// Files for the working directory: exactly one of `path` and `from`.
@@ -340,6 +350,9 @@ fn template(entry: &Entry, defaults: &Common, inputs: &Inputs) -> Result<TaskReq
         )?,
         retries: entry.retries.or(defaults.retries),
         count: entry.count,
+        devices: if entry.devices.is_empty() { defaults.devices.clone() } else { entry.devices.clone() },
+        constraints: entry.constraints.clone().or_else(|| defaults.constraints.clone()),
+        items: None,
         first_item: None,
         after: entry.after.clone(),
         inputs_from: entry.inputs.iter().filter_map(gathered).collect::<Result<_, CliError>>()?,
@@ -380,50 +393,54 @@ fn expand(
         prepared.request.tasks.push(template);
         return Ok(());
     }
-    let (items, are_files) = items(each, directory)?;
-    if items.is_empty() {
+    let (list, count) = items(each, directory, &mut prepared.inputs)?;
+    if count == 0 {
         return Err(CliError::usage("`each` makes no tasks: nothing matches"));
     }
-    if items.len() > MOST_ITEMS {
-        let message = format!("`each` makes {} tasks; the limit is {MOST_ITEMS}", items.len());
-        return Err(CliError::usage(message).hint("use several files, or `count` with GREY_INDEX"));
-    }
-    for (index, item) in items.into_iter().enumerate() {
-        let mut task = template.clone();
-        if are_files {
-            let mut own = Inputs::default();
-            own.add(&directory.join(&item), Path::new(&item))?;
-            task.inputs.append(&mut own.files);
-            prepared.inputs.absorb(&mut own);
-        }
-        task.env.insert("GREY_INDEX".to_owned(), index.to_string());
-        task.env.insert("GREY_ITEM".to_owned(), item);
-        prepared.request.tasks.push(task);
-    }
+    let count =
+        u32::try_from(count).ok().filter(|count| u64::from(*count) <= MOST_ITEMS).ok_or_else(|| {
+            CliError::usage(format!("`each` makes {count} tasks; the limit is {MOST_ITEMS}"))
+                .hint("use several task files")
+        })?;
+    (template.items, template.count) = (Some(prepared.inputs.add_bytes(list)), Some(count));
+    prepared.request.tasks.push(template);
     Ok(())
 }
 
-/// What `each` stands for, and whether these are files that travel.
-fn items(each: &Each, directory: &Path) -> Result<(Vec<String>, bool), CliError> {
+/// What `each` stands for, as a list with a line for each task, and how many there are. Files among them travel.
+fn items(each: &Each, directory: &Path, inputs: &mut Inputs) -> Result<(Vec<u8>, usize), CliError> {
+    let (mut list, mut count) = (Vec::new(), 0);
+    let mut add = |item: serde_json::Result<Vec<u8>>| {
+        let item = item.map_err(|error| CliError::failed(error.to_string()))?;
+        list.extend_from_slice(&item);
+        list.push(b'\n');
+        count += 1;
+        Ok::<(), CliError>(())
+    };
     match each {
         Each { files: Some(pattern), range: None, lines: None, items: None } => {
-            Ok((files(pattern, directory)?, true))
+            for name in files(pattern, directory)? {
+                add(serde_json::to_vec(&inputs.add_item(&directory.join(&name), &name)?))?;
+            }
         }
         Each { files: None, range: None, lines: Some(path), items: None } => {
-            let bytes = read_bounded(&directory.join(path), LARGEST_FILE_BYTES)?;
+            let bytes = read_bounded(&directory.join(path), LARGEST_LIST_BYTES)?;
             let text = String::from_utf8(bytes)
                 .map_err(|_| CliError::usage(format!("{} is no text", path.display())))?;
-            Ok((text.lines().map(str::to_owned).collect(), false))
+            text.lines().try_for_each(|line| add(serde_json::to_vec(line)))?;
         }
         Each { files: None, range: None, lines: None, items: Some(values) } => {
             let text = |value: &serde_json::Value| match value {
                 serde_json::Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            Ok((values.iter().map(text).collect(), false))
+            values.iter().try_for_each(|value| add(serde_json::to_vec(&text(value))))?;
         }
-        _ => Err(CliError::usage("`each` needs exactly one of `files`, `range`, `lines` and `items`")),
+        _ => {
+            return Err(CliError::usage("`each` needs exactly one of `files`, `range`, `lines` and `items`"));
+        }
     }
+    Ok((list, count))
 }
 
 /// The first number of a range, and how many there are.
@@ -437,9 +454,9 @@ fn numbers(range: &str) -> Result<(i64, u32), CliError> {
     })?;
     let length = last.abs_diff(first).saturating_add(1);
     match u32::try_from(length) {
-        Ok(count) if length <= MOST_NUMBERS => Ok((first, count)),
+        Ok(count) if length <= MOST_ITEMS => Ok((first, count)),
         _ => {
-            let message = format!("`range` makes {length} tasks; the limit is {MOST_NUMBERS}");
+            let message = format!("`range` makes {length} tasks; the limit is {MOST_ITEMS}");
             Err(CliError::usage(message).hint("use several files"))
         }
     }
@@ -508,21 +525,25 @@ mod tests {
             count = 1000
             command = ["true"]
         "#;
-        let request = prepared(directory.path(), text).unwrap().request;
-        assert_eq!((request.name.as_str(), request.tasks.len()), ("compress", 2 + 1 + 3 + 1));
-        let items: Vec<Option<&String>> =
-            request.tasks.iter().map(|task| task.env.get("GREY_ITEM")).collect();
-        let expected = ["photos/a.jpg", "photos/b.jpg", "x", "2", "{\"a\":[1]}"].map(str::to_owned);
-        assert_eq!(items.into_iter().flatten().cloned().collect::<Vec<_>>(), expected);
+        let prepared = prepared(directory.path(), text).unwrap();
+        let list_of =
+            |task: &TaskRequest| prepared.inputs.bytes(&task.items.as_ref().unwrap().digest).unwrap();
+        let request = &prepared.request;
+        assert_eq!((request.name.as_str(), request.tasks.len()), ("compress", 4));
+        let files: Vec<grey_api::InputRequest> =
+            list_of(&request.tasks[0]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!((paths, request.tasks[0].count), (vec!["photos/a.jpg", "photos/b.jpg"], Some(2)));
+        assert_eq!(list_of(&request.tasks[2]), "\"x\"\n\"2\"\n\"{\\\"a\\\":[1]}\"\n");
+        assert_eq!(request.tasks[2].count, Some(3));
         let first = &request.tasks[0];
         assert_eq!(
             (first.cpu_millicores, first.memory_bytes, first.timeout_ms),
             (Some(500), Some(1 << 30), Some(600_000))
         );
-        assert_eq!(first.inputs[0].path, "photos/a.jpg");
-        let range = &request.tasks[2];
+        let range = &request.tasks[1];
         assert_eq!((range.env["LEVEL"].as_str(), range.first_item, range.count), ("1", Some(3), Some(3)));
-        assert_eq!(request.tasks[6].count, Some(1_000));
+        assert_eq!(request.tasks[3].count, Some(1_000));
     }
 
     #[test]
@@ -582,7 +603,7 @@ mod tests {
             ("version = 1\n[[task]]\ncommand = [\"x\"]\neach = { range = \"5..1\" }\n", "FIRST..LAST"),
             (
                 "version = 1\n[[task]]\ncommand = [\"x\"]\neach = { range = \"1..99999999999\" }\n",
-                "the limit is 10000",
+                "the limit is 1000000",
             ),
             ("version = 1\n[[task]]\ncommand = [\"x\"]\neach = { files = \"../*\" }\n", "must stay below"),
             ("version = 1\n[[task]]\ncommand = [\"x\"]\neach = { files = \"none*\" }\n", "nothing matches"),

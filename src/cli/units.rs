@@ -41,6 +41,15 @@ pub fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Devices of a kind: `KIND=COUNT`.
+pub fn devices(text: &str) -> Result<(String, u32), String> {
+    let parts = text.split_once('=').and_then(|(kind, count)| Some((kind, count.parse::<u32>().ok()?)));
+    match parts {
+        Some((kind, count)) if !kind.is_empty() && count > 0 => Ok((kind.to_owned(), count)),
+        _ => Err("devices are written KIND=COUNT, such as gpu=1".to_owned()),
+    }
+}
+
 fn with_unit(text: &str, units: &[(&str, u64)], help: &str) -> Result<u64, String> {
     let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);

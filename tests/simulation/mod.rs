@@ -9,8 +9,8 @@ use grey_agent::{Agent, AgentOptions, Output as AgentOutput, ReportAnswer, Start
 use grey_core::{
     Answer, AttemptId, AttemptResult, Bootstrap, Command, Content, Counts, Effect, EventKind, ExecutorKind,
     GroupSubmission, HistoryRecord, JobId, JobRecord, Outcome, Phase, Rejection, ReportRecord, ReportRefusal,
-    Resources, Retries, SandboxLevel, Signer, State, Submit, TIER_SOFTWARE, TaskDefaults, TaskId, TaskSpec,
-    TenantId, TenantRecord, Usage, UsageSource, WorkerId, check_report,
+    Resources, Retries, SandboxLevel, Signer, State, Submit, TaskDefaults, TaskId, TaskSpec, TenantId,
+    TenantRecord, Tier, Usage, UsageSource, WorkerId, check_report,
 };
 use grey_proof::{Certificate, Digest, Envelope, LogTree, Role, RootClass, RootFile, SigningKey};
 use grey_replica::{Options, Output, PersistBatch, Replica, Ticket};
@@ -30,7 +30,15 @@ struct Running {
     begun_ms: u64,
     ends_ms: u64,
     outcome: Outcome,
+    timeout_ms: u64,
     resources: Resources,
+}
+
+impl Running {
+    /// When it ends, by itself or by its time-out.
+    fn end_ms(&self) -> u64 {
+        self.ends_ms.min(self.begun_ms + self.timeout_ms)
+    }
 }
 
 /// One worker.
@@ -74,7 +82,7 @@ fn certify(root: &SigningKey, key: &SigningKey, role: Role, serial: u64) -> Enve
         node_id: key.verifying_key().id(),
         role,
         public_key: key.verifying_key(),
-        tier: TIER_SOFTWARE.to_owned(),
+        tier: Tier::Software.name().to_owned(),
         serial,
         not_before_ms: WALL_MS - 1_000,
         not_after_ms: WALL_MS + 1_000_000_000,
@@ -94,6 +102,8 @@ pub fn task(cpu_millicores: u64) -> TaskSpec {
         outputs: Vec::new(),
         resources: Resources { cpu_millicores, memory_bytes: 1 << 20, disk_bytes: 0 },
         priority: 100,
+        devices: Vec::new(),
+        constraints: Default::default(),
         retries: Retries::default(),
         timeout_ms: 60_000,
         output_limit_bytes: 1 << 20,
@@ -197,6 +207,8 @@ impl Simulation {
             incarnation: 1,
             capacity,
             sandbox: SandboxLevel::PidNamespace,
+            labels: Vec::new(),
+            devices: Vec::new(),
             parallel: 4,
             salt_seed: [u8::try_from(number).unwrap(); 32],
         };
@@ -286,10 +298,11 @@ impl Simulation {
         for worker in &mut self.workers {
             worker.agent.elapse(STEP_MS * 1_000);
             let done: Vec<AttemptId> =
-                worker.running.iter().filter(|(_, one)| one.ends_ms <= now_ms).map(|(id, _)| *id).collect();
+                worker.running.iter().filter(|(_, one)| one.end_ms() <= now_ms).map(|(id, _)| *id).collect();
             for attempt in done {
                 let one = worker.running.remove(&attempt).unwrap();
-                worker.agent.finished(attempt, result(one.outcome), usage(&one, now_ms));
+                let outcome = if one.ends_ms <= now_ms { one.outcome } else { Outcome::TimedOut };
+                worker.agent.finished(attempt, result(outcome), usage(&one, now_ms));
             }
         }
         self.replica.elapse(STEP_MS).unwrap();
@@ -358,6 +371,9 @@ impl Simulation {
                     Usage { started_at_ms: WALL_MS, duration_us: 0, cpu_time_us: 0, peak_memory_bytes: 0 };
                 self.worker_mut(worker).agent.stop(attempt, result(Outcome::Cancelled), usage);
             }
+            Effect::ChangeTimeout { worker, attempts, timeout_ms } => {
+                self.worker_mut(worker).agent.change_timeout(&attempts, timeout_ms);
+            }
             Effect::History(HistoryRecord::Report(report)) => self.reports.push(*report),
             Effect::History(HistoryRecord::Attempts { tasks, epoch, pointer }) => {
                 for (task, leaf) in tasks.tasks().zip(pointer.leaf..) {
@@ -399,7 +415,8 @@ impl Simulation {
                 let worker = &mut self.workers[number];
                 worker.started.push((now_ms, start.attempt));
                 let resources = start.spec.resources;
-                let running = Running { begun_ms: now_ms, ends_ms: now_ms + duration_ms, outcome, resources };
+                let (begun_ms, ends_ms, timeout_ms) = (now_ms, now_ms + duration_ms, start.timeout_ms);
+                let running = Running { begun_ms, ends_ms, outcome, timeout_ms, resources };
                 worker.running.insert(start.attempt, running);
                 worker.agent.started(start.attempt);
             }
@@ -411,6 +428,11 @@ impl Simulation {
                     StopReason::Infrastructure => Outcome::Infrastructure,
                 };
                 worker.agent.finished(attempt, result(outcome), usage(&one, now_ms));
+            }
+            AgentOutput::ChangeTimeout(attempt, timeout_ms) => {
+                if let Some(one) = self.workers[number].running.get_mut(&attempt) {
+                    one.timeout_ms = timeout_ms;
+                }
             }
             AgentOutput::Persist(_) => self.workers[number].agent.persisted(),
             AgentOutput::Revoked(body) => drop(self.propose(Command::Revoked(body)).unwrap()),

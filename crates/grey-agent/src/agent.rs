@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, Finished, RegisterWorker, Report, ReportedRun, Resources, Revoked,
-    SandboxLevel, SignedRoot, Signer, Stage, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
+    Assignment, AttemptId, AttemptResult, Devices, Finished, RegisterWorker, Report, ReportedRun, Resources,
+    Revoked, SandboxLevel, SignedRoot, Signer, Stage, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
 
+use crate::devices::FreeDevices;
 use crate::error::AgentError;
 use crate::executor::StopReason;
 use crate::outbox::{Ended, GroupContext, Outbox};
@@ -18,6 +19,8 @@ use crate::prefetch::Prefetch;
 const REPORTS_IN_FLIGHT: usize = 2;
 /// An attempt that ends sooner is never reported as started, in microseconds.
 const STARTED_AFTER_US: u64 = 20_000;
+/// How many attempts that wait for a device may be overtaken: bounds what is looked at each time.
+const OVERTAKEN: usize = 256;
 /// A result becomes durable after this long also when no report can be sent, in microseconds.
 const DURABLE_AFTER_US: u64 = 50_000;
 
@@ -34,6 +37,10 @@ pub struct AgentOptions {
     pub capacity: Resources,
     /// What it can enforce.
     pub sandbox: SandboxLevel,
+    /// Its labels, sorted by key.
+    pub labels: Vec<(String, String)>,
+    /// Its devices, sorted by name.
+    pub devices: Vec<Devices>,
     /// How many attempts may run at once, at least one.
     pub parallel: u32,
     /// From which the salts of this life's reports are derived: 32 random bytes.
@@ -53,6 +60,10 @@ pub struct Start {
     pub spec: Arc<TaskSpec>,
     /// What it is given of other tasks, where its job has stages.
     pub stage: Option<Arc<Stage>>,
+    /// Its time-out in milliseconds.
+    pub timeout_ms: u64,
+    /// The devices that it has to itself: of each kind their numbers, ascending.
+    pub devices: Vec<(String, Vec<u32>)>,
     /// Index of the entry that assigned it: what it is given was committed before.
     pub assigned_index: u64,
 }
@@ -66,6 +77,8 @@ pub enum Output {
     Execute(Start),
     /// Stop a running attempt; [`Agent::finished`] follows.
     Stop(AttemptId, StopReason),
+    /// Give a running attempt another time-out, in milliseconds from its start.
+    ChangeTimeout(AttemptId, u64),
     /// Make changes of the outbox durable, then call [`Agent::persisted`].
     Persist(Vec<(u64, Option<Vec<u8>>)>),
     /// Attempts that this worker will never start; to be proposed. Nothing is lost with the message: the attempts are
@@ -92,6 +105,9 @@ pub enum ReportAnswer {
 struct Held {
     context: Arc<GroupContext>,
     assigned: (u64, u64),
+    timeout_ms: u64,
+    /// Devices that it has to itself while it runs.
+    devices: Vec<(String, Vec<u32>)>,
     phase: HeldPhase,
 }
 
@@ -132,6 +148,7 @@ pub struct Agent {
     waiting: VecDeque<AttemptId>,
     running: Resources,
     running_count: u32,
+    free_devices: FreeDevices,
     started: BTreeMap<AttemptId, u64>,
     ended: Vec<Ended>,
     ended_since_us: u64,
@@ -161,6 +178,7 @@ impl Agent {
             waiting: VecDeque::new(),
             running: Resources::default(),
             running_count: 0,
+            free_devices: FreeDevices::new(&options.devices),
             started: BTreeMap::new(),
             ended: Vec::new(),
             ended_since_us: 0,
@@ -247,6 +265,8 @@ impl Agent {
             capacity: self.options.capacity,
             slots: self.announced_slots,
             sandbox: self.options.sandbox,
+            labels: self.options.labels.clone(),
+            devices: self.options.devices.clone(),
             certificate: self.options.signer.certificate,
             holding,
         }));
@@ -264,8 +284,9 @@ impl Agent {
             if self.held.contains_key(&attempt) || self.has_result(attempt) {
                 continue;
             }
-            let context = context.clone();
-            self.held.insert(attempt, Held { context, assigned, phase: HeldPhase::Waiting });
+            let (context, timeout_ms) = (context.clone(), assignment.timeout_ms);
+            let held = Held { context, assigned, timeout_ms, devices: Vec::new(), phase: HeldPhase::Waiting };
+            self.held.insert(attempt, held);
             self.waiting.push_back(attempt);
         }
     }
@@ -311,6 +332,17 @@ impl Agent {
         }
     }
 
+    /// The time-out of attempts was changed.
+    pub fn change_timeout(&mut self, attempts: &[AttemptId], timeout_ms: u64) {
+        for attempt in attempts {
+            let Some(held) = self.held.get_mut(attempt) else { continue };
+            held.timeout_ms = timeout_ms;
+            if held.phase == HeldPhase::Running {
+                self.outputs.push_back(Output::ChangeTimeout(*attempt, timeout_ms));
+            }
+        }
+    }
+
     /// The cluster asks for attempts back. What has not been started is never started from now on; what has, goes on.
     pub fn revoke(&mut self, attempts: &[AttemptId]) {
         let Link::Up(worker) = self.link else { return };
@@ -342,6 +374,7 @@ impl Agent {
             let resources = &held.context.spec.resources;
             self.running = self.running.checked_sub(resources).unwrap_or_default();
             self.running_count = self.running_count.saturating_sub(1);
+            self.free_devices.give_back(&held.devices);
         }
         self.prefetch.completed(1);
         if held.phase != HeldPhase::Unwanted {
@@ -426,14 +459,22 @@ impl Agent {
     }
 
     /// Starts attempts in the order of their assignment: one that does not fit yet is not overtaken, or it might wait
-    /// forever.
+    /// forever. Only one that waits for a device is: who needs none takes nothing from it.
     fn start_what_fits(&mut self) {
-        while let Some(attempt) = self.waiting.front().copied() {
+        let mut position = 0;
+        while let Some(attempt) = self.waiting.get(position).copied() {
             let Some(held) = self.held.get_mut(&attempt) else {
-                self.waiting.pop_front();
+                self.waiting.remove(position);
                 continue;
             };
             let spec = &held.context.spec;
+            if !self.free_devices.has(&spec.devices) {
+                position += 1;
+                if position >= OVERTAKEN {
+                    break;
+                }
+                continue;
+            }
             let Some(running) = self.running.checked_add(&spec.resources) else { break };
             let alone = self.running_count == 0;
             let fits = running.fits(&self.options.capacity) && self.running_count < self.options.parallel;
@@ -441,6 +482,7 @@ impl Agent {
                 break;
             }
             held.phase = HeldPhase::Running;
+            held.devices = self.free_devices.take(&spec.devices);
             let index = attempt.task.0.saturating_sub(held.context.group.0);
             self.outputs.push_back(Output::Execute(Start {
                 attempt,
@@ -448,11 +490,13 @@ impl Agent {
                 index: u32::try_from(index).unwrap_or(u32::MAX),
                 spec: spec.clone(),
                 stage: held.context.stage.clone(),
+                timeout_ms: held.timeout_ms,
+                devices: held.devices.clone(),
                 assigned_index: held.assigned.1,
             }));
             self.running = running;
             self.running_count += 1;
-            self.waiting.pop_front();
+            self.waiting.remove(position);
         }
     }
 

@@ -116,6 +116,10 @@ pub trait Executor: Send + Sync {
     /// Stops every process of the attempt; unknown attempts are ignored.
     fn stop(&self, attempt: AttemptId, reason: StopReason);
 
+    /// Gives an attempt another time-out, counted from its start; when that is over, it ends at once. Unknown attempts
+    /// are ignored.
+    fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64);
+
     /// Removes the attempt's directory once its outputs are safe elsewhere.
     fn release(&self, attempt: AttemptId);
 }

@@ -4,6 +4,7 @@
 //! reports. It owns no thread, clock, disk or socket, so a simulator can run a thousand of them.
 
 mod agent;
+mod devices;
 mod error;
 mod executor;
 mod outbox;

@@ -213,6 +213,7 @@ fn runs(ended: Vec<Ended>) -> Vec<ReportedRun> {
                     tenant: one.context.tenant.as_ref().to_owned(),
                     executor: one.context.spec.executor,
                     exec_key: one.context.exec_key,
+                    first_item: RunContext::first_item_of(one.context.stage.as_deref(), one.attempt.task),
                     assigned: vec![one.assigned],
                 }),
                 finished: Finished {

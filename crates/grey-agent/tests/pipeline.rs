@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_agent::{Agent, AgentOptions, Output, ReportAnswer, StopReason};
+use grey_agent::{Agent, AgentOptions, Output, ReportAnswer, Start, StopReason};
 use grey_core::{
-    Answer, AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Effect, Entry,
-    ExecutorKind, GroupSubmission, HistoryRecord, JobId, Outcome, Rejection, ReportRecord, ReportRefusal,
-    Resources, Retries, SandboxLevel, Signer, State, Submit, TaskDefaults, TaskSpec, TenantId, TenantRecord,
-    Usage, UsageSource, apply_entry, check_report, leaves, plan,
+    Answer, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content, Devices, Effect,
+    Entry, Epoch, ExecutorKind, GroupSubmission, HistoryRecord, JobId, Outcome, Rejection, ReportRecord,
+    ReportRefusal, Resources, Retries, SandboxLevel, Signer, State, Submit, Target, TaskDefaults, TaskId,
+    TaskSpec, TenantId, TenantRecord, Usage, UsageSource, apply_entry, check_report, leaves, plan,
 };
 use grey_proof::{Digest, SigningKey, merkle_root};
 
@@ -42,6 +42,8 @@ fn options(incarnation: u64) -> AgentOptions {
         incarnation,
         capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
         sandbox: SandboxLevel::PidNamespace,
+        labels: Vec::new(),
+        devices: vec![Devices { name: "gpu".to_owned(), count: 2 }],
         parallel: 4,
         salt_seed: [9; 32],
     }
@@ -57,6 +59,8 @@ struct House {
     executed: BTreeMap<AttemptId, u32>,
     reports: Vec<ReportRecord>,
     counts: BTreeMap<JobId, grey_core::Counts>,
+    timeouts: Vec<(AttemptId, u64)>,
+    starts: BTreeMap<AttemptId, Start>,
     connected: bool,
 }
 
@@ -81,6 +85,8 @@ impl House {
             executed: BTreeMap::new(),
             reports: Vec::new(),
             counts: BTreeMap::new(),
+            timeouts: Vec::new(),
+            starts: BTreeMap::new(),
             connected: true,
         }
     }
@@ -93,6 +99,9 @@ impl House {
         for effect in applied.effects {
             match effect {
                 Effect::Assign(assignment) => self.agent.assign(&assignment),
+                Effect::ChangeTimeout { attempts, timeout_ms, .. } => {
+                    self.agent.change_timeout(&attempts, timeout_ms);
+                }
                 Effect::Stop { attempt, .. } => self.agent.stop(attempt, result(Outcome::Cancelled), USAGE),
                 Effect::History(HistoryRecord::Report(record)) => self.reports.push(*record),
                 Effect::History(HistoryRecord::Job(job, record)) => {
@@ -105,6 +114,11 @@ impl House {
     }
 
     fn submit(&mut self, tasks: u32) -> JobId {
+        self.submit_with_devices(tasks, &[])
+    }
+
+    fn submit_with_devices(&mut self, tasks: u32, devices: &[(&str, u32)]) -> JobId {
+        let devices = devices.iter().map(|(name, count)| Devices { name: (*name).to_owned(), count: *count });
         let spec = TaskSpec {
             name: String::new(),
             executor: ExecutorKind::Process,
@@ -115,6 +129,8 @@ impl House {
             outputs: Vec::new(),
             resources: Resources { cpu_millicores: 500, memory_bytes: 1 << 20, disk_bytes: 0 },
             priority: 100,
+            devices: devices.collect(),
+            constraints: Default::default(),
             retries: Retries::default(),
             timeout_ms: 60_000,
             output_limit_bytes: 1 << 20,
@@ -165,6 +181,7 @@ impl House {
                     self.running.push_back(start.attempt);
                     self.most_running = self.most_running.max(self.running.len());
                     self.agent.started(start.attempt);
+                    self.starts.insert(start.attempt, start);
                 }
                 Output::Stop(attempt, reason) => {
                     self.running.retain(|running| *running != attempt);
@@ -174,6 +191,7 @@ impl House {
                     };
                     self.agent.finished(attempt, result(outcome), USAGE);
                 }
+                Output::ChangeTimeout(attempt, timeout_ms) => self.timeouts.push((attempt, timeout_ms)),
                 Output::Persist(changes) => {
                     for (key, value) in changes {
                         match value {
@@ -315,7 +333,7 @@ fn a_cancel_stops_what_runs_and_what_waits_and_its_results_are_refused_and_still
     let mut house = House::new();
     let job = house.submit(8);
     house.run(false);
-    let target = CancelTarget::Job(job);
+    let target = Target::Job(job);
     // Given: one result is under way when the cancel is committed.
     let attempt = house.running.pop_front().unwrap();
     house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
@@ -344,6 +362,8 @@ fn a_report_with_a_stranger_in_it_is_sent_again_without_it() {
         capacity: options(1).capacity,
         slots: 0,
         sandbox: SandboxLevel::PidNamespace,
+        labels: Vec::new(),
+        devices: Vec::new(),
         certificate: options(1).signer.certificate,
         holding,
     };
@@ -404,4 +424,48 @@ fn a_damaged_outbox_is_named() {
     let found: Vec<(u64, &[u8])> = vec![(7, b"\xff\xff")];
     let error = Agent::new(options(1), key(), found).err().unwrap();
     assert!(error.to_string().contains("record 7"), "{error}");
+}
+
+#[test]
+fn devices_are_had_by_one_attempt_at_a_time_and_who_needs_none_does_not_wait_for_them() {
+    // Given: a worker of two devices and room for four, three tasks that need one device each, then one that needs none.
+    let mut house = House::new();
+    house.turn();
+    house.submit_with_devices(3, &[("gpu", 1)]);
+    house.submit(1);
+    house.plan();
+    house.turn();
+    // Then: two run on a device each, the third waits, and the one without runs beside them.
+    let running: Vec<u64> = house.running.iter().map(|attempt| attempt.task.0).collect();
+    assert_eq!(running, [1, 2, 4]);
+    let numbers = |house: &House, task: u64| {
+        house.starts[&AttemptId { task: TaskId(task), epoch: Epoch(1) }].devices.clone()
+    };
+    assert_eq!(numbers(&house, 1), [("gpu".to_owned(), vec![0])]);
+    assert_eq!(numbers(&house, 2), [("gpu".to_owned(), vec![1])]);
+    assert!(numbers(&house, 4).is_empty());
+    // When: the second ends.
+    let second = AttemptId { task: TaskId(2), epoch: Epoch(1) };
+    house.running.retain(|attempt| *attempt != second);
+    house.agent.finished(second, result(Outcome::Exited(0)), USAGE);
+    house.turn();
+    // Then: the third has its device.
+    assert_eq!(numbers(&house, 3), [("gpu".to_owned(), vec![1])]);
+}
+
+#[test]
+fn a_time_out_that_changes_reaches_what_runs_and_what_is_yet_to_start() {
+    let mut house = House::new();
+    house.turn();
+    let job = house.submit(6);
+    house.plan();
+    house.turn();
+    assert_eq!(house.running.len(), 4);
+    let body = ChangeTimeout { tenant: TenantId(1), target: Target::Job(job), timeout_ms: 7_000 };
+    assert_eq!(house.propose(Command::ChangeTimeout(body)), Ok(Answer::TimeoutChanged { tasks: 6 }));
+    house.turn();
+    let told: Vec<(u64, u64)> = house.timeouts.iter().map(|(attempt, ms)| (attempt.task.0, *ms)).collect();
+    assert_eq!(told, [(1, 7_000), (2, 7_000), (3, 7_000), (4, 7_000)]);
+    house.run(true);
+    assert_eq!(house.starts.values().filter(|start| start.timeout_ms == 7_000).count(), 2);
 }

@@ -5,10 +5,10 @@ use utoipa::OpenApi;
 
 use crate::problem::{ErrorCode, Problem};
 use crate::types::{
-    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
-    EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
-    OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList, TaskRequest, TaskResult,
-    TaskStatus, WorkerStatus,
+    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
+    ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
+    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList,
+    TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest, WorkerStatus,
 };
 
 /// One endpoint.
@@ -100,6 +100,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "CancelResponse",
     ),
     endpoint(
+        "post",
+        "/v1/jobs/{id}/timeout",
+        "Give every task of a job that has not ended another time-out, also those that run",
+        &[],
+        Some("TimeoutRequest"),
+        "TimeoutChanged",
+    ),
+    endpoint(
         "get",
         "/v1/tasks",
         "List the tasks of jobs that have not ended",
@@ -146,6 +154,14 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "TaskExplanation",
     ),
     endpoint("post", "/v1/tasks/{id}/cancel", "Cancel a task", &[], None, "CancelResponse"),
+    endpoint(
+        "post",
+        "/v1/tasks/{id}/timeout",
+        "Give a task another time-out, also while it runs",
+        &[],
+        Some("TimeoutRequest"),
+        "TimeoutChanged",
+    ),
     endpoint(
         "post",
         "/v1/blobs",
@@ -198,7 +214,9 @@ const fn endpoint(
     InputRequest,
     CancelResponse,
     ClusterStatus,
+    ConstraintsRequest,
     ContentStatus,
+    DeviceStatus,
     ErrorCode,
     EventMessage,
     FileStatus,
@@ -216,6 +234,8 @@ const fn endpoint(
     TaskRequest,
     TaskResult,
     TaskStatus,
+    TimeoutChanged,
+    TimeoutRequest,
     WorkerStatus
 )))]
 struct Schemas;

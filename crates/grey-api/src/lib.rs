@@ -12,8 +12,8 @@ pub use client::{Body, Client, ClientError};
 pub use endpoints::{ENDPOINTS, Endpoint, openapi};
 pub use problem::{ErrorCode, Problem};
 pub use types::{
-    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ContentStatus,
-    EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList, JobRequest, JobStatus,
-    OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList, TaskRequest, TaskResult,
-    TaskStatus, WorkerStatus,
+    BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
+    ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
+    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList,
+    TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest, WorkerStatus,
 };

@@ -52,6 +52,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "The method is not taken here";
     /// What is asked for exists only once the task has ended.
     NotEnded = "not_ended", 409, "The task has not ended";
+    /// What is asked for makes sense only before the end.
+    HasEnded = "has_ended", 409, "It has ended";
     /// The idempotency key was used for another body.
     IdempotencyConflict = "idempotency_conflict", 409, "The idempotency key was used for another submission";
     /// The request is larger than any may be.

@@ -80,6 +80,38 @@ pub struct OutputsRequest {
     pub path: String,
 }
 
+/// What the worker of a task must be like.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConstraintsRequest {
+    /// Labels that it must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// How far it must be trusted at least: `software` when left out, `measured-tpm`, `hardware-degraded`, `hardware`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// What it must enforce at least: `none` when left out, `process-group`, `pid-namespace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+}
+
+/// Another time-out for what has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimeoutRequest {
+    /// Longest run of an attempt in milliseconds, from its start. An attempt that has run longer ends at once.
+    pub timeout_ms: u64,
+}
+
+/// A time-out was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TimeoutChanged {
+    /// Of how many tasks.
+    pub tasks: u64,
+    /// To how much, in milliseconds.
+    pub timeout_ms: u64,
+}
+
 /// A task to be run. What is left out gets the tenant's default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +161,16 @@ pub struct TaskRequest {
     /// How many such tasks; 1 when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u32>,
+    /// Devices that an attempt has to itself: how many of each kind, as the workers' operators named them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, u32>,
+    /// What its worker must be like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraints: Option<ConstraintsRequest>,
+    /// The `GREY_ITEM` of each of `count` tasks: a list that was sent before, with as many lines. A line is a JSON text, or
+    /// an object with `path`, `digest`, `size_bytes` and `executable` that names a file for the working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<BlobRequest>,
     /// `GREY_ITEM` of the first of them; each following one has one more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_item: Option<i64>,
@@ -421,6 +463,24 @@ pub struct WorkerStatus {
     pub cpu_millicores: u64,
     /// Memory in bytes.
     pub memory_bytes: u64,
+    /// How far it is trusted.
+    #[serde(default)]
+    pub tier: String,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Its devices by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, DeviceStatus>,
+}
+
+/// Devices of a kind that a worker has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceStatus {
+    /// How many.
+    pub count: u32,
+    /// How many the attempts that it holds ask for; more than there are when some wait for others.
+    pub asked_for: u64,
 }
 
 /// The cluster as this node sees it.

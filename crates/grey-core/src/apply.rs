@@ -7,6 +7,7 @@ mod revoke;
 mod stages;
 mod submit;
 mod task;
+mod timeout;
 pub(crate) use task::multiplied;
 mod time;
 
@@ -107,6 +108,7 @@ impl<'a> Application<'a> {
             Command::Report(body) => self.report(body),
             Command::Cancel(body) => self.cancel(&body),
             Command::Revoked(body) => self.revoked(&body),
+            Command::ChangeTimeout(body) => self.change_timeout(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }

@@ -86,6 +86,10 @@ pub enum SandboxLevel {
 }
 
 impl SandboxLevel {
+    /// Every level, lowest first.
+    pub const ALL: [SandboxLevel; 3] =
+        [SandboxLevel::None, SandboxLevel::ProcessGroup, SandboxLevel::PidNamespace];
+
     /// The name in statements and listings.
     pub fn name(self) -> &'static str {
         match self {

@@ -4,6 +4,7 @@ use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{AttemptId, Finished, SandboxLevel};
+use crate::constraint::Devices;
 use crate::flow::FlowSubmission;
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::spec::{Resources, TaskSpec};
@@ -74,8 +75,7 @@ pub struct Submit {
     pub key: Option<IdempotencyKey>,
     /// The tasks; ids are given in this order.
     pub groups: Vec<GroupSubmission>,
-    /// How they follow one another. An entry without a flow has the shape that it had before there were flows.
-    #[serde(skip)]
+    /// How they follow one another.
     pub flow: FlowSubmission,
     /// Wall clock of the receiving server, milliseconds since 1970.
     pub wall_ms: u64,
@@ -96,6 +96,10 @@ pub struct RegisterWorker {
     pub slots: u32,
     /// What it can enforce.
     pub sandbox: SandboxLevel,
+    /// Labels that its operator gave it, sorted by key.
+    pub labels: Vec<(String, String)>,
+    /// Devices that it has to give, sorted by name.
+    pub devices: Vec<Devices>,
     /// Digest of the certificate that its statements name.
     pub certificate: Digest,
     /// Attempts that it still holds or whose results it still has to report; every other one is lost.
@@ -152,9 +156,9 @@ pub struct Report {
     pub signed: Option<SignedRoot>,
 }
 
-/// What to cancel.
+/// What a command is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CancelTarget {
+pub enum Target {
     /// A whole job.
     Job(JobId),
     /// One task.
@@ -167,7 +171,19 @@ pub struct Cancel {
     /// Whose it must be.
     pub tenant: TenantId,
     /// What.
-    pub target: CancelTarget,
+    pub target: Target,
+}
+
+/// Changes the time-out of what has not ended, also of attempts under way: they end when they have run so long
+/// altogether.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeTimeout {
+    /// Whose it must be.
+    pub tenant: TenantId,
+    /// What. Of an array, one task alone can be changed once it was given to a worker.
+    pub target: Target,
+    /// The longest run of an attempt from now on, in milliseconds.
+    pub timeout_ms: u64,
 }
 
 /// Attempts that a worker gave back before it started them, so that an idle one can have them. Whoever gives an attempt
@@ -199,6 +215,8 @@ pub enum Command {
     Cancel(Cancel),
     /// Give unstarted attempts back.
     Revoked(Revoked),
+    /// Change a time-out.
+    ChangeTimeout(ChangeTimeout),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

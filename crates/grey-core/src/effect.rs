@@ -28,6 +28,8 @@ pub struct Assignment {
     pub spec: Arc<TaskSpec>,
     /// What the tasks are given of others, where the job has stages.
     pub stage: Option<Arc<Stage>>,
+    /// The time-out of each attempt, in milliseconds: what the specification says, unless it was changed.
+    pub timeout_ms: u64,
     /// Term of the assigning entry.
     pub term: u64,
     /// Index of the assigning entry.
@@ -76,6 +78,15 @@ pub enum Effect {
         worker: WorkerId,
         /// Which.
         attempt: AttemptId,
+    },
+    /// Tell the worker that attempts have another time-out. Leader only.
+    ChangeTimeout {
+        /// Who holds them.
+        worker: WorkerId,
+        /// Which.
+        attempts: Vec<AttemptId>,
+        /// Their time-out from now on, in milliseconds.
+        timeout_ms: u64,
     },
     /// Keep a record. Every replica.
     History(HistoryRecord),
@@ -127,6 +138,11 @@ pub enum Answer {
     Revoked {
         /// How many of them wait again.
         revoked: u64,
+    },
+    /// A time-out was changed.
+    TimeoutChanged {
+        /// Of how many tasks.
+        tasks: u64,
     },
     /// A cancel was committed.
     Cancelled {

@@ -5,12 +5,11 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::command::{Command, Submit};
-use crate::flow::FlowSubmission;
+use crate::command::Command;
 use crate::limits;
 
-/// The feature level that this version writes, and the highest that it understands.
-pub const FEATURE_LEVEL: u16 = 1;
+/// The feature level that this version writes, and the only one that it understands: level 1 was never released.
+pub const FEATURE_LEVEL: u16 = 2;
 
 const HEADER_BYTES: usize = 12;
 const KIND_BOOTSTRAP: u16 = 1;
@@ -21,7 +20,7 @@ const KIND_REPORT: u16 = 5;
 const KIND_CANCEL: u16 = 6;
 const KIND_TICK: u16 = 7;
 const KIND_REVOKED: u16 = 8;
-const KIND_SUBMIT_FLOW: u16 = 9;
+const KIND_CHANGE_TIMEOUT: u16 = 9;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +34,8 @@ pub struct Entry {
 /// Why bytes are not an entry of this version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// A newer version wrote it: the node must stop rather than skip it.
-    #[error(
-        "entry of feature level {level} and kind {kind}; this version understands levels up to {FEATURE_LEVEL}"
-    )]
+    /// Another version wrote it: the node must stop rather than skip it.
+    #[error("entry of feature level {level} and kind {kind}; this version understands level {FEATURE_LEVEL}")]
     Unknown {
         /// The entry's feature level.
         level: u16,
@@ -62,7 +59,7 @@ pub enum EntryError {
 }
 
 impl EntryError {
-    /// Whether the node must stop: a newer version wrote the entry, and skipping it would make replicas differ.
+    /// Whether the node must stop: another version wrote the entry, and skipping it would make replicas differ.
     pub fn must_halt(&self) -> bool {
         matches!(self, EntryError::Unknown { .. })
     }
@@ -74,14 +71,14 @@ impl Entry {
     pub fn encode(&self) -> Result<Vec<u8>, EntryError> {
         match &self.command {
             Command::Bootstrap(body) => self.encode_as(KIND_BOOTSTRAP, body),
-            Command::Submit(body) if body.flow.is_empty() => self.encode_as(KIND_SUBMIT, body),
-            Command::Submit(body) => self.encode_as(KIND_SUBMIT_FLOW, &(body, &body.flow)),
+            Command::Submit(body) => self.encode_as(KIND_SUBMIT, body),
             Command::RegisterWorker(body) => self.encode_as(KIND_REGISTER_WORKER, body),
             Command::Plan(body) => self.encode_as(KIND_PLAN, body),
             Command::Report(body) => self.encode_as(KIND_REPORT, body),
             Command::Cancel(body) => self.encode_as(KIND_CANCEL, body),
             Command::Tick => self.encode_as(KIND_TICK, &()),
             Command::Revoked(body) => self.encode_as(KIND_REVOKED, body),
+            Command::ChangeTimeout(body) => self.encode_as(KIND_CHANGE_TIMEOUT, body),
         }
     }
 
@@ -92,7 +89,7 @@ impl Entry {
         bytes.extend_from_slice(&self.time_ms.to_le_bytes());
         let bytes = postcard::to_extend(body, bytes).map_err(|_| EntryError::Malformed { kind })?;
         let limit_bytes = match kind {
-            KIND_SUBMIT | KIND_SUBMIT_FLOW => limits::SUBMISSION_BYTES,
+            KIND_SUBMIT => limits::SUBMISSION_BYTES,
             _ => limits::ENTRY_BYTES,
         };
         within(bytes.len(), limit_bytes)?;
@@ -108,7 +105,7 @@ impl Entry {
         let [l0, l1, k0, k1, time @ ..] = *header;
         let level = u16::from_le_bytes([l0, l1]);
         let kind = u16::from_le_bytes([k0, k1]);
-        if level == 0 || level > FEATURE_LEVEL {
+        if level != FEATURE_LEVEL {
             return Err(EntryError::Unknown { level, kind });
         }
         let command = match kind {
@@ -123,10 +120,7 @@ impl Entry {
                 Command::Tick
             }
             KIND_REVOKED => Command::Revoked(decode_body(kind, body)?),
-            KIND_SUBMIT_FLOW => {
-                let (submit, flow): (Submit, FlowSubmission) = decode_body(kind, body)?;
-                Command::Submit(Submit { flow, ..submit })
-            }
+            KIND_CHANGE_TIMEOUT => Command::ChangeTimeout(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

@@ -9,6 +9,7 @@ use grey_proof::{Digest, DigestBuilder};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+use crate::constraint::Items;
 use crate::ids::{JobId, TaskRange};
 use crate::limits;
 use crate::rejection::Rejection;
@@ -40,8 +41,8 @@ pub struct StageSubmission {
     pub after: Vec<u32>,
     /// Output files of others that are laid into the working directory.
     pub inputs: Vec<StageInput>,
-    /// `GREY_ITEM` of the first task; each following task has one more.
-    pub first_item: Option<i64>,
+    /// What `GREY_ITEM` says in each task; then the stage is one array.
+    pub items: Option<Items>,
 }
 
 /// Where output files of other tasks come from and go to.
@@ -91,8 +92,8 @@ pub struct Stage {
     pub after: Vec<u32>,
     /// What its tasks are given of others.
     pub inputs: Vec<OutputsOf>,
-    /// `GREY_ITEM` of the first task; each following task has one more.
-    pub first_item: Option<i64>,
+    /// What `GREY_ITEM` says in each task.
+    pub items: Option<Items>,
 }
 
 /// Output files of other tasks, all laid into one directory.
@@ -170,6 +171,14 @@ pub(crate) fn check(flow: &FlowSubmission, groups: usize) -> Result<(), Rejectio
         return refuse("after", "names too many tasks altogether", limits::STAGE_LINKS as u64);
     }
     for stage in &flow.stages {
+        if stage.items.is_some() && stage.groups != 1 {
+            return refuse("items", "belong to one array", 1);
+        }
+        if let Some(Items::Listed(blob)) = stage.items
+            && blob.size_bytes > limits::ITEMS_BYTES
+        {
+            return refuse("items", "are too long altogether", limits::ITEMS_BYTES);
+        }
         let ascending = stage.after.windows(2).all(|pair| matches!(pair, [left, right] if left < right));
         let known = stage.after.iter().all(|number| (*number as usize) < flow.stages.len());
         if !ascending || !known {

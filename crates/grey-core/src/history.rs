@@ -1,11 +1,11 @@
 //! Records of what has ended. They leave the state for immutable history segments: memory follows live work only.
 
-use grey_proof::Digest;
+use grey_proof::{Digest, DigestBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::Finished;
 use crate::command::SignedRoot;
-use crate::flow::{Broken, Flow};
+use crate::flow::{Broken, Flow, Stage};
 use crate::ids::{JobId, TaskId, TaskRange};
 use crate::rows::{Counts, JobInfo};
 use crate::spec::{ExecutorKind, TaskSpec};
@@ -21,6 +21,9 @@ pub struct RunContext {
     pub executor: ExecutorKind,
     /// Digest of everything that was executed.
     pub exec_key: Digest,
+    /// Which item of its array the first attempt had, from zero, where the array has items; each following one has the
+    /// next.
+    pub first_item: Option<u32>,
     /// Term and index of the entry that assigned each attempt, in order.
     pub assigned: Vec<(u64, u64)>,
 }
@@ -108,6 +111,23 @@ pub enum HistoryRecord {
     Job(JobId, Box<JobRecord>),
     /// How the stages of a job that ended followed one another, where it had any.
     Flow(JobId, Box<FlowRecord>),
+}
+
+impl RunContext {
+    /// Digest of everything that the attempt at `offset` executed: its item too, where it has one.
+    pub fn exec_key_of(&self, offset: u32) -> Digest {
+        let Some(first) = self.first_item else { return self.exec_key };
+        let mut hash = DigestBuilder::domain("grey/exec-item/v1");
+        hash.field(&self.exec_key.0);
+        hash.number(u64::from(first) + u64::from(offset));
+        hash.finish()
+    }
+
+    /// The item of a run's first task, where its stage has items.
+    pub fn first_item_of(stage: Option<&Stage>, first: TaskId) -> Option<u32> {
+        let stage = stage.filter(|stage| stage.items.is_some())?;
+        u32::try_from(first.0.checked_sub(stage.tasks.first.0)?).ok()
+    }
 }
 
 impl JobRecord {

@@ -11,6 +11,7 @@ use crate::state::State;
 #[derive(Default)]
 struct Sums {
     held: BTreeMap<WorkerId, (u32, Resources)>,
+    devices: BTreeMap<(WorkerId, String), u64>,
     tenant_held: BTreeMap<TenantId, (u64, Resources)>,
     jobs: BTreeMap<JobId, (Counts, u64)>,
 }
@@ -79,8 +80,11 @@ impl State {
                 Phase::Stopping { .. } => *stopping += 1,
             }
             if let Some(worker) = live.phase.worker() {
-                let resources =
-                    self.specs.get(&live.group).ok_or("a group without its specification")?.resources;
+                let spec = self.specs.get(&live.group).ok_or("a group without its specification")?;
+                let resources = spec.resources;
+                for kind in &spec.devices {
+                    *sums.devices.entry((worker, kind.name.clone())).or_default() += u64::from(kind.count);
+                }
                 let tenant = self.jobs.get(&group.job).ok_or("a group without its job")?.info.tenant;
                 let (held, charged) = sums.held.entry(worker).or_default();
                 *held += 1;
@@ -143,6 +147,13 @@ impl State {
             let (held, charged) = sums.held.get(id).copied().unwrap_or_default();
             if worker.held != held || worker.charged != charged {
                 return Err(format!("{id} is charged {} attempts and holds {held}", worker.held));
+            }
+            for kind in &worker.devices {
+                let charged = sums.devices.get(&(*id, kind.name.clone())).copied().unwrap_or(0);
+                if kind.charged != charged {
+                    let (name, kept) = (&kind.name, kind.charged);
+                    return Err(format!("{id} is charged {kept} of {name}, its attempts say {charged}"));
+                }
             }
         }
         Ok(())

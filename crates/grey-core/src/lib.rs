@@ -9,6 +9,7 @@
 mod apply;
 mod attempt;
 mod command;
+mod constraint;
 mod effect;
 mod entry;
 mod flow;
@@ -34,9 +35,10 @@ pub use attempt::{
     AttemptId, AttemptResult, Content, Finished, Outcome, OutputFile, SandboxLevel, Usage, UsageSource,
 };
 pub use command::{
-    Bootstrap, Cancel, CancelTarget, Command, GroupSubmission, IdempotencyKey, Placement, Plan,
-    RegisterWorker, Report, Revoked, SignedRoot, Submit, TaskDefaults, TenantRecord,
+    Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, Placement, Plan,
+    RegisterWorker, Report, Revoked, SignedRoot, Submit, Target, TaskDefaults, TenantRecord,
 };
+pub use constraint::{Constraints, Devices, Items, Tier};
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
 pub use entry::{Entry, EntryError, FEATURE_LEVEL};
 pub use flow::{
@@ -50,8 +52,10 @@ pub use plan::{PLAN_VERSION, plan};
 pub use range_set::RangeSet;
 pub use rejection::Rejection;
 pub use report_check::{ReportRefusal, check_report};
-pub use rows::{Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
+pub use rows::{
+    Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker, WorkerDevices,
+};
 pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};
 pub use state::{Deadline, LoadError, ReadyKey, State};
-pub use statement::{Signer, TIER_SOFTWARE, leaves, report_header, report_root, statement};
+pub use statement::{Signer, leaves, report_header, report_root, statement};
 pub use steal::steal;

@@ -42,8 +42,16 @@ pub const OUTPUT_FILES: usize = 1_024;
 pub const NAME_BYTES: usize = 128;
 /// Bytes of an idempotency key.
 pub const KEY_BYTES: usize = 128;
-/// Labels of a job.
+/// Labels of a job, of a worker, or that a task asks of its worker.
 pub const LABELS: usize = 32;
+/// Kinds of devices that a worker has or a task asks for.
+pub const DEVICE_KINDS: usize = 16;
+/// Devices of one kind that a worker has.
+pub const DEVICES: u32 = 1_024;
+/// Bytes of the name of a kind of device.
+pub const DEVICE_NAME_BYTES: usize = 32;
+/// Bytes of the list of an array's items.
+pub const ITEMS_BYTES: u64 = 256 * 1024 * 1024;
 /// Bytes of a result's message.
 pub const MESSAGE_BYTES: usize = 512;
 /// The longest time-out: 30 days, in milliseconds.
@@ -64,6 +72,9 @@ pub const WORKERS: usize = 10_000;
 pub const WORKER_SLOTS: u32 = 16_384;
 /// The longest step of cluster time between two entries, in milliseconds: a jump of a clock moves deadlines no further.
 pub const TIME_STEP_MS: u64 = 10_000;
+/// How long a task waits for each level of priority that it gains on later ones, in cluster milliseconds. A task of the
+/// lowest priority goes before everything that is submitted 255 such steps after it.
+pub const AGEING_STEP_MS: u64 = 60_000;
 /// Back-off after a failure: first wait, in milliseconds; it doubles each time.
 pub const BACKOFF_FIRST_MS: u64 = 100;
 /// Back-off after a failure: longest wait, in milliseconds.

@@ -1,26 +1,27 @@
 //! The planner: a pure function of the state. The same state gives the same plan, byte for byte.
 //!
 //! Tenants take turns by weighted dominant-resource fairness (Ghodsi et al., NSDI 2011): next is the one whose dominant
-//! share over its weight is lowest. Inside a tenant the order is priority, then submission. A task goes to the worker
-//! on which it fits most tightly, or, where all are full, ahead of time to the one that holds the fewest.
+//! share over its weight is lowest. Inside a tenant the order is priority with age, then submission. A task goes to the
+//! worker on which it fits most tightly, or, where all are full, ahead of time to the one that holds the fewest.
 //!
 //! It works on indexes that the state keeps as its rows change, so its cost follows what it places and looks at, not how
 //! many workers, tenants or tasks there are.
 
-use core::cmp::Ordering;
+use core::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::multiplied;
 use crate::command::{Placement, Plan};
+use crate::constraint::Constraints;
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
 use crate::rows::Tenant;
 use crate::seats::{BySlots, Seat, Seats};
-use crate::spec::Resources;
+use crate::spec::{Resources, TaskSpec};
 use crate::state::{ReadyKey, State};
 
 /// Version of the rules below; a plan names the version that made it.
-pub const PLAN_VERSION: u16 = 2;
+pub const PLAN_VERSION: u16 = 3;
 
 /// How many tasks a tenant may place in one turn while others wait: bounds what fairness can be off by.
 const TURN_TASKS: u32 = 64;
@@ -29,6 +30,12 @@ const TURN_TASKS: u32 = 64;
 const PASSED_OVER: u32 = 16_384;
 /// How many sizes of task that fit nowhere a plan remembers.
 const UNFIT_KEPT: usize = 16;
+/// How many kinds of worker that tasks ask for a plan remembers the workers of.
+const KINDS_KEPT: usize = 64;
+/// A kind that fewer workers than one in so many are of is looked for among these, any other among all.
+const RARE_KIND: usize = 4;
+/// How many workers that are looked at in vain cost as much patience as a task that is passed over.
+const LOOKS: usize = 64;
 
 /// A tenant as the plan so far leaves it.
 struct Line<'a> {
@@ -85,8 +92,14 @@ struct Floor<'a> {
     none: &'a Seats,
     /// Steps over changed seats so far.
     skipped: usize,
-    /// Sizes of task that fit nowhere: room only becomes less while a plan is made.
-    unfit: Vec<Resources>,
+    /// Tasks that fit nowhere: room only becomes less while a plan is made.
+    unfit: Vec<&'a TaskSpec>,
+    /// Kinds of worker that tasks ask for, and which workers are of each.
+    kinds: Vec<(&'a TaskSpec, Vec<WorkerId>)>,
+    /// Devices that this plan has given away, where it gave any.
+    devices: BTreeMap<(WorkerId, &'a str), u64>,
+    /// Workers looked at in vain so far.
+    looked_at: usize,
     /// How many more may be passed over.
     patience: u32,
     /// How many more tasks of a job may be held, where that is limited.
@@ -117,6 +130,9 @@ pub fn plan(state: &State, budget: u32) -> Plan {
         none: &none,
         skipped: 0,
         unfit: Vec::new(),
+        kinds: Vec::new(),
+        devices: BTreeMap::new(),
+        looked_at: 0,
         patience: PASSED_OVER,
         rooms: BTreeMap::new(),
     };
@@ -164,7 +180,7 @@ impl<'a> Floor<'a> {
             }
             if line.current.is_none() {
                 let key = line.waiting.next()?;
-                if self.is_unfit(&self.state.spec(key.group)?.resources) {
+                if self.is_unfit(self.state.spec(key.group)?) {
                     self.patience = self.patience.checked_sub(1)?;
                     continue;
                 }
@@ -176,8 +192,10 @@ impl<'a> Floor<'a> {
                 continue;
             };
             let (group, epoch) = (run.group, run.epoch);
-            let resources = self.state.spec(group)?.resources;
-            let found = if self.room_of_job(group) == Some(0) { None } else { self.choose(&resources) };
+            let spec: &'a TaskSpec = self.state.spec(group)?;
+            let found = if self.room_of_job(group) == Some(0) { None } else { self.choose(spec) };
+            let looks = core::mem::take(&mut self.looked_at) / LOOKS;
+            self.patience = self.patience.checked_sub(u32::try_from(looks).unwrap_or(u32::MAX))?;
             let Some((mut seat, fitting)) = found else {
                 line.current = None;
                 self.patience = self.patience.checked_sub(1)?;
@@ -191,7 +209,7 @@ impl<'a> Floor<'a> {
                 *room -= count;
             }
             let worker = seat.worker;
-            self.take(&mut seat, line, &resources, count)?;
+            self.take(&mut seat, line, spec, count)?;
             let run = line.current.as_mut()?;
             run.ranges.pop();
             let tasks = TaskRange { first: range.first, count };
@@ -218,14 +236,12 @@ impl<'a> Floor<'a> {
         Some(*self.rooms.entry(job).or_insert(parallel.saturating_sub(held)))
     }
 
-    fn take(
-        &mut self,
-        seat: &mut Seat,
-        line: &mut Line<'_>,
-        resources: &Resources,
-        count: u32,
-    ) -> Option<()> {
-        let total = multiplied(resources, count)?;
+    fn take(&mut self, seat: &mut Seat, line: &mut Line<'_>, spec: &'a TaskSpec, count: u32) -> Option<()> {
+        let total = multiplied(&spec.resources, count)?;
+        for kind in &spec.devices {
+            let given = self.devices.entry((seat.worker, &kind.name)).or_default();
+            *given = given.saturating_add(u64::from(kind.count).saturating_mul(u64::from(count)));
+        }
         if self.is_own || self.moved.contains_key(&seat.worker) {
             self.seats.set(seat, false);
         }
@@ -243,69 +259,163 @@ impl<'a> Floor<'a> {
         Some(())
     }
 
-    /// Whether a task of no more than this was found to fit nowhere.
-    fn is_unfit(&self, resources: &Resources) -> bool {
-        self.unfit.iter().any(|unfit| unfit.fits(resources))
+    /// Whether a task that asks for no more than this was found to fit nowhere.
+    fn is_unfit(&self, spec: &TaskSpec) -> bool {
+        self.unfit.iter().any(|unfit| {
+            unfit.resources.fits(&spec.resources)
+                && unfit.devices == spec.devices
+                && unfit.constraints == spec.constraints
+        })
     }
 
     /// The best worker for a task and how many such tasks it should get at once.
-    fn choose(&mut self, resources: &Resources) -> Option<(Seat, u32)> {
-        if self.is_unfit(resources) {
+    fn choose(&mut self, spec: &'a TaskSpec) -> Option<(Seat, u32)> {
+        if self.is_unfit(spec) {
             return None;
         }
         self.own_when_worth_it();
-        if let Some(seat) = self.tightest(resources) {
-            return Some((seat, times_fitting(resources, &seat.free)));
+        let rare = self.rare_kind(spec);
+        let found = match &rare {
+            Some(workers) => self.tightest_of(spec, workers),
+            None => self.tightest(spec),
+        };
+        if let Some(seat) = found {
+            let devices = self.times_devices_free(spec, seat.worker);
+            return Some((seat, times_fitting(&spec.resources, &seat.free).min(devices.max(1))));
         }
         // Every feasible worker is full: a task waits on the one with the most free slots rather than here.
-        let Some((seat, alone)) = self.emptiest(resources) else {
+        let found = match &rare {
+            Some(workers) => self.emptiest_of(spec, workers),
+            None => self.emptiest(spec),
+        };
+        let Some((seat, alone)) = found else {
             if self.unfit.len() < UNFIT_KEPT {
-                self.unfit.push(*resources);
+                self.unfit.push(spec);
             }
             return None;
         };
         Some((seat, if alone { seat.slots_free } else { 1 }))
     }
 
-    /// The seat with the least free cpu, then memory, on which a task fits now.
-    fn tightest(&mut self, resources: &Resources) -> Option<Seat> {
-        let from = (resources.cpu_millicores, 0, WorkerId(0));
-        let moved = self.seats.by_room.range(from..).find_map(|key| {
-            let seat = self.moved.get(&key.2).copied().or_else(|| seat_of(self.state, key.2))?;
-            resources.fits(&seat.free).then_some((*key, seat))
+    /// The workers that a task may run on, where they are so few that they are looked at one by one.
+    fn rare_kind(&mut self, spec: &'a TaskSpec) -> Option<Vec<WorkerId>> {
+        if spec.devices.is_empty() && spec.constraints == Constraints::default() {
+            return None;
+        }
+        let alike = |other: &TaskSpec| other.devices == spec.devices && other.constraints == spec.constraints;
+        let position = match self.kinds.iter().position(|(other, _)| alike(other)) {
+            Some(position) => position,
+            None if self.kinds.len() >= KINDS_KEPT => return None,
+            None => {
+                let of_kind = self
+                    .state
+                    .workers
+                    .iter()
+                    .filter(|(_, row)| row.meets(&spec.constraints) && row.has(&spec.devices));
+                self.kinds.push((spec, of_kind.map(|(worker, _)| *worker).collect()));
+                self.looked_at += self.state.workers.len();
+                self.kinds.len() - 1
+            }
+        };
+        let (_, workers) = self.kinds.get(position)?;
+        (workers.len() < self.state.workers.len() / RARE_KIND).then(|| workers.clone())
+    }
+
+    /// A worker's seat as this plan leaves it, if it has a free slot and could ever run the task.
+    fn suitable(&self, spec: &TaskSpec, worker: WorkerId) -> Option<Seat> {
+        let row = self.state.workers.get(&worker)?;
+        let seat = self.moved.get(&worker).copied().unwrap_or_else(|| Seat::of(worker, row));
+        (seat.slots_free > 0 && row.suits(spec)).then_some(seat)
+    }
+
+    /// How often the devices that a task asks for are free on a worker.
+    fn times_devices_free(&self, spec: &TaskSpec, worker: WorkerId) -> u32 {
+        let Some(row) = self.state.workers.get(&worker) else { return 0 };
+        let times = spec.devices.iter().map(|needed| {
+            let kind = row.devices.iter().find(|kind| kind.name == needed.name);
+            let given = self.devices.get(&(worker, needed.name.as_str())).copied().unwrap_or(0);
+            let free = kind
+                .map_or(0, |kind| u64::from(kind.count).saturating_sub(kind.charged.saturating_add(given)));
+            u32::try_from(free).unwrap_or(u32::MAX).checked_div(needed.count).unwrap_or(u32::MAX)
         });
-        let mut untouched = None;
+        times.min().unwrap_or(u32::MAX)
+    }
+
+    /// Whether a task fits on a seat now.
+    fn fits_now(&self, spec: &TaskSpec, seat: &Seat) -> bool {
+        spec.resources.fits(&seat.free) && self.times_devices_free(spec, seat.worker) > 0
+    }
+
+    fn tightest_of(&mut self, spec: &TaskSpec, workers: &[WorkerId]) -> Option<Seat> {
+        self.looked_at += workers.len();
+        let seats = workers.iter().filter_map(|worker| self.suitable(spec, *worker));
+        seats
+            .filter(|seat| self.fits_now(spec, seat))
+            .min_by_key(|seat| (seat.free.cpu_millicores, seat.free.memory_bytes, seat.worker))
+    }
+
+    fn emptiest_of(&mut self, spec: &TaskSpec, workers: &[WorkerId]) -> Option<(Seat, bool)> {
+        self.looked_at += workers.len();
+        let mut seats = workers.iter().filter_map(|worker| self.suitable(spec, *worker));
+        let first = seats.next()?;
+        let mut alone = true;
+        let emptiest = seats.fold(first, |best, next| {
+            alone = false;
+            let better = (Reverse(next.slots_free), next.worker) < (Reverse(best.slots_free), best.worker);
+            if better { next } else { best }
+        });
+        Some((emptiest, alone))
+    }
+
+    /// The seat with the least free cpu, then memory, on which a task fits now.
+    fn tightest(&mut self, spec: &TaskSpec) -> Option<Seat> {
+        let from = (spec.resources.cpu_millicores, 0, WorkerId(0));
+        let mut in_vain = 0;
+        let mut fitting = |worker: WorkerId| {
+            let seat = self.suitable(spec, worker).filter(|seat| self.fits_now(spec, seat));
+            in_vain += usize::from(seat.is_none());
+            seat
+        };
+        let moved = self.seats.by_room.range(from..).find_map(|key| fitting(key.2).map(|seat| (*key, seat)));
+        let (mut untouched, mut skipped) = (None, 0);
         for key in self.of_state().by_room.range(from..) {
             if self.moved.contains_key(&key.2) {
-                self.skipped += 1;
-            } else if let Some(seat) = seat_of(self.state, key.2).filter(|seat| resources.fits(&seat.free)) {
+                skipped += 1;
+            } else if let Some(seat) = fitting(key.2) {
                 untouched = Some((*key, seat));
                 break;
             }
         }
+        self.skipped += skipped;
+        self.looked_at += in_vain;
         moved.into_iter().chain(untouched).min_by_key(|(key, _)| *key).map(|(_, seat)| seat)
     }
 
     /// The seat with the most free slots whose worker could ever run a task, and whether it is the only one.
-    fn emptiest(&mut self, resources: &Resources) -> Option<(Seat, bool)> {
-        let moved = self.seats.by_slots.iter().filter_map(|key| {
-            let seat = self.moved.get(&key.1).copied().or_else(|| seat_of(self.state, key.1))?;
-            resources.fits(&seat.capacity).then_some((*key, seat))
-        });
+    fn emptiest(&mut self, spec: &TaskSpec) -> Option<(Seat, bool)> {
+        let mut in_vain = 0;
+        let mut suitable = |worker: WorkerId| {
+            let seat = self.suitable(spec, worker);
+            in_vain += usize::from(seat.is_none());
+            seat
+        };
+        let moved = self.seats.by_slots.iter().filter_map(|key| Some((*key, suitable(key.1)?)));
         let mut found: Vec<(BySlots, Seat)> = moved.take(2).collect();
-        let mut of_state = 0;
+        let (mut of_state, mut skipped) = (0, 0);
         for key in &self.of_state().by_slots {
             if self.moved.contains_key(&key.1) {
-                self.skipped += 1;
+                skipped += 1;
                 continue;
             }
-            let seat = seat_of(self.state, key.1).filter(|seat| resources.fits(&seat.capacity));
+            let seat = suitable(key.1);
             found.extend(seat.map(|seat| (*key, seat)));
             of_state += usize::from(seat.is_some());
             if of_state == 2 {
                 break;
             }
         }
+        self.skipped += skipped;
+        self.looked_at += in_vain;
         found.sort_unstable_by_key(|(key, _)| *key);
         let (_, seat) = found.first()?;
         Some((*seat, found.len() == 1))
@@ -329,10 +439,6 @@ impl<'a> Floor<'a> {
         self.seats.by_slots.extend(slots.copied());
         self.is_own = true;
     }
-}
-
-fn seat_of(state: &State, worker: WorkerId) -> Option<Seat> {
-    state.workers.get(&worker).map(|row| Seat::of(worker, row))
 }
 
 fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {

@@ -38,6 +38,16 @@ pub enum Rejection {
         /// The bound.
         limit: u64,
     },
+    /// A task of an array that was never given to a worker has nothing of its own that could be changed.
+    #[error(
+        "task {task} of the array has not started; what is changed for it is changed for the whole of {job}"
+    )]
+    NotStarted {
+        /// The task.
+        task: TaskId,
+        /// Its job.
+        job: JobId,
+    },
     /// The key was used for another submission.
     #[error("the idempotency key was used for job {job} with another body")]
     IdempotencyConflict {

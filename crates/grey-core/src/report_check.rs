@@ -95,18 +95,19 @@ fn runs(state: &State, report: &Report) -> Result<Vec<ReportedRun>, ReportRefusa
                 None => strangers.push(attempt),
             }
         }
-        let context = group.and_then(|group| context(state, group, assigned));
+        let context = group.and_then(|group| context(state, group, run.tasks.first, assigned));
         runs.push(ReportedRun { context, finished: run.clone() });
     }
     if strangers.is_empty() { Ok(runs) } else { Err(ReportRefusal::NotHeld(strangers)) }
 }
 
-fn context(state: &State, group: TaskId, assigned: Vec<(u64, u64)>) -> Option<RunContext> {
+fn context(state: &State, group: TaskId, first: TaskId, assigned: Vec<(u64, u64)>) -> Option<RunContext> {
     let job = state.groups.get(&group)?.job;
     let tenant = state.jobs.get(&job)?.info.tenant;
     let tenant = state.tenants.get(&tenant)?.name.as_ref().to_owned();
     let spec = state.specs.get(&group)?;
     let stage = state.flow(job).and_then(|flow| flow.stage_of(group));
-    let exec_key = spec.exec_key(stage.map(|(_, stage)| stage.as_ref()));
-    Some(RunContext { job, tenant, executor: spec.executor, exec_key, assigned })
+    let stage = stage.map(|(_, stage)| stage.as_ref());
+    let (exec_key, first_item) = (spec.exec_key(stage), RunContext::first_item_of(stage, first));
+    Some(RunContext { job, tenant, executor: spec.executor, exec_key, first_item, assigned })
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use grey_proof::{Digest, LogTree};
 use serde::{Deserialize, Serialize};
 
+use crate::apply::multiplied;
 use crate::attempt::SandboxLevel;
 use crate::command::TaskDefaults;
+use crate::constraint::{Constraints, Devices, Tier};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::limits;
 use crate::range_set::RangeSet;
-use crate::spec::Resources;
+use crate::spec::{Resources, TaskSpec};
 
 /// What belongs to the cluster as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -76,8 +79,88 @@ pub struct Worker {
     pub held: u32,
     /// What it can enforce.
     pub sandbox: SandboxLevel,
+    /// How far it is trusted.
+    pub tier: Tier,
+    /// Its labels, sorted by key.
+    pub labels: Vec<(String, String)>,
+    /// Its devices, sorted by name.
+    pub devices: Vec<WorkerDevices>,
     /// Digest of its certificate.
     pub certificate: Digest,
+}
+
+/// Devices of a kind that a worker has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerDevices {
+    /// The kind.
+    pub name: String,
+    /// How many it has.
+    pub count: u32,
+    /// How many are spoken for by the attempts it holds; prefetched ones may take it above the count.
+    pub charged: u64,
+}
+
+impl Worker {
+    /// Whether the worker is what a task asks for and could run it, were it empty.
+    pub fn suits(&self, spec: &TaskSpec) -> bool {
+        spec.resources.fits(&self.capacity) && self.meets(&spec.constraints) && self.has(&spec.devices)
+    }
+
+    /// Whether the worker is like that.
+    pub fn meets(&self, constraints: &Constraints) -> bool {
+        let has = |label: &(String, String)| self.labels.binary_search(label).is_ok();
+        self.tier >= constraints.tier
+            && self.sandbox >= constraints.sandbox
+            && constraints.labels.iter().all(has)
+    }
+
+    /// Whether the worker has these devices, free or not.
+    pub fn has(&self, devices: &[Devices]) -> bool {
+        devices.iter().all(|needed| {
+            self.devices.iter().any(|kind| kind.name == needed.name && kind.count >= needed.count)
+        })
+    }
+
+    /// Whether a task could be started here at once.
+    pub(crate) fn could_start(&self, spec: &TaskSpec) -> bool {
+        let with_it = self.charged.checked_add(&spec.resources);
+        let has_free = |needed: &Devices| {
+            let kind = self.devices.iter().find(|kind| kind.name == needed.name);
+            kind.is_some_and(|kind| u64::from(kind.count) >= kind.charged.saturating_add(needed.count.into()))
+        };
+        self.suits(spec)
+            && with_it.is_some_and(|charged| charged.fits(&self.capacity))
+            && spec.devices.iter().all(has_free)
+    }
+
+    /// Whether the attempts it holds need more than it has, so that some wait for others.
+    pub(crate) fn is_overcharged(&self) -> bool {
+        !self.charged.fits(&self.capacity)
+            || self.devices.iter().any(|kind| kind.charged > u64::from(kind.count))
+    }
+
+    /// Gives it so many attempts of a task; `None` when a charge would overflow.
+    pub(crate) fn charge(&mut self, spec: &TaskSpec, attempts: u32) -> Option<()> {
+        self.held = self.held.checked_add(attempts)?;
+        self.charged = self.charged.checked_add(&multiplied(&spec.resources, attempts)?)?;
+        for needed in &spec.devices {
+            let kind = self.devices.iter_mut().find(|kind| kind.name == needed.name)?;
+            let more = u64::from(needed.count).checked_mul(u64::from(attempts))?;
+            kind.charged = kind.charged.checked_add(more)?;
+        }
+        Some(())
+    }
+
+    /// Takes an attempt of a task off it; `None` when a charge would fall below zero.
+    pub(crate) fn release(&mut self, spec: &TaskSpec) -> Option<()> {
+        self.held = self.held.checked_sub(1)?;
+        self.charged = self.charged.checked_sub(&spec.resources)?;
+        for needed in &spec.devices {
+            let kind = self.devices.iter_mut().find(|kind| kind.name == needed.name)?;
+            kind.charged = kind.charged.checked_sub(u64::from(needed.count))?;
+        }
+        Some(())
+    }
 }
 
 /// What never changes about a job.
@@ -155,8 +238,20 @@ pub struct Group {
     pub tasks: TaskRange,
     /// 0–255, higher first; as in the specification.
     pub priority: u8,
+    /// Cluster time of the submission, in milliseconds: from then on its tasks age.
+    pub queued_at_ms: u64,
     /// Tasks never assigned so far.
     pub pending: RangeSet,
+}
+
+impl Group {
+    /// The group's place in its tenant's line: lower comes first. All tasks that wait gain on later ones alike, so the
+    /// order between two never changes, and the place need not be reckoned again as time passes: priority `p` after
+    /// waiting for `w` counts as `p + w / step`, and that difference between two is the same at any time.
+    pub fn rank(&self) -> u64 {
+        let below_highest = u64::from(u8::MAX - self.priority);
+        self.queued_at_ms.saturating_add(below_highest * limits::AGEING_STEP_MS)
+    }
 }
 
 /// Where a task is that is no longer, or not only, part of its group's pending range.
@@ -213,6 +308,8 @@ pub struct LiveTask {
     pub failures: u16,
     /// Losses of its worker so far.
     pub losses: u16,
+    /// Its time-out in milliseconds, where that is no longer what the specification said.
+    pub timeout_ms: Option<u64>,
     /// Where it is.
     pub phase: Phase,
 }

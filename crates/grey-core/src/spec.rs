@@ -3,6 +3,7 @@
 use grey_proof::{Digest, ExecInputs, exec_key};
 use serde::{Deserialize, Serialize};
 
+use crate::constraint::{Constraints, Devices};
 use crate::flow::Stage;
 
 /// Resources in integers: what a task asks for, a worker has, a tenant uses.
@@ -116,6 +117,10 @@ pub struct TaskSpec {
     pub outputs: Vec<String>,
     /// What one attempt needs.
     pub resources: Resources,
+    /// Devices that one attempt has to itself, sorted by name.
+    pub devices: Vec<Devices>,
+    /// What its worker must be like.
+    pub constraints: Constraints,
     /// 0–255, higher first.
     pub priority: u8,
     /// How often to try again.
@@ -130,7 +135,7 @@ impl TaskSpec {
     /// The digest of everything that a submission says to execute. Beside it a task sees only who it is: `GREY_TASK`,
     /// `GREY_JOB`, `GREY_ATTEMPT`, and its position among equal tasks in `GREY_INDEX`.
     /// Output files of other tasks are named by those tasks, whose own proofs say what they left; a range of items by
-    /// its first.
+    /// its first, a list of items by its digest.
     pub fn exec_key(&self, stage: Option<&Stage>) -> Digest {
         let mut inputs: Vec<(String, Digest, bool)> = self
             .inputs
@@ -140,9 +145,7 @@ impl TaskSpec {
         let gathered = stage.into_iter().flat_map(|stage| &stage.inputs);
         inputs.extend(gathered.map(|outputs| (outputs.path.clone(), outputs.digest(), false)));
         let mut environment = self.environment.clone();
-        if let Some(first) = stage.and_then(|stage| stage.first_item) {
-            environment.push(("GREY_ITEM".to_owned(), format!("{first}..")));
-        }
+        environment.extend(stage.and_then(|stage| stage.items).map(|items| items.stated()));
         exec_key(&ExecInputs {
             executor: self.executor.name(),
             command: &self.command,

@@ -14,11 +14,11 @@ use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, W
 use crate::seats::{Seat, Seats, Totals};
 use crate::spec::TaskSpec;
 
-/// Where a waiting task stands in its tenant's line: priority first, then the order of submission.
+/// Where a waiting task stands in its tenant's line: priority and age first, then the order of submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadyKey {
-    /// 255 − priority, so that the highest priority sorts first.
-    pub rank: u8,
+    /// What [`Group::rank`] says, lowest first.
+    pub rank: u64,
     /// The lowest waiting task of the group, or the task that waits again.
     pub task: TaskId,
     /// Its group.
@@ -357,7 +357,7 @@ impl State {
         if self.stage_progress(first).is_some_and(|progress| progress.waiting) {
             return;
         }
-        let key = ReadyKey { rank: u8::MAX - group.priority, task, group: first };
+        let key = ReadyKey { rank: group.rank(), task, group: first };
         // A group leaves in the same entry as its job; the tenant of a removed job was indexed before that entry.
         let Some(tenant) = self.jobs.get(&group.job).map(|job| job.info.tenant) else { return };
         self.set_ready(tenant, key, present);
@@ -368,7 +368,7 @@ impl State {
         match live.phase {
             Phase::Ready => {
                 let Some(group) = self.groups.get(&live.group) else { return };
-                let key = ReadyKey { rank: u8::MAX - group.priority, task, group: live.group };
+                let key = ReadyKey { rank: group.rank(), task, group: live.group };
                 let Some(tenant) = self.jobs.get(&group.job).map(|job| job.info.tenant) else { return };
                 self.set_ready(tenant, key, present);
             }

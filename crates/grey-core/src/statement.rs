@@ -7,11 +7,9 @@ use grey_proof::{
 };
 
 use crate::attempt::Finished;
+use crate::constraint::Tier;
 use crate::history::{ReportRecord, ReportedRun, RunContext};
 use crate::ids::TaskId;
-
-/// The tier of every worker until evidence of hardware is appraised.
-pub const TIER_SOFTWARE: &str = "software";
 
 /// Who signs: what every statement of a report has in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +42,9 @@ pub fn statement(
         worker_id: signer.node,
         executor: context.executor.name().to_owned(),
         sandbox_level: run.result.sandbox.name().to_owned(),
-        tier: TIER_SOFTWARE.to_owned(),
-        exec_key: context.exec_key,
+        // Every worker has this tier until evidence of hardware is appraised.
+        tier: Tier::Software.name().to_owned(),
+        exec_key: context.exec_key_of(offset),
         result_hash: manifest.result_hash().ok()?,
         outcome: manifest.outcome_class,
         exit_code: manifest.exit_code,
@@ -104,6 +103,7 @@ fn restate(
     previous.duration_us = usage.duration_us;
     previous.cpu_time_us = usage.cpu_time_us;
     previous.peak_memory_bytes = usage.peak_memory_bytes;
+    previous.exec_key = context.exec_key_of(offset);
     (previous.assignment_term, previous.assignment_index) = *assigned;
 }
 

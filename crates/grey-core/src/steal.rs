@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use crate::attempt::AttemptId;
 use crate::ids::WorkerId;
 use crate::plan::plan;
-use crate::rows::Phase;
+use crate::rows::{Phase, Worker};
 use crate::seats::Seat;
-use crate::spec::Resources;
 use crate::state::State;
 
 /// Attempts to be asked back, by holder, at most `budget` of them. Nothing while tasks wait that the planner could give
@@ -20,42 +19,41 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     if !plan(state, 1).placements.is_empty() {
         return asked;
     }
-    let mut idle: Vec<(Resources, u32)> = state
+    let mut idle: Vec<Worker> = state
         .workers
         .iter()
-        .map(|(id, row)| Seat::of(*id, row))
-        .map(|seat| (seat.free, seat.slots_free))
-        .filter(|(free, slots)| *slots > 0 && free.cpu_millicores > 0)
+        .map(|(id, row)| (row, Seat::of(*id, row)))
+        .filter(|(_, seat)| seat.slots_free > 0 && seat.free.cpu_millicores > 0)
+        .map(|(row, _)| row.clone())
         .collect();
+    if idle.is_empty() {
+        return asked;
+    }
     // More is charged than there is: some of it cannot have been started.
-    let mut excess: BTreeMap<WorkerId, Resources> = state
-        .workers
-        .iter()
-        .filter(|(_, worker)| !worker.charged.fits(&worker.capacity))
-        .map(|(id, worker)| (*id, worker.charged))
-        .collect();
-    if idle.is_empty() || excess.is_empty() {
+    let overcharged = state.workers.iter().filter(|(_, worker)| worker.is_overcharged());
+    let mut holders: BTreeMap<WorkerId, Worker> =
+        overcharged.map(|(id, worker)| (*id, worker.clone())).collect();
+    if holders.is_empty() {
         return asked;
     }
     let mut left = budget;
     // What came last was most likely not started.
     for (task, live) in state.live.iter().rev() {
         let Phase::Assigned { worker } = live.phase else { continue };
-        let (Some(charged), Some(row)) = (excess.get_mut(&worker), state.workers.get(&worker)) else {
+        let (Some(holder), Some(spec)) = (holders.get_mut(&worker), state.specs.get(&live.group)) else {
             continue;
         };
-        let Some(spec) = state.specs.get(&live.group) else { continue };
-        if charged.fits(&row.capacity) || left == 0 {
+        if left == 0 {
+            break;
+        }
+        if !holder.is_overcharged() {
             continue;
         }
-        let taker = idle.iter_mut().find(|(free, slots)| *slots > 0 && spec.resources.fits(free));
-        let Some((free, slots)) = taker else { continue };
-        let (Some(rest), Some(without)) =
-            (free.checked_sub(&spec.resources), charged.checked_sub(&spec.resources))
-        else {
+        let taker = idle.iter_mut().find(|taker| taker.slots > taker.held && taker.could_start(spec));
+        let Some(taker) = taker else { continue };
+        if holder.release(spec).is_none() || taker.charge(spec, 1).is_none() {
             continue;
-        };
-        (*free, *slots, *charged) = (rest, *slots - 1, without);
+        }
         left -= 1;
         asked.entry(worker).or_default().push(AttemptId { task: *task, epoch: live.epoch });
     }

@@ -1,6 +1,7 @@
 //! Bounds of what a submission may say. The server asks before it proposes, and apply asks again.
 
 use crate::command::{GroupSubmission, Submit};
+use crate::constraint::{check_devices, check_labels};
 use crate::flow;
 use crate::limits;
 use crate::rejection::Rejection;
@@ -25,11 +26,7 @@ fn no_nul(field: &str, text: &str) -> Result<(), Rejection> {
 pub fn submission(body: &Submit) -> Result<u32, Rejection> {
     at_most("name", body.name.len(), limits::NAME_BYTES)?;
     at_most("submitter", body.submitter.len(), limits::NAME_BYTES)?;
-    at_most("labels", body.labels.len(), limits::LABELS)?;
-    for (key, value) in &body.labels {
-        at_most("labels", key.len().max(value.len()), limits::NAME_BYTES)?;
-    }
-    sorted_and_unique("labels", &body.labels)?;
+    check_labels("labels", &body.labels)?;
     if let Some(key) = &body.key {
         at_most("idempotency_key", key.key.len(), limits::KEY_BYTES)?;
         if key.key.is_empty() {
@@ -98,6 +95,8 @@ pub fn spec(spec: &TaskSpec) -> Result<(), Rejection> {
             return refuse(field, "is too large", limits::RESOURCE_TOTAL);
         }
     }
+    check_devices(&spec.devices)?;
+    check_labels("constraints.labels", &spec.constraints.labels)?;
     if spec.timeout_ms == 0 || spec.timeout_ms > limits::TIMEOUT_MS {
         return refuse("timeout_ms", "is zero or too long", limits::TIMEOUT_MS);
     }
@@ -145,6 +144,11 @@ fn environment(spec: &TaskSpec) -> Result<(), Rejection> {
         }
     }
     sorted_and_unique("env", &spec.environment)
+}
+
+/// Checks the path of an input file.
+pub fn input_path(path: &str) -> Result<(), Rejection> {
+    relative_path("inputs", path)
 }
 
 pub(crate) fn relative_path(field: &str, path: &str) -> Result<(), Rejection> {

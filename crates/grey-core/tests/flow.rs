@@ -4,8 +4,8 @@
 mod support;
 
 use grey_core::{
-    Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord, JobId, Outcome, Rejection, Source,
-    StageInput, StageSubmission, State, TaskId, TaskRange, WorkerId, plan,
+    BlobReference, Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord, Items, JobId, Outcome,
+    Rejection, Source, StageInput, StageSubmission, State, TaskId, TaskRange, WorkerId, plan,
 };
 use grey_proof::Digest;
 use support::{applied, finished, founded, register, report, spec, submit};
@@ -13,7 +13,7 @@ use support::{applied, finished, founded, register, report, spec, submit};
 const JOB: JobId = JobId(1);
 
 fn stage(after: &[u32]) -> StageSubmission {
-    StageSubmission { groups: 1, after: after.to_vec(), inputs: Vec::new(), first_item: None }
+    StageSubmission { groups: 1, after: after.to_vec(), inputs: Vec::new(), items: None }
 }
 
 fn with_flow(groups: &[(&str, u32)], flow: FlowSubmission) -> Command {
@@ -192,20 +192,23 @@ fn what_a_task_takes_of_others_is_part_of_what_is_executed() {
             path: "in".to_owned(),
             tasks: vec![TaskRange { first: TaskId(1), count }],
         }],
-        first_item: None,
+        items: None,
     };
-    let numbered = |first_item| grey_core::Stage { inputs: Vec::new(), first_item, ..taken(1) };
+    let listed = |text: &[u8]| Items::Listed(BlobReference { digest: Digest::of(text), size_bytes: 9 });
+    let with = |items| grey_core::Stage { inputs: Vec::new(), items, ..taken(1) };
     let spec = spec("a");
     let keys = [
         spec.exec_key(None),
         spec.exec_key(Some(&taken(1))),
         spec.exec_key(Some(&taken(2))),
-        spec.exec_key(Some(&numbered(Some(1)))),
-        spec.exec_key(Some(&numbered(Some(2)))),
+        spec.exec_key(Some(&with(Some(Items::Numbers(1))))),
+        spec.exec_key(Some(&with(Some(Items::Numbers(2))))),
+        spec.exec_key(Some(&with(Some(listed(b"a"))))),
+        spec.exec_key(Some(&with(Some(listed(b"b"))))),
     ];
     let distinct: std::collections::BTreeSet<Digest> = keys.into_iter().collect();
     assert_eq!(distinct.len(), keys.len());
-    assert_eq!(spec.exec_key(Some(&numbered(None))), spec.exec_key(None));
+    assert_eq!(spec.exec_key(Some(&with(None))), spec.exec_key(None));
 }
 
 #[test]
@@ -214,10 +217,11 @@ fn the_bytes_of_a_submission_with_a_flow_are_published_and_do_not_change() {
         path: "in".to_owned(),
         sources: vec![Source::Stage(0), Source::Tasks(TaskRange { first: TaskId(300), count: 2 })],
     }];
-    let last = StageSubmission { groups: 1, after: vec![0], inputs, first_item: Some(-3) };
+    let last =
+        StageSubmission { groups: 1, after: vec![0], inputs, items: Some(grey_core::Items::Numbers(-3)) };
     let flow = FlowSubmission { parallel: Some(7), max_failures: Some(300), stages: vec![stage(&[]), last] };
     let entry = Entry { time_ms: 0x0102_0304, command: with_flow(&[("a", 2), ("b", 1)], flow) };
     let bytes = entry.encode().unwrap();
     assert_eq!(Entry::decode(&bytes).unwrap(), entry);
-    assert_eq!(Digest::of(&bytes).to_string().get(..16), Some("c4bcfd67dfc1144f"));
+    assert_eq!(Digest::of(&bytes).to_string().get(..16), Some("de04bf889453bb71"));
 }

@@ -4,9 +4,9 @@
 mod support;
 
 use grey_core::{
-    Answer, AttemptId, Cancel, CancelTarget, Command, Effect, Entry, Epoch, EventKind, HistoryRecord,
-    IdempotencyKey, JobId, Outcome, Phase, Rejection, Revoked, State, TaskId, TaskRange, WorkerId, apply,
-    limits, plan,
+    Answer, AttemptId, Cancel, Command, Effect, Entry, Epoch, EventKind, HistoryRecord, IdempotencyKey,
+    JobId, Outcome, Phase, Rejection, Revoked, State, Target, TaskId, TaskRange, WorkerId, apply, limits,
+    plan,
 };
 use grey_proof::{Digest, leaf_hash, merkle_root};
 use support::{TENANT, applied, bootstrap, finished, founded, phase, register, report, spec, submit};
@@ -153,7 +153,7 @@ fn a_worker_that_still_holds_an_attempt_after_its_restart_keeps_it() {
 #[test]
 fn a_cancel_is_terminal_and_the_quota_stays_charged_until_the_attempt_has_stopped() {
     let mut state = with_placed(3);
-    let cancel = Command::Cancel(Cancel { tenant: TENANT, target: CancelTarget::Job(JobId(1)) });
+    let cancel = Command::Cancel(Cancel { tenant: TENANT, target: Target::Job(JobId(1)) });
     let cancelled = applied(&mut state, cancel);
     assert_eq!(cancelled.answer, Ok(Answer::Cancelled { cancelled: 3, already_ended: 0 }));
     assert_eq!(cancelled.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count(), 3);
@@ -171,8 +171,7 @@ fn a_cancel_is_terminal_and_the_quota_stays_charged_until_the_attempt_has_stoppe
 #[test]
 fn another_tenant_s_job_looks_as_if_it_did_not_exist() {
     let mut state = with_placed(1);
-    let cancel =
-        Command::Cancel(Cancel { tenant: grey_core::TenantId(1), target: CancelTarget::Job(JobId(1)) });
+    let cancel = Command::Cancel(Cancel { tenant: grey_core::TenantId(1), target: Target::Job(JobId(1)) });
     assert_eq!(applied(&mut state, cancel).answer, Err(Rejection::UnknownJob(JobId(1))));
 }
 
@@ -291,7 +290,7 @@ fn nothing_but_a_bootstrap_founds_a_cluster_and_only_once() {
 fn an_entry_of_a_newer_version_halts_and_a_damaged_body_is_a_refusal() {
     let (mut state, _) = founded();
     let mut newer = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
-    newer[0] = 2;
+    newer[0] = 3;
     assert!(apply(&mut state, 1, 2, &newer).unwrap_err().must_halt());
     let mut unknown = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
     unknown[2] = 99;
@@ -310,7 +309,7 @@ fn a_submission_s_bytes_are_published_and_do_not_change() {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         hex,
-        "0100020004030201000000000208736f6d65626f64790001016b017601036b6579230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb501016100010474727565000000006480804000640102e0d40380804002d00f"
+        "0200020004030201000000000208736f6d65626f64790001016b017601036b6579230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb50101610001047472756500000000648080400000000200640102e0d40380804002000000d00f"
     );
 }
 
@@ -387,11 +386,13 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
                 signature: vec![7; 64],
             }),
         }),
-        Command::Cancel(grey_core::Cancel {
-            tenant: TENANT,
-            target: grey_core::CancelTarget::Task(TaskId(300)),
-        }),
+        Command::Cancel(grey_core::Cancel { tenant: TENANT, target: grey_core::Target::Task(TaskId(300)) }),
         Command::Revoked(Revoked { worker: WorkerId(2), incarnation: 3, attempts: vec![attempt] }),
+        Command::ChangeTimeout(grey_core::ChangeTimeout {
+            tenant: TENANT,
+            target: grey_core::Target::Job(grey_core::JobId(300)),
+            timeout_ms: 300,
+        }),
         Command::Tick,
     ];
     let mut found = Vec::new();
@@ -402,13 +403,14 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
         found.push(Digest::of(&bytes).to_string().chars().take(16).collect::<String>());
     }
     let published = [
-        "094599f87edc3d79",
-        "b8100a9cb4bfbac1",
-        "813ca40fe1cafd4f",
-        "388a89800c1d794c",
-        "b6cc70bf111f636f",
-        "f18c3b0596cdd992",
-        "3fafff66c0dc2cd4",
+        "1f7737cf6197db5c",
+        "fdb067d56e16a826",
+        "a582485e4582b23a",
+        "fdb2b9fefa72e874",
+        "b121d5129269ff8a",
+        "3bae1b58fc21aa4f",
+        "919114a04db88539",
+        "d6c560311cc44068",
     ];
     assert_eq!(found, published);
 }

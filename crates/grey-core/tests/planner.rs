@@ -6,8 +6,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use grey_core::{
-    Epoch, JobId, Placement, Plan, ReadyKey, Resources, State, TaskId, TaskRange, Tenant, TenantId, Worker,
-    WorkerId, apply, limits, plan,
+    Epoch, JobId, Placement, Plan, ReadyKey, Resources, State, TaskId, TaskRange, TaskSpec, Tenant, TenantId,
+    Worker, WorkerId, apply, limits, plan,
 };
 use proptest::prelude::*;
 use support::{entry_for, founded, step};
@@ -31,10 +31,12 @@ proptest! {
 }
 
 /// A worker as the plan so far leaves it.
-struct Seat {
+struct Seat<'a> {
+    row: &'a Worker,
+    /// Devices that are not spoken for, by kind.
+    devices: BTreeMap<&'a str, u64>,
     worker: WorkerId,
     free: Resources,
-    capacity: Resources,
     slots_free: u32,
 }
 
@@ -57,7 +59,7 @@ struct Run {
 /// The same rules, each seat and each tenant looked at for each placement.
 fn plain(state: &State, budget: u32) -> Plan {
     let mut left = budget.min(limits::PLAN_TASKS);
-    let mut seats: Vec<Seat> = state.workers().iter().map(|(id, worker)| seat(*id, worker)).collect();
+    let mut seats: Vec<Seat<'_>> = state.workers().iter().map(|(id, worker)| seat(*id, worker)).collect();
     let totals = totals(state);
     let mut lines: BTreeMap<TenantId, Line<'_>> = state
         .ready()
@@ -83,13 +85,18 @@ fn plain(state: &State, budget: u32) -> Plan {
     Plan { version: grey_core::PLAN_VERSION, placements }
 }
 
-fn seat(worker: WorkerId, row: &Worker) -> Seat {
+fn seat(worker: WorkerId, row: &Worker) -> Seat<'_> {
     let free = Resources {
         cpu_millicores: row.capacity.cpu_millicores.saturating_sub(row.charged.cpu_millicores),
         memory_bytes: row.capacity.memory_bytes.saturating_sub(row.charged.memory_bytes),
         disk_bytes: row.capacity.disk_bytes.saturating_sub(row.charged.disk_bytes),
     };
-    Seat { worker, free, capacity: row.capacity, slots_free: row.slots.saturating_sub(row.held) }
+    let devices = row.devices.iter().map(|kind| {
+        let free = u64::from(kind.count).saturating_sub(kind.charged);
+        (kind.name.as_str(), free)
+    });
+    let devices = devices.collect();
+    Seat { row, devices, worker, free, slots_free: row.slots.saturating_sub(row.held) }
 }
 
 fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a>) -> Line<'a> {
@@ -149,7 +156,7 @@ fn lowest_share(lines: &BTreeMap<TenantId, Line<'_>>, totals: &[u64; 3]) -> Opti
 fn place_next(
     state: &State,
     line: &mut Line<'_>,
-    seats: &mut [Seat],
+    seats: &mut [Seat<'_>],
     rooms: &mut BTreeMap<JobId, u32>,
     most: u32,
 ) -> Option<Placement> {
@@ -167,8 +174,8 @@ fn place_next(
             line.current = None;
             continue;
         }
-        let resources = state.spec(run.group)?.resources;
-        let Some((position, fitting)) = choose_seat(seats, &resources) else {
+        let spec = state.spec(run.group)?;
+        let Some((position, fitting)) = choose_seat(seats, spec) else {
             line.current = None;
             continue;
         };
@@ -179,7 +186,7 @@ fn place_next(
             *room -= count;
         }
         let tasks = TaskRange { first: range.first, count };
-        take(seat, line, &resources, count)?;
+        take(seat, line, spec, count)?;
         let run = line.current.as_mut()?;
         run.ranges.pop();
         if count < range.count {
@@ -210,7 +217,12 @@ fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {
     Some(Run { group: key.group, ranges, epoch: Epoch(1) })
 }
 
-fn take(seat: &mut Seat, line: &mut Line<'_>, resources: &Resources, count: u32) -> Option<()> {
+fn take(seat: &mut Seat<'_>, line: &mut Line<'_>, spec: &TaskSpec, count: u32) -> Option<()> {
+    let resources = &spec.resources;
+    for kind in &spec.devices {
+        let free = seat.devices.get_mut(kind.name.as_str())?;
+        *free = free.saturating_sub(u64::from(kind.count) * u64::from(count));
+    }
     let many = u64::from(count);
     let total = Resources {
         cpu_millicores: resources.cpu_millicores.checked_mul(many)?,
@@ -229,14 +241,20 @@ fn take(seat: &mut Seat, line: &mut Line<'_>, resources: &Resources, count: u32)
 }
 
 /// The best worker for a task and how many such tasks it should get at once.
-fn choose_seat(seats: &[Seat], resources: &Resources) -> Option<(usize, u32)> {
+fn choose_seat(seats: &[Seat<'_>], spec: &TaskSpec) -> Option<(usize, u32)> {
+    let resources = &spec.resources;
     let feasible =
-        || seats.iter().enumerate().filter(|(_, seat)| seat.slots_free > 0 && resources.fits(&seat.capacity));
+        || seats.iter().enumerate().filter(|(_, seat)| seat.slots_free > 0 && seat.row.suits(spec));
+    let devices_for = |seat: &Seat<'_>| {
+        let times = spec.devices.iter().map(|kind| seat.devices[kind.name.as_str()] / u64::from(kind.count));
+        times.min().unwrap_or(u64::MAX)
+    };
     let tightest = feasible()
-        .filter(|(_, seat)| resources.fits(&seat.free))
+        .filter(|(_, seat)| resources.fits(&seat.free) && devices_for(seat) > 0)
         .min_by_key(|(_, seat)| (seat.free.cpu_millicores, seat.free.memory_bytes, seat.worker));
     if let Some((position, seat)) = tightest {
-        return Some((position, times_fitting(resources, &seat.free)));
+        let devices = u32::try_from(devices_for(seat)).unwrap_or(u32::MAX);
+        return Some((position, times_fitting(resources, &seat.free).min(devices)));
     }
     // Every feasible worker is full: a task waits on the one with the most free slots rather than here.
     let emptiest = feasible().max_by_key(|(_, seat)| (seat.slots_free, core::cmp::Reverse(seat.worker)));

@@ -115,7 +115,7 @@ struct Running<'a> {
     directory: &'a AttemptDirectory,
     channel: Channel,
     stop: &'a Stop,
-    deadline: Option<Instant>,
+    clock: Instant,
     streams: [Stream; 2],
     /// What the streams may still bring.
     left_bytes: u64,
@@ -149,7 +149,7 @@ impl<'a> Running<'a> {
             directory,
             channel,
             stop,
-            deadline: clock.checked_add(Duration::from_millis(execution.spec.timeout_ms)),
+            clock,
             streams,
             left_bytes: execution.spec.output_limit_bytes,
             init: None,
@@ -236,8 +236,13 @@ impl<'a> Running<'a> {
     fn next_deadline(&self) -> Option<Instant> {
         match &self.stopping {
             Some(stopping) => stopping.kill_at,
-            None => self.deadline,
+            None => self.deadline(),
         }
+    }
+
+    /// When the attempt has run for too long; `None` is a time that the clock cannot tell.
+    fn deadline(&self) -> Option<Instant> {
+        self.clock.checked_add(Duration::from_millis(self.stop.timeout_ms()))
     }
 
     /// Takes in what the launcher says; false after its last word.
@@ -351,8 +356,8 @@ impl<'a> Running<'a> {
             let (outcome, message) = stopped(reason);
             self.halt(outcome, message.to_owned(), reason == StopReason::Cancelled);
         }
-        if self.stopping.is_none() && self.deadline.is_some_and(|deadline| deadline <= now) {
-            let timeout_ms = self.execution.spec.timeout_ms;
+        if self.stopping.is_none() && self.deadline().is_some_and(|deadline| deadline <= now) {
+            let timeout_ms = self.stop.timeout_ms();
             self.halt(
                 Outcome::TimedOut,
                 format!("the task ran longer than its time-out of {timeout_ms} ms"),

@@ -52,5 +52,7 @@ impl Executor for NoopExecutor {
 
     fn stop(&self, _attempt: AttemptId, _reason: StopReason) {}
 
+    fn change_timeout(&self, _attempt: AttemptId, _timeout_ms: u64) {}
+
     fn release(&self, _attempt: AttemptId) {}
 }

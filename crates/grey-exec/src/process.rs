@@ -155,6 +155,17 @@ impl Executor for ProcessExecutor {
         }
     }
 
+    fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64) {
+        let mut state = self.shared.state();
+        if let Some(stop) = state.running.get(&attempt) {
+            return stop.change_timeout(timeout_ms);
+        }
+        let queued = state.queue.iter_mut().find(|execution| execution.attempt == attempt);
+        if let Some(execution) = queued {
+            Arc::make_mut(&mut execution.spec).timeout_ms = timeout_ms;
+        }
+    }
+
     /// Takes time in proportion to the number of files. An attempt that has not finished keeps its directory.
     fn release(&self, attempt: AttemptId) {
         if self.shared.state().accepted.contains(&attempt) {
@@ -221,7 +232,7 @@ impl Shared {
                     state.threads = state.threads.saturating_sub(1);
                     return;
                 };
-                let stop = Stop::new().map(Arc::new);
+                let stop = Stop::new(execution.spec.timeout_ms).map(Arc::new);
                 if let Ok(stop) = &stop {
                     state.running.insert(execution.attempt, stop.clone());
                 }

@@ -1,24 +1,26 @@
-//! The wish to stop an attempt.
+//! Wishes about a running attempt: to stop it, to change its time-out.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use grey_agent::StopReason;
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Carries a wish to stop to the thread of an attempt.
+/// Carries wishes to the thread of an attempt.
 pub(crate) struct Stop {
     /// 0 none, 1 cancelled, 2 infrastructure; it only grows.
     reason: AtomicU8,
+    /// In milliseconds.
+    timeout_ms: AtomicU64,
     wake: OwnedFd,
 }
 
 impl Stop {
-    /// No wish yet.
-    pub(crate) fn new() -> io::Result<Stop> {
+    /// No wish to stop yet.
+    pub(crate) fn new(timeout_ms: u64) -> io::Result<Stop> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Stop { reason: AtomicU8::new(0), wake })
+        Ok(Stop { reason: AtomicU8::new(0), timeout_ms: AtomicU64::new(timeout_ms), wake })
     }
 
     /// Asks for a stop.
@@ -28,6 +30,21 @@ impl Stop {
             StopReason::Infrastructure => 2,
         };
         self.reason.fetch_max(number, Ordering::SeqCst);
+        self.wake_up();
+    }
+
+    /// Asks for another time-out, in milliseconds.
+    pub(crate) fn change_timeout(&self, timeout_ms: u64) {
+        self.timeout_ms.store(timeout_ms, Ordering::SeqCst);
+        self.wake_up();
+    }
+
+    /// The time-out that was asked for last, in milliseconds.
+    pub(crate) fn timeout_ms(&self) -> u64 {
+        self.timeout_ms.load(Ordering::SeqCst)
+    }
+
+    fn wake_up(&self) {
         // The counter can only be full when it wakes anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }

@@ -344,7 +344,10 @@ impl Control {
                     self.to_worker(WorkerMessage::Assign(Arc::new(assignment)));
                 }
                 Effect::Stop { attempt, .. } if leads => self.to_worker(WorkerMessage::Stop(attempt)),
-                Effect::Assign(_) | Effect::Stop { .. } => {}
+                Effect::ChangeTimeout { attempts, timeout_ms, .. } if leads => {
+                    self.to_worker(WorkerMessage::ChangeTimeout(attempts, timeout_ms));
+                }
+                Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
                 Effect::Event(event) => {
                     if matches!(event.kind, EventKind::AttemptEnded { .. }) {
                         ended += 1;

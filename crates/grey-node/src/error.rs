@@ -43,6 +43,19 @@ pub enum NodeError {
         /// The address.
         address: String,
     },
+    /// Another version wrote the data directory.
+    #[error(
+        "{directory} was written in format {found}, this version reads format {supported}: run the version that wrote \
+         it, or choose another directory with --data-dir"
+    )]
+    Format {
+        /// The directory.
+        directory: String,
+        /// Its format.
+        found: String,
+        /// The only one that is read.
+        supported: &'static str,
+    },
     /// Keys and data do not belong together.
     #[error(
         "the keys in {directory} are not those of its log: the directory was put together from two clusters"

@@ -7,6 +7,7 @@ use grey_blob::BlobStore;
 use grey_core::{BlobReference, Content, InputFile, OutputFile, Stage, TaskId, limits};
 use tokio::sync::watch;
 
+use crate::items::ItemLists;
 use crate::records::Records;
 use crate::views::LastReport;
 
@@ -27,6 +28,7 @@ pub(crate) struct Gatherer {
     pub(crate) records: Records,
     pub(crate) kept: watch::Receiver<u64>,
     pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) items: Arc<ItemLists>,
 }
 
 impl Gatherer {

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
 use crate::control::{Message, Outcome};
 use crate::identity::Identity;
+use crate::items::ItemLists;
 use crate::rate::EndRate;
 use crate::records::Records;
 
@@ -42,6 +43,7 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) items: Arc<ItemLists>,
     pub(crate) identity: Identity,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,
@@ -267,6 +269,8 @@ pub(crate) fn rejected(rejection: &Rejection) -> Problem {
             .limit(*limit)
             .hint("wait until tasks of the tenant have ended")
             .retry_after_ms(1_000),
+        Rejection::NotStarted { job, .. } => Problem::new(ErrorCode::InvalidRequest, detail)
+            .hint(format!("`grey job timeout {job} TIME` changes all of its tasks")),
         Rejection::NotFounded => Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(200),
         _ => Problem::new(ErrorCode::Internal, detail),
     }

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use grey_core::{Signer, TIER_SOFTWARE};
+use grey_core::{Signer, Tier};
 use grey_proof::{
     Certificate, Digest, Envelope, Role, RootClass, RootFile, SigningKey, VerifyingKey, derive_seed,
 };
@@ -59,7 +59,7 @@ impl Identity {
                 node_id: key.id(),
                 role,
                 public_key: key,
-                tier: TIER_SOFTWARE.to_owned(),
+                tier: Tier::Software.name().to_owned(),
                 serial,
                 not_before_ms,
                 not_after_ms: not_before_ms.saturating_add(VALIDITY_MS),

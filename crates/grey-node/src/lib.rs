@@ -8,6 +8,7 @@ mod handle;
 mod http;
 mod identity;
 mod inspection;
+mod items;
 mod local;
 mod prover;
 mod rate;

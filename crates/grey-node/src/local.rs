@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use grey_agent::{Agent, AgentOptions, Capabilities, EventSink, Executor};
 use grey_blob::BlobStore;
-use grey_core::{Bootstrap, Command, Resources, TaskDefaults, TenantRecord};
+use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantRecord};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
 use grey_replica::{Options, Replica};
@@ -28,6 +29,7 @@ use crate::gather::Gatherer;
 use crate::handle::{Activity, DiskRoom, Node, TenantEntry, submission_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
+use crate::items::ItemLists;
 use crate::rate::EndRate;
 use crate::records::Records;
 use crate::threads::{log_thread, side_thread, spawn};
@@ -37,6 +39,12 @@ use crate::worker::{Worker, WorkerMessage, WorkerWiring};
 pub(crate) const SERVER: u64 = 1;
 /// The socket's name in the data directory.
 pub const SOCKET_FILE: &str = "grey.sock";
+/// The file that says how a data directory's records are written.
+const FORMAT_FILE: &str = "format";
+/// What every data directory has had since before there was such a mark.
+const FIRST_FILE: &str = "certificates.json";
+/// The only way of writing them that this version knows.
+const FORMAT: &str = "2";
 /// The longest path of a unix socket that the system takes, in bytes.
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// Log after which a checkpoint is due, in bytes.
@@ -63,6 +71,10 @@ pub struct LocalOptions {
     pub listen: Option<SocketAddr>,
     /// End after so long without a request and without work.
     pub idle_exit: Option<Duration>,
+    /// Labels of its worker, by which tasks choose it.
+    pub labels: BTreeMap<String, String>,
+    /// Devices of its worker: how many of each kind tasks may have.
+    pub devices: BTreeMap<String, u32>,
 }
 
 /// What a node tells once it takes requests.
@@ -168,12 +180,37 @@ fn seed() -> Result<u64, NodeError> {
     Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// Refuses a directory whose records this version cannot read, and marks a new one.
+fn check_format(data_dir: &Path) -> Result<(), NodeError> {
+    let path = data_dir.join(FORMAT_FILE);
+    let shown = path.display().to_string();
+    let found = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(NodeError::io("read", shown)(error));
+        }
+        // Before there was a mark, keys were the first thing that a directory got.
+        Err(_) if data_dir.join(FIRST_FILE).exists() => "1".to_owned(),
+        Err(_) => {
+            let written = File::create(&path)
+                .and_then(|mut file| writeln!(file, "{FORMAT}").and_then(|()| file.sync_all()))
+                .and_then(|()| File::open(data_dir)?.sync_all());
+            return written.map_err(NodeError::io("write", shown));
+        }
+    };
+    if found == FORMAT {
+        return Ok(());
+    }
+    Err(NodeError::Format { directory: data_dir.display().to_string(), found, supported: FORMAT })
+}
+
 /// Runs a local cluster until it is told to end, has been idle for long enough, or cannot go on.
 pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Result<(), NodeError> {
     if let Some(address) = options.listen.filter(|address| !address.ip().is_loopback()) {
         return Err(NodeError::NotLoopback { address: address.to_string() });
     }
     let _lock = DirectoryLock::take(&options.data_dir)?;
+    check_format(&options.data_dir)?;
     let identity = Identity::open(&options.data_dir, wall_ms())?;
     let disk: Arc<dyn Disk> =
         Arc::new(Folder::open(&options.data_dir).map_err(NodeError::io("open", options.data_dir.display()))?);
@@ -227,7 +264,8 @@ async fn serve(
         () = engine.ended.notified() => return Ok(()),
     };
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
-    let capabilities = start_worker(options, &identity, disk, engine, &blobs).await?;
+    let items = Arc::new(ItemLists::default());
+    let capabilities = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
@@ -236,6 +274,7 @@ async fn serve(
         records: engine.records.clone(),
         tree: engine.tree.clone(),
         blobs,
+        items,
         identity,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
@@ -329,6 +368,7 @@ async fn start_worker(
     disk: Arc<dyn Disk>,
     engine: &mut Engine,
     blobs: &Arc<BlobStore>,
+    items: &Arc<ItemLists>,
 ) -> Result<Capabilities, NodeError> {
     let node = identity.signer.node;
     let lives = move |state: &grey_core::State| {
@@ -354,6 +394,12 @@ async fn start_worker(
         incarnation,
         capacity: capabilities.resources,
         sandbox: capabilities.sandbox,
+        labels: options.labels.clone().into_iter().collect(),
+        devices: options
+            .devices
+            .iter()
+            .map(|(name, count)| Devices { name: name.clone(), count: *count })
+            .collect(),
         parallel: ATTEMPTS_AT_ONCE,
         salt_seed: random()?,
     };
@@ -371,6 +417,7 @@ async fn start_worker(
             records: engine.records.clone(),
             kept: engine.kept.clone(),
             blobs: blobs.clone(),
+            items: items.clone(),
         },
         runtime: tokio::runtime::Handle::current(),
     };

@@ -8,7 +8,7 @@ use grey_api::{
 };
 use grey_core::{
     Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
-    ReportedRun, Resources, State, TaskId, TaskRange, TaskSpec, Usage,
+    ReportedRun, State, TaskId, TaskRange, TaskSpec, Usage, Worker,
 };
 
 use crate::handle::{Node, unreadable};
@@ -218,7 +218,7 @@ fn waiting_reason(state: &State, task: TaskId, spec: &TaskSpec, job: &Job, id: J
             return format!("{most} task(s) of its job run, which is the most that may at once");
         }
     }
-    no_room_reason(state, &spec.resources)
+    no_room_reason(state, spec)
 }
 
 /// What the state knows of a task of a job that lives.
@@ -259,14 +259,35 @@ fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
     Some(TaskFacts { task, job: group.job, info, spec, index, counts, cancelled_because, live })
 }
 
-fn no_room_reason(state: &State, needs: &Resources) -> String {
+fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
+    let any = |suits: &dyn Fn(&Worker) -> bool| state.workers().values().any(suits);
     if state.workers().is_empty() {
         return "no worker is registered".to_owned();
     }
-    if !state.workers().values().any(|worker| needs.fits(&worker.capacity)) {
+    if any(&|worker| worker.suits(spec)) {
+        return "every worker that could run it is full".to_owned();
+    }
+    if !any(&|worker| spec.resources.fits(&worker.capacity)) {
         return "no worker has the resources that it asks for".to_owned();
     }
-    "every worker that could run it is full".to_owned()
+    for kind in &spec.devices {
+        if !any(&|worker| worker.has(core::slice::from_ref(kind))) {
+            return format!("no worker has {} device(s) `{}`", kind.count, kind.name);
+        }
+    }
+    let constraints = &spec.constraints;
+    for label in &constraints.labels {
+        if !any(&|worker| worker.labels.binary_search(label).is_ok()) {
+            return format!("no worker has the label {}={}", label.0, label.1);
+        }
+    }
+    if !any(&|worker| worker.tier >= constraints.tier) {
+        return format!("no worker has the tier {}", constraints.tier.name());
+    }
+    if !any(&|worker| worker.sandbox >= constraints.sandbox) {
+        return format!("no worker enforces {}", constraints.sandbox.name());
+    }
+    "no worker has all that it asks for at once".to_owned()
 }
 
 fn position(tasks: TaskRange, task: TaskId) -> Option<u32> {

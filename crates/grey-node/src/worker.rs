@@ -11,7 +11,7 @@ use grey_agent::{
 };
 use grey_blob::BlobStore;
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Outcome, OutputFile,
+    Assignment, AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Items, Outcome, OutputFile,
     SandboxLevel, Stage, Usage, UsageSource, WorkerId, limits,
 };
 use grey_store::Journal;
@@ -37,6 +37,8 @@ pub(crate) enum WorkerMessage {
     Assign(Arc<Assignment>),
     /// A cancel was committed.
     Stop(AttemptId),
+    /// Attempts have another time-out, in milliseconds.
+    ChangeTimeout(Vec<AttemptId>, u64),
     /// Attempts are asked back.
     Revoke(Vec<AttemptId>),
     /// It is known.
@@ -66,12 +68,19 @@ pub(crate) struct WorkerWiring {
     pub(crate) runtime: Handle,
 }
 
+/// What is wished of an attempt before it runs.
+#[derive(Default)]
+struct Wishes {
+    stop: Option<StopReason>,
+    timeout_ms: Option<u64>,
+}
+
 pub(crate) struct Worker {
     agent: Agent,
     journal: Journal,
     wiring: WorkerWiring,
-    /// Attempts whose inputs are being read, and whether they were stopped meanwhile.
-    preparing: BTreeMap<AttemptId, Option<StopReason>>,
+    /// Attempts whose inputs are being read, and what was wished of them meanwhile.
+    preparing: BTreeMap<AttemptId, Wishes>,
     last_elapse: Instant,
     announced: Instant,
 }
@@ -121,6 +130,9 @@ impl Worker {
             WorkerMessage::Stop(attempt) => {
                 let (result, usage) = unstarted(Outcome::Cancelled, "cancelled before it started");
                 self.agent.stop(attempt, result, usage);
+            }
+            WorkerMessage::ChangeTimeout(attempts, timeout_ms) => {
+                self.agent.change_timeout(&attempts, timeout_ms);
             }
             WorkerMessage::Revoke(attempts) => self.agent.revoke(&attempts),
             WorkerMessage::Registered(worker, unknown) => self.agent.registered(worker, &unknown),
@@ -183,8 +195,12 @@ impl Worker {
             Output::Revoked(body) => self.to_control(Message::Revoked(body)),
             Output::Execute(start) => self.execute(start),
             Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
-                Some(stopped) => *stopped = Some(reason),
+                Some(wishes) => wishes.stop = Some(reason),
                 None => self.wiring.process.stop(attempt, reason),
+            },
+            Output::ChangeTimeout(attempt, timeout_ms) => match self.preparing.get_mut(&attempt) {
+                Some(wishes) => wishes.timeout_ms = Some(timeout_ms),
+                None => self.wiring.process.change_timeout(attempt, timeout_ms),
             },
             Output::Persist(changes) => {
                 self.journal.change(changes)?;
@@ -208,6 +224,14 @@ impl Worker {
             stdin: None,
             inputs: Vec::new(),
         };
+        if execution.spec.timeout_ms != start.timeout_ms {
+            Arc::make_mut(&mut execution.spec).timeout_ms = start.timeout_ms;
+        }
+        for (kind, numbers) in start.devices {
+            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+            let variable = (format!("GREY_DEVICE_{}", kind.to_uppercase()), numbers.join(","));
+            Arc::make_mut(&mut execution.spec).environment.push(variable);
+        }
         match execution.spec.executor {
             ExecutorKind::Noop => return self.wiring.noop.start(execution),
             ExecutorKind::Process
@@ -219,7 +243,7 @@ impl Worker {
             }
             ExecutorKind::Process => {}
         }
-        self.preparing.insert(execution.attempt, None);
+        self.preparing.insert(execution.attempt, Wishes::default());
         let (gatherer, itself) = (self.wiring.gatherer.clone(), self.wiring.itself.clone());
         self.wiring.runtime.spawn(async move {
             let outcome = prepare(&gatherer, &mut execution, start.stage, start.assigned_index).await;
@@ -227,9 +251,12 @@ impl Worker {
         });
     }
 
-    fn prepared(&mut self, execution: Execution, outcome: Result<(), GatherError>) {
-        let stopped = self.preparing.remove(&execution.attempt).flatten();
-        let (reason, message) = match (stopped, outcome) {
+    fn prepared(&mut self, mut execution: Execution, outcome: Result<(), GatherError>) {
+        let wishes = self.preparing.remove(&execution.attempt).unwrap_or_default();
+        if let Some(timeout_ms) = wishes.timeout_ms {
+            Arc::make_mut(&mut execution.spec).timeout_ms = timeout_ms;
+        }
+        let (reason, message) = match (wishes.stop, outcome) {
             (None, Ok(())) => return self.wiring.process.start(execution),
             (Some(StopReason::Cancelled), _) => {
                 (Outcome::Cancelled, "cancelled before it started".to_owned())
@@ -258,11 +285,16 @@ async fn prepare(
         let gathered = gatherer.gather(&stage, assigned_index, &execution.spec.inputs).await?;
         let spec = Arc::make_mut(&mut execution.spec);
         spec.inputs.extend(gathered);
-        if let Some(first) = stage.first_item {
-            let name = "GREY_ITEM".to_owned();
-            let item = first.saturating_add(i64::from(execution.index)).to_string();
-            spec.environment.push((name, item));
-        }
+        let item = match stage.items {
+            None => None,
+            Some(Items::Numbers(first)) => Some(first.saturating_add(i64::from(execution.index)).to_string()),
+            Some(Items::Listed(list)) => {
+                let item = gatherer.items.item(&gatherer.blobs, list, execution.index).await?;
+                spec.inputs.extend(item.file);
+                Some(item.text)
+            }
+        };
+        spec.environment.extend(item.map(|item| ("GREY_ITEM".to_owned(), item)));
     }
     let failed = |error: grey_blob::BlobError| GatherError::Failed(error.to_string());
     if let Some(stdin) = &execution.spec.stdin {

@@ -269,6 +269,8 @@ fn submit(count: u32) -> Command {
         outputs: Vec::new(),
         resources: Resources { cpu_millicores: 100, memory_bytes: 1, disk_bytes: 0 },
         priority: 1,
+        devices: Vec::new(),
+        constraints: Default::default(),
         retries: Retries::default(),
         timeout_ms: 1_000,
         output_limit_bytes: 1_000,
@@ -293,6 +295,8 @@ fn register() -> Command {
         capacity: Resources { cpu_millicores: 1_000, memory_bytes: 1_000, disk_bytes: 0 },
         slots: 100,
         sandbox: SandboxLevel::None,
+        labels: Vec::new(),
+        devices: Vec::new(),
         certificate: Digest::ZERO,
         holding: Vec::new(),
     })

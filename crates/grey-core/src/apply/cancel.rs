@@ -3,7 +3,7 @@
 use super::task::{CANCELLED, End, PENDING, held_count};
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
-use crate::command::{Cancel, CancelTarget};
+use crate::command::{Cancel, Target};
 use crate::effect::{Answer, Effect};
 use crate::ids::{JobId, TaskId, TaskRange, TenantId};
 use crate::rejection::Rejection;
@@ -11,29 +11,30 @@ use crate::rows::{Job, Phase};
 
 impl Application<'_> {
     pub(super) fn cancel(&mut self, body: &Cancel) -> Result<Answer, Stop> {
-        let (job, tasks) = match body.target {
-            CancelTarget::Job(job) => {
-                let row = self.rows.jobs.get(&job).ok_or(Rejection::UnknownJob(job))?;
-                (job, row.info.tasks)
-            }
-            CancelTarget::Task(task) => {
-                let unknown = Rejection::UnknownTask(task);
-                let (_, group) = self.rows.base.group_of(task).ok_or(unknown)?;
-                (group.job, TaskRange::single(task))
-            }
-        };
-        let row = self.rows.jobs.get(&job).cloned().ok_or(Stop::Bug("a group without its job"))?;
-        if row.info.tenant != body.tenant {
-            // Another tenant's work is not even acknowledged to exist.
-            return Err(match body.target {
-                CancelTarget::Job(job) => Rejection::UnknownJob(job).into(),
-                CancelTarget::Task(task) => Rejection::UnknownTask(task).into(),
-            });
-        }
+        let (job, row, tasks) = self.target(body.tenant, body.target)?;
         let cancelled = self.cancel_tasks(job, &row, tasks)?;
         self.event_cancelled(job, cancelled);
         self.end_job_if_done(job, row.info.created_at_ms)?;
         Ok(Answer::Cancelled { cancelled, already_ended: u64::from(tasks.count).saturating_sub(cancelled) })
+    }
+
+    /// The job and the tasks that a tenant's command is about.
+    pub(super) fn target(&self, tenant: TenantId, target: Target) -> Result<(JobId, Job, TaskRange), Stop> {
+        let unknown = || match target {
+            Target::Job(job) => Rejection::UnknownJob(job),
+            Target::Task(task) => Rejection::UnknownTask(task),
+        };
+        let (job, task) = match target {
+            Target::Job(job) => (job, None),
+            Target::Task(task) => {
+                let (_, group) = self.rows.base.group_of(task).ok_or_else(unknown)?;
+                (group.job, Some(task))
+            }
+        };
+        // Another tenant's work is not even acknowledged to exist.
+        let row = self.rows.jobs.get(&job).filter(|row| row.info.tenant == tenant).ok_or_else(unknown)?;
+        let tasks = task.map_or(row.info.tasks, TaskRange::single);
+        Ok((job, row.clone(), tasks))
     }
 
     /// Cancels what has not ended of a range of a job's tasks; returns how many that were.

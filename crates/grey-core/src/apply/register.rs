@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
 use crate::command::RegisterWorker;
+use crate::constraint::{Devices, Tier, check_devices, check_labels};
 use crate::effect::{Answer, Assignment, Effect};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::limits;
 use crate::rejection::Rejection;
-use crate::rows::{LiveTask, Phase, Worker};
+use crate::rows::{LiveTask, Phase, Worker, WorkerDevices};
 use crate::spec::Resources;
 
 impl Application<'_> {
@@ -27,7 +28,8 @@ impl Application<'_> {
             }
             Some((worker, row)) => {
                 let sequence = if body.incarnation == row.incarnation { row.last_sequence } else { 0 };
-                let kept = Kept { last_sequence: sequence, charged: row.charged, held: row.held };
+                let devices = row.devices.clone();
+                let kept = Kept { last_sequence: sequence, charged: row.charged, held: row.held, devices };
                 let worker = *worker;
                 self.rows.workers.insert(worker, worker_row(&body, kept));
                 worker
@@ -47,7 +49,7 @@ impl Application<'_> {
         }
         let number = registered.checked_add(1).ok_or_else(|| Rejection::Exhausted("worker".to_owned()))?;
         self.rows.meta.workers_registered = number;
-        let kept = Kept { last_sequence: 0, charged: Resources::default(), held: 0 };
+        let kept = Kept { last_sequence: 0, charged: Resources::default(), held: 0, devices: Vec::new() };
         self.rows.workers.insert(WorkerId(number), worker_row(body, kept));
         Ok(WorkerId(number))
     }
@@ -72,6 +74,8 @@ impl Application<'_> {
             if holding.contains(&attempt) {
                 if matches!(live.phase, Phase::Stopping { .. }) {
                     self.effects.push(Effect::Stop { worker, attempt });
+                } else if let Some(timeout_ms) = live.timeout_ms {
+                    self.effects.push(Effect::ChangeTimeout { worker, attempts: vec![attempt], timeout_ms });
                 }
             } else if same_life && matches!(live.phase, Phase::Assigned { .. }) {
                 self.assign_again(worker, attempt, &live)?;
@@ -93,6 +97,7 @@ impl Application<'_> {
             self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?.clone();
         let tasks = TaskRange::single(attempt.task);
         let stage = self.stage_of(job, attempt.task);
+        let timeout_ms = live.timeout_ms.unwrap_or(spec.timeout_ms);
         self.effects.push(Effect::Assign(Assignment {
             placement: crate::command::Placement { worker, tasks, epoch: attempt.epoch },
             job,
@@ -100,6 +105,7 @@ impl Application<'_> {
             tenant,
             spec,
             stage,
+            timeout_ms,
             term: live.assigned_term,
             index: live.assigned_index,
         }));
@@ -112,6 +118,22 @@ struct Kept {
     last_sequence: u64,
     charged: Resources,
     held: u32,
+    devices: Vec<WorkerDevices>,
+}
+
+/// The devices that a worker announces, charged as they were. Those of a kind that it has no longer stay while attempts
+/// are charged for them.
+fn devices(announced: &[Devices], kept: Vec<WorkerDevices>) -> Vec<WorkerDevices> {
+    let mut rows: Vec<WorkerDevices> = kept.into_iter().filter(|kind| kind.charged > 0).collect();
+    rows.iter_mut().for_each(|kind| kind.count = 0);
+    for kind in announced {
+        match rows.iter_mut().find(|row| row.name == kind.name) {
+            Some(row) => row.count = kind.count,
+            None => rows.push(WorkerDevices { name: kind.name.clone(), count: kind.count, charged: 0 }),
+        }
+    }
+    rows.sort_by(|left, right| left.name.cmp(&right.name));
+    rows
 }
 
 fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
@@ -125,6 +147,10 @@ fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
         slots: body.slots,
         held: kept.held,
         sandbox: body.sandbox,
+        // No evidence is appraised yet: every worker says itself what it runs.
+        tier: Tier::Software,
+        labels: body.labels.clone(),
+        devices: devices(&body.devices, kept.devices),
         certificate: body.certificate,
     }
 }
@@ -142,6 +168,8 @@ fn bounds(body: &RegisterWorker) -> Result<(), Rejection> {
     if body.holding.len() > limits::WORKER_SLOTS as usize {
         return refuse("holding", "is too long", u64::from(limits::WORKER_SLOTS));
     }
+    check_labels("labels", &body.labels)?;
+    check_devices(&body.devices)?;
     let capacity = &body.capacity;
     if capacity.cpu_millicores.max(capacity.memory_bytes).max(capacity.disk_bytes) > limits::RESOURCE_TOTAL {
         return refuse("capacity", "is too large", limits::RESOURCE_TOTAL);

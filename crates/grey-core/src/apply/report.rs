@@ -112,7 +112,7 @@ impl Application<'_> {
                 .filter(|live| group.is_none_or(|group| group == live.group));
             assigned.push(live.as_ref().map_or((0, 0), |live| (live.assigned_term, live.assigned_index)));
             if let (Some(live), None) = (&live, &context) {
-                context = Some(self.context(live.group)?);
+                context = Some(self.context(live.group, run.tasks.first)?);
                 group = Some(live.group);
             }
             let live = live.filter(|live| !matches!(live.phase, Phase::Stopping { .. }));
@@ -163,15 +163,17 @@ impl Application<'_> {
         self.end_job_if_done(job, wall_ms)
     }
 
-    fn context(&self, group: TaskId) -> Result<RunContext, Stop> {
+    fn context(&self, group: TaskId, first: TaskId) -> Result<RunContext, Stop> {
         let (job, tenant) = self.job_and_tenant(group)?;
         let tenant = self.rows.tenants.get(&tenant).ok_or(Stop::Bug("a job without its tenant"))?;
         let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?;
+        let stage = self.stage_of(job, group);
         Ok(RunContext {
             job,
             tenant: tenant.name.as_ref().to_owned(),
             executor: spec.executor,
-            exec_key: spec.exec_key(self.stage_of(job, group).as_deref()),
+            exec_key: spec.exec_key(stage.as_deref()),
+            first_item: RunContext::first_item_of(stage.as_deref(), first),
             assigned: Vec::new(),
         })
     }

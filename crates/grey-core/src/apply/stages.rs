@@ -37,7 +37,7 @@ impl Application<'_> {
                 OutputsOf { tasks: sources.collect(), path: input.path }
             });
             let inputs = inputs.collect();
-            Arc::new(Stage { tasks: *tasks, inputs, after: stage.after, first_item: stage.first_item })
+            Arc::new(Stage { tasks: *tasks, inputs, after: stage.after, items: stage.items })
         });
         let stages: Vec<Arc<Stage>> = stages.collect();
         for stage in &stages {

@@ -83,7 +83,13 @@ impl Application<'_> {
         let mut first = first;
         for group in groups {
             let tasks = TaskRange { first, count: group.count };
-            let row = Group { job, tasks, priority: group.spec.priority, pending: RangeSet::of(tasks) };
+            let row = Group {
+                job,
+                tasks,
+                priority: group.spec.priority,
+                queued_at_ms: self.rows.meta.time_ms,
+                pending: RangeSet::of(tasks),
+            };
             self.rows.groups.insert(first, row);
             self.rows.specs.insert(first, Arc::new(group.spec));
             first = tasks.end();

@@ -50,11 +50,6 @@ impl Application<'_> {
         self.rows.groups.get(&group).ok_or(Stop::Bug("a live task without its group"))
     }
 
-    pub(super) fn resources_of(&self, group: TaskId) -> Result<Resources, Stop> {
-        let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?;
-        Ok(spec.resources)
-    }
-
     pub(super) fn job_and_tenant(&self, group: TaskId) -> Result<(JobId, TenantId), Stop> {
         let job = self.group_row(group)?.job;
         let row = self.rows.jobs.get(&job).ok_or(Stop::Bug("a group without its job"))?;
@@ -81,12 +76,12 @@ impl Application<'_> {
         let Some(worker) = self.rows.workers.get(&placement.worker) else { return Ok(false) };
         let room = worker.slots.saturating_sub(worker.held);
         let Some(group_id) = self.group_for(placement) else { return Ok(false) };
-        let resources = self.resources_of(group_id)?;
-        let worker_fits = resources.fits(&worker.capacity);
-        if count == 0 || count > room || count > limits::PLAN_TASKS || !worker_fits {
+        let spec =
+            self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?.clone();
+        if count == 0 || count > room || count > limits::PLAN_TASKS || !worker.suits(&spec) {
             return Ok(false);
         }
-        let Some(total) = multiplied(&resources, count) else { return Ok(false) };
+        let Some(total) = multiplied(&spec.resources, count) else { return Ok(false) };
         let (job, _) = self.job_and_tenant(group_id)?;
         let row = self.rows.jobs.get(&job).ok_or(Stop::Bug("a group without its job"))?;
         let waits = self.stage_of(job, group_id).is_some_and(|stage| {
@@ -106,11 +101,9 @@ impl Application<'_> {
         tenant.usage = tenant.usage.checked_add(&total).ok_or(Stop::Bug("a tenant's usage overflowed"))?;
         let tenant_name = tenant.name.clone();
         let worker = self.worker_mut(placement.worker)?;
-        worker.held += count;
-        worker.charged =
-            worker.charged.checked_add(&total).ok_or(Stop::Bug("a worker's charge overflowed"))?;
-        let spec =
-            self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?.clone();
+        worker.charge(&spec, count).ok_or(Stop::Bug("a worker's charge overflowed"))?;
+        let live = self.rows.live.get(&placement.tasks.first);
+        let timeout_ms = live.and_then(|live| live.timeout_ms).unwrap_or(spec.timeout_ms);
         self.effects.push(Effect::Assign(Assignment {
             placement: *placement,
             job,
@@ -118,6 +111,7 @@ impl Application<'_> {
             tenant: tenant_name,
             spec,
             stage: self.stage_of(job, group_id),
+            timeout_ms,
             term: self.term,
             index: self.index,
         }));
@@ -163,6 +157,7 @@ impl Application<'_> {
                 assigned_index: index,
                 failures: 0,
                 losses: 0,
+                timeout_ms: None,
                 phase,
             };
             self.rows.live.insert(task, live);
@@ -172,12 +167,11 @@ impl Application<'_> {
 
     /// Takes an attempt off its worker and its tenant's usage.
     pub(super) fn release(&mut self, worker: WorkerId, group: TaskId) -> Result<(), Stop> {
-        let resources = self.resources_of(group)?;
+        let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?.clone();
+        let resources = spec.resources;
         let (_, tenant) = self.job_and_tenant(group)?;
         let row = self.worker_mut(worker)?;
-        row.held = row.held.checked_sub(1).ok_or(Stop::Bug("a worker's held attempts fell below zero"))?;
-        row.charged =
-            row.charged.checked_sub(&resources).ok_or(Stop::Bug("a worker's charge fell below zero"))?;
+        row.release(&spec).ok_or(Stop::Bug("a worker's charge fell below zero"))?;
         let row = self.tenant_mut(tenant)?;
         take(&mut row.held_tasks, 1, "a tenant's held tasks fell below zero")?;
         row.usage = row.usage.checked_sub(&resources).ok_or(Stop::Bug("a tenant's usage fell below zero"))?;

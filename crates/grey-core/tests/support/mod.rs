@@ -2,10 +2,11 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use grey_core::{
-    AttemptId, AttemptResult, Bootstrap, Cancel, CancelTarget, Command, Content, Entry, Epoch, ExecutorKind,
-    Finished, FlowSubmission, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report,
-    Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit, TaskDefaults,
-    TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply, plan,
+    AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, Entry, Epoch, ExecutorKind, Finished,
+    FlowSubmission, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report,
+    Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit, Target,
+    TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply,
+    plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -56,6 +57,8 @@ pub fn spec(name: &str) -> TaskSpec {
         outputs: Vec::new(),
         resources: Resources { cpu_millicores: 100, memory_bytes: 1 << 20, disk_bytes: 0 },
         priority: 100,
+        devices: Vec::new(),
+        constraints: Default::default(),
         retries: Retries { failure: 1, infrastructure: 2 },
         timeout_ms: 60_000,
         output_limit_bytes: 1 << 20,
@@ -75,6 +78,10 @@ pub fn submit(groups: Vec<(TaskSpec, u32)>) -> Submit {
     }
 }
 
+fn devices(count: u32) -> Vec<grey_core::Devices> {
+    if count == 0 { Vec::new() } else { vec![grey_core::Devices { name: "gpu".to_owned(), count }] }
+}
+
 pub fn register(node: u8, incarnation: u64, slots: u32, holding: Vec<AttemptId>) -> Command {
     Command::RegisterWorker(RegisterWorker {
         node: Digest([node; 32]),
@@ -83,6 +90,8 @@ pub fn register(node: u8, incarnation: u64, slots: u32, holding: Vec<AttemptId>)
         capacity: Resources { cpu_millicores: 1_000, memory_bytes: 1 << 30, disk_bytes: 0 },
         slots,
         sandbox: SandboxLevel::PidNamespace,
+        labels: vec![("zone".to_owned(), if node.is_multiple_of(2) { "a" } else { "b" }.to_owned())],
+        devices: devices(u32::from(node % 3)),
         certificate: Digest([node; 32]),
         holding,
     })
@@ -134,6 +143,7 @@ pub enum Step {
     Report { worker: u8, start: u8, finish: u8, outcome: u8, wrong_epoch: bool, again: bool },
     Cancel { job: bool, number: u8, tenant: u32 },
     Revoke { worker: u8, chance: u8 },
+    Timeout { job: bool, number: u8, tenant: u32, timeout_ms: u64 },
     Tick { ms: u32 },
 }
 
@@ -152,6 +162,8 @@ pub fn step() -> impl Strategy<Value = Step> {
             }),
         2 => (any::<bool>(), any::<u8>(), 1u32..4).prop_map(|(job, number, tenant)| Step::Cancel { job, number, tenant }),
         1 => (0u8..4, any::<u8>()).prop_map(|(worker, chance)| Step::Revoke { worker, chance }),
+        1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
+            .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
     ]
 }
@@ -173,15 +185,9 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
             }],
         }),
         Step::Report { .. } => random_report(state, step),
-        Step::Cancel { job, number, tenant } => Command::Cancel(Cancel {
-            tenant: TenantId(*tenant),
-            target: if *job {
-                let jobs: Vec<JobId> = state.jobs().keys().copied().collect();
-                CancelTarget::Job(pick(&jobs, *number).unwrap_or(JobId(u64::from(*number))))
-            } else {
-                CancelTarget::Task(TaskId(u64::from(*number)))
-            },
-        }),
+        Step::Cancel { job, number, tenant } => {
+            Command::Cancel(Cancel { tenant: TenantId(*tenant), target: target(state, *job, *number) })
+        }
         Step::Revoke { worker, chance } => {
             let workers: Vec<WorkerId> = state.workers().keys().copied().collect();
             let Some(worker) = pick(&workers, *worker) else {
@@ -192,10 +198,26 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
             let incarnation = state.workers()[&worker].incarnation;
             Command::Revoked(Revoked { worker, incarnation, attempts })
         }
+        Step::Timeout { job, number, tenant, timeout_ms } => {
+            Command::ChangeTimeout(grey_core::ChangeTimeout {
+                tenant: TenantId(*tenant),
+                target: target(state, *job, *number),
+                timeout_ms: *timeout_ms,
+            })
+        }
         Step::Tick { .. } => Command::Tick,
     };
     let ms = if let Step::Tick { ms } = step { u64::from(*ms) } else { number };
     Entry { time_ms: state.meta().time_ms + ms, command }
+}
+
+fn target(state: &State, job: bool, number: u8) -> Target {
+    if job {
+        let jobs: Vec<JobId> = state.jobs().keys().copied().collect();
+        Target::Job(pick(&jobs, number).unwrap_or(JobId(u64::from(number))))
+    } else {
+        Target::Task(TaskId(u64::from(number)))
+    }
 }
 
 fn pick<T: Copy>(from: &[T], number: u8) -> Option<T> {
@@ -209,6 +231,14 @@ fn random_submit(groups: &[(u8, u8)], key: Option<u8>, tenant: u32) -> Submit {
             let mut spec = spec(&shape.to_string());
             spec.priority = shape % 4;
             spec.resources.cpu_millicores = u64::from(shape % 16) * 100;
+            if shape % 5 == 0 {
+                spec.devices =
+                    vec![grey_core::Devices { name: "gpu".to_owned(), count: 1 + u32::from(shape % 2) }];
+            }
+            if shape % 7 == 0 {
+                let zone = if shape % 2 == 0 { "a" } else { "b" };
+                spec.constraints.labels = vec![("zone".to_owned(), zone.to_owned())];
+            }
             spec.retries = Retries { failure: u16::from(shape % 2), infrastructure: u16::from(shape % 3) };
             (spec, u32::from(*count))
         })
@@ -234,7 +264,7 @@ fn random_flow(groups: &[GroupSubmission]) -> FlowSubmission {
             Vec::new()
         },
         inputs: Vec::new(),
-        first_item: None,
+        items: None,
     };
     FlowSubmission {
         parallel: chance.is_multiple_of(3).then_some(chance % 5),

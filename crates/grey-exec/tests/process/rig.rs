@@ -32,6 +32,8 @@ pub(crate) fn spec(command: &[&str]) -> TaskSpec {
         outputs: Vec::new(),
         resources: Resources::default(),
         priority: 0,
+        devices: Vec::new(),
+        constraints: Default::default(),
         retries: Retries::default(),
         timeout_ms: 10_000,
         output_limit_bytes: 1 << 20,

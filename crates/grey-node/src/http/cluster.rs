@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use grey_api::{ClusterStatus, ErrorCode, Problem, WorkerStatus};
+use grey_api::{ClusterStatus, DeviceStatus, ErrorCode, Problem, WorkerStatus};
+use grey_core::WorkerDevices;
 
 use super::reply::{Refusal, json, typed};
 use crate::handle::Node;
+
+fn devices(kind: &WorkerDevices) -> (String, DeviceStatus) {
+    (kind.name.clone(), DeviceStatus { count: kind.count, asked_for: kind.charged })
+}
 
 /// `GET /v1/cluster`.
 pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refusal> {
@@ -27,6 +32,9 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
                 slots: worker.slots,
                 cpu_millicores: worker.capacity.cpu_millicores,
                 memory_bytes: worker.capacity.memory_bytes,
+                tier: worker.tier.name().to_owned(),
+                labels: worker.labels.iter().cloned().collect(),
+                devices: worker.devices.iter().map(devices).collect(),
             });
             ClusterStatus {
                 cluster: identity.0.to_string(),

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use grey_api::{ErrorCode, Problem};
-use grey_core::{Flow, FlowSubmission, Source, StageInput, StageSubmission, TaskId, TaskRange};
+use grey_api::{ErrorCode, Problem, TaskRequest};
+use grey_core::{
+    BlobReference, Flow, FlowSubmission, Items, Source, StageInput, StageSubmission, TaskId, TaskRange,
+};
 
-use super::reply::Refusal;
+use super::reply::{Refusal, value};
 use super::submit::Run;
 
 /// Whether two neighbouring runs are waited for together, and wait for the same.
@@ -15,8 +17,30 @@ fn same_stage(left: &Run, right: &Run) -> bool {
     left.name == right.name
         && left.after == right.after
         && left.inputs_from == right.inputs_from
-        && left.first_item.is_none()
-        && right.first_item.is_none()
+        && !has_items(left)
+        && !has_items(right)
+}
+
+/// Whether a request's tasks are made of items; then they are a stage of their own.
+fn has_items(request: &TaskRequest) -> bool {
+    request.first_item.is_some() || request.items.is_some()
+}
+
+/// The items of a request.
+fn items(run: &Run) -> Result<Option<Items>, Refusal> {
+    let field = |name: &str| format!("tasks[{}].{name}", run.position);
+    match (run.request.first_item, &run.request.items) {
+        (None, None) => Ok(None),
+        (Some(first), None) => Ok(Some(Items::Numbers(first))),
+        (None, Some(list)) => {
+            let digest = value(&field("items"), &list.digest)?;
+            Ok(Some(Items::Listed(BlobReference { digest, size_bytes: list.size_bytes })))
+        }
+        (Some(_), Some(_)) => Err(Refusal(
+            Problem::new(ErrorCode::InvalidRequest, "`first_item` and `items` exclude one another")
+                .field(field("items")),
+        )),
+    }
 }
 
 /// The stages of a request; none when no task waits for another.
@@ -27,7 +51,7 @@ pub(super) fn flow(
 ) -> Result<FlowSubmission, Refusal> {
     let linked = runs.iter().any(|run| {
         let request = &run.request;
-        !request.after.is_empty() || !request.inputs_from.is_empty() || request.first_item.is_some()
+        !request.after.is_empty() || !request.inputs_from.is_empty() || has_items(request)
     });
     if !linked {
         return Ok(FlowSubmission { parallel, max_failures, stages: Vec::new() });
@@ -64,7 +88,7 @@ fn links(stage: &[Run], named: &BTreeMap<&str, Vec<u32>>) -> Result<StageSubmiss
         groups: u32::try_from(stage.len()).unwrap_or(u32::MAX),
         after: after.into_iter().collect(),
         inputs,
-        first_item: request.first_item,
+        items: items(first)?,
     })
 }
 
@@ -110,7 +134,7 @@ pub(super) fn again(flow: &Flow, again: &[TaskId]) -> FlowSubmission {
                 sources: input.tasks.iter().flat_map(sources).collect(),
             })
             .collect(),
-        first_item: None,
+        items: None,
     });
     let stages = stages.collect();
     FlowSubmission { parallel: flow.parallel, max_failures: flow.max_failures, stages }
@@ -140,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_run_again_waits_for_what_is_run_again_and_takes_the_rest_from_where_it_is() {
         // Given ten tasks from t1 on and a reduce t11 after them, of which t3 failed, so that t11 was cancelled.
-        let stage = |tasks, after, inputs| Arc::new(Stage { tasks, after, inputs, first_item: None });
+        let stage = |tasks, after, inputs| Arc::new(Stage { tasks, after, inputs, items: None });
         let inputs = vec![OutputsOf { path: "in".to_owned(), tasks: vec![range(1, 10)] }];
         let stages = vec![stage(range(1, 10), vec![], vec![]), stage(range(11, 1), vec![0], inputs)];
         let flow = Flow { parallel: Some(4), max_failures: None, stages };
@@ -156,8 +180,8 @@ mod tests {
     #[test]
     fn when_only_the_last_stage_is_run_again_it_waits_for_nothing() {
         let inputs = vec![OutputsOf { path: "in".to_owned(), tasks: vec![range(1, 2)] }];
-        let first = Stage { tasks: range(1, 2), after: vec![], inputs: vec![], first_item: None };
-        let last = Stage { tasks: range(3, 1), after: vec![0], inputs, first_item: None };
+        let first = Stage { tasks: range(1, 2), after: vec![], inputs: vec![], items: None };
+        let last = Stage { tasks: range(3, 1), after: vec![0], inputs, items: None };
         let flow = Flow { parallel: None, max_failures: None, stages: vec![Arc::new(first), Arc::new(last)] };
         let again = again(&flow, &[TaskId(3)]);
         assert_eq!(again.stages.len(), 1);

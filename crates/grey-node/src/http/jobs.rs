@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use grey_api::{CancelResponse, ErrorCode, JobList, Problem, TaskList};
-use grey_core::{Answer, Cancel, CancelTarget, Command, JobId, TaskId, TenantId};
+use grey_api::{CancelResponse, ErrorCode, JobList, Problem, TaskList, TimeoutChanged, TimeoutRequest};
+use grey_core::{Answer, Cancel, ChangeTimeout, Command, JobId, Target, TaskId, TenantId};
 
-use super::reply::{Refusal, json, value};
+use super::reply::{Refusal, json, parse, value, whole};
 use crate::handle::Node;
 use crate::views;
 
@@ -119,14 +121,58 @@ pub(crate) async fn cancel(
         let already_ended = u64::from(job.tasks);
         return json(&CancelResponse { cancelled: 0, already_ended });
     };
-    cancel_target(&node, tenant, CancelTarget::Job(id)).await
+    cancel_target(&node, tenant, Target::Job(id)).await
+}
+
+/// `POST /v1/jobs/{id}/timeout`.
+pub(crate) async fn timeout(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let id: JobId = value("id", &id)?;
+    let request = parse(&whole(body)?, "the time-out")?;
+    let live = node.view(move |state| state.jobs().get(&id).map(|job| job.info.tenant)).await?;
+    let Some(tenant) = live else {
+        // One that is known says that it has ended, any other that there is none.
+        views::job(&node, id).await?;
+        return Err(has_ended("job", id));
+    };
+    change_timeout(&node, tenant, Target::Job(id), request).await
+}
+
+pub(crate) fn has_ended(what: &str, id: impl core::fmt::Display) -> Refusal {
+    Refusal(
+        Problem::new(ErrorCode::HasEnded, format!("{what} {id} has ended"))
+            .hint(format!("`grey {what} status {id}` shows how")),
+    )
+}
+
+/// Proposes another time-out.
+pub(crate) async fn change_timeout(
+    node: &Node,
+    tenant: TenantId,
+    target: Target,
+    request: TimeoutRequest,
+) -> Result<Response, Refusal> {
+    let timeout_ms = request.timeout_ms;
+    match node.propose(Command::ChangeTimeout(ChangeTimeout { tenant, target, timeout_ms })).await {
+        Ok(Answer::TimeoutChanged { tasks }) => json(&TimeoutChanged { tasks, timeout_ms }),
+        Ok(other) => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
+        // It was there a moment ago.
+        Err(problem) if problem.code == ErrorCode::NotFound => Err(match target {
+            Target::Job(job) => has_ended("job", job),
+            Target::Task(task) => has_ended("task", task),
+        }),
+        Err(problem) => Err(Refusal(problem)),
+    }
 }
 
 /// Proposes a cancel. What ended in the meantime is no failure.
 pub(crate) async fn cancel_target(
     node: &Node,
     tenant: TenantId,
-    target: CancelTarget,
+    target: Target,
 ) -> Result<Response, Refusal> {
     match node.propose(Command::Cancel(Cancel { tenant, target })).await {
         Ok(Answer::Cancelled { cancelled, already_ended }) => {

@@ -8,11 +8,11 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use grey_api::{ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
+use grey_api::{ConstraintsRequest, ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
-    Answer, BlobReference, Command, ExecutorKind, Flow, FlowSubmission, GroupSubmission, IdempotencyKey,
-    InputFile, JobId, Rejection, Resources, Retries, Submit, TaskDefaults, TaskId, TaskSpec, limits,
-    validate,
+    Answer, BlobReference, Command, Constraints, Devices, ExecutorKind, Flow, FlowSubmission,
+    GroupSubmission, IdempotencyKey, InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel,
+    Submit, TaskDefaults, TaskId, TaskSpec, Tier, limits, validate,
 };
 use grey_proof::DigestBuilder;
 
@@ -20,6 +20,7 @@ use super::reply::{Refusal, json, parse, value, whole};
 use super::{blobs, flow};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected};
+use crate::items::{self, ListProblem};
 use crate::views;
 
 /// How many tasks are looked at together when a job is run again.
@@ -210,6 +211,7 @@ async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result
             }
         }
     }
+    lists(node, &submission, at).await?;
     let _place = node.admit().await?;
     match node.propose(Command::Submit(submission)).await? {
         Answer::Submitted { job, tasks, duplicate } => json(&JobCreated {
@@ -245,7 +247,7 @@ pub(crate) async fn rerun(
         for facts in &page {
             let state = views::task_status(&node, facts, &mut reports)?.state;
             if state == "failed" || state == "cancelled" {
-                groups.push(GroupSubmission { spec: alone(facts, flow.as_ref()), count: 1 });
+                groups.push(GroupSubmission { spec: alone(&node, facts, flow.as_ref()).await?, count: 1 });
                 again.push(facts.task);
             }
         }
@@ -273,7 +275,7 @@ pub(crate) async fn rerun(
 }
 
 /// A task as one of its own, which keeps its position in the array that it was taken from.
-fn alone(facts: &views::TaskFacts, flow: Option<&Flow>) -> TaskSpec {
+async fn alone(node: &Node, facts: &views::TaskFacts, flow: Option<&Flow>) -> Result<TaskSpec, Refusal> {
     let mut spec = facts.spec.as_ref().clone();
     let mut set = |name: &str, value: String| {
         if let Err(place) = spec.environment.binary_search_by(|(other, _)| other.as_str().cmp(name)) {
@@ -284,10 +286,47 @@ fn alone(facts: &views::TaskFacts, flow: Option<&Flow>) -> TaskSpec {
         set("GREY_INDEX", index.to_string());
     }
     let stage = flow.and_then(|flow| flow.stage_of(facts.task));
-    if let Some(first) = stage.and_then(|(_, stage)| stage.first_item) {
-        set("GREY_ITEM", first.saturating_add(i64::from(facts.index.unwrap_or(0))).to_string());
+    let position = facts.task.0.saturating_sub(stage.map_or(facts.task.0, |(_, stage)| stage.tasks.first.0));
+    match stage.and_then(|(_, stage)| stage.items) {
+        None => {}
+        Some(Items::Numbers(first)) => {
+            set("GREY_ITEM", first.saturating_add(i64::try_from(position).unwrap_or(i64::MAX)).to_string());
+        }
+        Some(Items::Listed(list)) => {
+            let index = u32::try_from(position).unwrap_or(u32::MAX);
+            let item = node.items.item(&node.blobs, list, index).await;
+            let item = item.map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
+            set("GREY_ITEM", item.text);
+            spec.inputs.extend(item.file);
+        }
     }
-    spec
+    Ok(spec)
+}
+
+/// Checks the lists of items that a submission's arrays are made of.
+async fn lists(node: &Node, submission: &Submit, at: impl Fn(usize) -> usize) -> Result<(), Refusal> {
+    let mut group = 0;
+    for stage in &submission.flow.stages {
+        let first = group;
+        group += stage.groups as usize;
+        let Some(Items::Listed(list)) = stage.items else { continue };
+        let field = format!("tasks[{}].items", at(first));
+        blobs::check(node, &field, &list.digest, list.size_bytes).await?;
+        let count = submission.groups.get(first).map_or(0, |group| group.count);
+        let problem = match items::check(&node.blobs, list, count).await {
+            Ok(()) => continue,
+            Err(ListProblem::Line(line, what)) => {
+                Problem::new(ErrorCode::InvalidRequest, format!("line {line} of the list {what}"))
+            }
+            Err(ListProblem::Count(lines)) => {
+                let detail = format!("`count` is {count}, the list has {lines} line(s)");
+                Problem::new(ErrorCode::InvalidRequest, detail).limit(u64::from(lines))
+            }
+            Err(ListProblem::Unreadable(error)) => Problem::new(ErrorCode::Internal, error),
+        };
+        return Err(Refusal(problem.field(field)));
+    }
+    Ok(())
 }
 
 /// A rejection that names a group, with the place of its first task instead.
@@ -342,6 +381,33 @@ fn input(request: InputRequest) -> Result<InputFile, Refusal> {
     Ok(InputFile { path: request.path, blob, executable: request.executable })
 }
 
+fn constraints(request: Option<ConstraintsRequest>) -> Result<Constraints, Refusal> {
+    let request = request.unwrap_or_default();
+    let unset = Constraints::default();
+    Ok(Constraints {
+        labels: request.labels.into_iter().collect(),
+        tier: named("constraints.tier", request.tier, &Tier::ASKED_FOR, Tier::name)?.unwrap_or(unset.tier),
+        sandbox: named("constraints.sandbox", request.sandbox, &SandboxLevel::ALL, SandboxLevel::name)?
+            .unwrap_or(unset.sandbox),
+    })
+}
+
+/// One of a few that have names.
+fn named<T: Copy>(
+    field: &str,
+    given: Option<String>,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<Option<T>, Refusal> {
+    let Some(given) = given else { return Ok(None) };
+    let found = all.iter().copied().find(|one| name(*one) == given);
+    found.map(Some).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+        let shown: String = given.chars().take(64).collect();
+        refuse(field, format!("`{shown}` is none of {}", names.join(", ")))
+    })
+}
+
 fn spec(request: TaskRequest, defaults: &TaskDefaults) -> Result<TaskSpec, Refusal> {
     let executor = match request.executor.as_deref() {
         None | Some("process") => ExecutorKind::Process,
@@ -373,6 +439,8 @@ fn spec(request: TaskRequest, defaults: &TaskDefaults) -> Result<TaskSpec, Refus
             memory_bytes: request.memory_bytes.unwrap_or(unset.memory_bytes),
             disk_bytes: request.disk_bytes.unwrap_or(unset.disk_bytes),
         },
+        devices: request.devices.into_iter().map(|(name, count)| Devices { name, count }).collect(),
+        constraints: constraints(request.constraints)?,
         priority: request.priority.unwrap_or(defaults.priority),
         retries,
         timeout_ms: request.timeout_ms.unwrap_or(defaults.timeout_ms),

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use grey_api::{CancelResponse, ErrorCode, Problem};
-use grey_core::{CancelTarget, Content, TaskId};
+use grey_core::{Content, Target, TaskId};
 
-use super::jobs::{Parameters, cancel_target, page, task_page, wait};
-use super::reply::{Refusal, json, typed, value};
+use super::jobs::{Parameters, cancel_target, change_timeout, has_ended, page, task_page, wait};
+use super::reply::{Refusal, json, parse, typed, value, whole};
 use crate::handle::Node;
 use crate::{prover, views};
 
@@ -154,5 +155,20 @@ pub(crate) async fn cancel(
     if views::task_status(&node, &facts, &mut views::LastReport::default())?.ended() {
         return json(&CancelResponse { cancelled: 0, already_ended: 1 });
     }
-    cancel_target(&node, facts.info.tenant, CancelTarget::Task(id)).await
+    cancel_target(&node, facts.info.tenant, Target::Task(id)).await
+}
+
+/// `POST /v1/tasks/{id}/timeout`.
+pub(crate) async fn timeout(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let id: TaskId = value("id", &id)?;
+    let request = parse(&whole(body)?, "the time-out")?;
+    let facts = views::facts(&node, id).await?;
+    if views::task_status(&node, &facts, &mut views::LastReport::default())?.ended() {
+        return Err(has_ended("task", id));
+    }
+    change_timeout(&node, facts.info.tenant, Target::Task(id), request).await
 }
