@@ -13,6 +13,7 @@ mod root;
 mod run;
 mod serve;
 mod session;
+mod stream;
 mod submit;
 mod task;
 mod task_file;

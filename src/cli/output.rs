@@ -51,6 +51,16 @@ impl Output {
         self.line(&json)
     }
 
+    /// One of several results, as it comes: a line of JSON, or as `text` writes it.
+    pub fn item<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
+        if !self.json {
+            return self.bytes(text().as_bytes());
+        }
+        let json = serde_json::to_string(value)
+            .map_err(|error| CliError::failed(format!("the result cannot be written as JSON: {error}")))?;
+        self.line(&json)
+    }
+
     /// A remark on stderr. A closed stderr is nobody's failure.
     pub fn note(&self, text: &str) {
         if !self.quiet {

@@ -1,4 +1,4 @@
-//! `grey submit`: a job from a task file.
+//! `grey submit`: a job from a task file, or any number of tasks one a line.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use super::junit;
 use super::output::Output;
 use super::run::{connect, submit_job};
 use super::session::{Target, runtime};
+use super::stream;
 use super::task::{save_outputs, save_proof, save_stream, write_whole};
 use super::task_file;
 
@@ -20,6 +21,7 @@ Examples:
   grey submit job.toml                            submit and go on
   grey submit job.toml --wait --results results   wait, and fetch everything that its tasks left
   grey job rerun j7                               run those again that failed
+  produce | grey submit -                         any number of tasks, one a line: {\"command\": [\"true\"]}
 
 A task file:
   version = 1
@@ -32,9 +34,12 @@ A task file:
   command = [\"sh\", \"-c\", 'gzip -c \"$GREY_ITEM\" >\"$GREY_OUT/$GREY_INDEX.gz\"']
   outputs = [\"*.gz\"]")]
 pub struct SubmitArguments {
-    /// The task file, TOML or JSON
+    /// The task file, in TOML, YAML or JSON; or tasks one a line: a file whose name ends in .ndjson or .jsonl, or `-`
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Whose tasks those of a stream are
+    #[arg(long, short, value_name = "TENANT")]
+    tenant: Option<String>,
     /// Wait until the job has ended; exits with 0 when all of its tasks succeeded
     #[arg(long)]
     wait: bool,
@@ -48,6 +53,16 @@ pub struct SubmitArguments {
 
 /// Submits a task file.
 pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
+    if stream::is_one(&arguments.file) {
+        if arguments.junit.is_some() {
+            let error = CliError::usage("--junit is about one job; tasks one a line become several");
+            return Err(error.hint("`grey job result JOB --junit FILE` writes it of each"));
+        }
+        return stream(arguments, target, output);
+    }
+    if arguments.tenant.is_some() {
+        return Err(CliError::usage("--tenant is for tasks one a line; a task file names its `tenant`"));
+    }
     let mut prepared = task_file::read(&arguments.file)?;
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
@@ -75,6 +90,25 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
             ));
         }
         Ok(status)
+    })
+}
+
+/// Submits tasks as they come, and waits for the jobs that they become where that is asked for.
+fn stream(arguments: &SubmitArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
+    runtime()?.block_on(async {
+        let client = connect(target, output).await?;
+        let jobs = stream::send(&client, &arguments.file, arguments.tenant.as_deref(), output).await?;
+        if !arguments.wait {
+            return Ok(0);
+        }
+        let mut worst = 0;
+        for job in &jobs {
+            worst = worst.max(wait(&client, job, output).await?);
+            if let Some(directory) = &arguments.results {
+                fetch(&client, job, directory, output).await?;
+            }
+        }
+        Ok(worst)
     })
 }
 

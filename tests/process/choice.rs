@@ -1,8 +1,13 @@
-//! What a task asks of its worker, long lists of items, and time-outs that change, through the real binary.
+//! What a task asks of its worker, long lists of items, streams of tasks, and time-outs that change, through the real
+//! binary.
 
+use std::io::{BufRead, Write};
 use std::process::Stdio;
 
-use grey_api::{BlobCreated, ClientError, ErrorCode, JobCreated, JobStatus, TaskExplanation, TimeoutChanged};
+use grey_api::{
+    BlobCreated, ClientError, ErrorCode, JobCreated, JobStatus, StreamEnd, StreamedJob, TaskExplanation,
+    TimeoutChanged,
+};
 
 use super::support::{Home, Ran, wait_until};
 
@@ -176,4 +181,60 @@ fn a_directory_of_another_format_is_left_alone_and_says_what_to_do() {
     }
     std::fs::write(&mark, "2\n").unwrap();
     assert_eq!(home.grey(&["task", "status", "t1"]).status, 0, "nothing was lost");
+}
+
+#[test]
+fn a_stream_of_tasks_becomes_jobs_as_it_comes() {
+    let home = Home::new();
+    let mut stream = home.command(&["submit", "-", "--json"]);
+    let mut stream =
+        stream.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = stream.stdin.take().unwrap();
+    let mut answers = std::io::BufReader::new(stream.stdout.take().unwrap()).lines();
+    // Given: as many lines as fit into a job, and one more, and no end yet.
+    let line = r#"{"executor":"noop"}"#;
+    for _ in 0..10_001 {
+        writeln!(input, "{line}").unwrap();
+    }
+    // Then: the first job is durable before the stream ends.
+    let first: StreamedJob = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+    assert_eq!((first.tasks, first.first_line, first.last_line), (10_000, 1, 10_000));
+    // When: it ends, the rest is a job too.
+    write!(input, "{line}").unwrap();
+    drop(input);
+    let second: StreamedJob = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+    assert_eq!((second.tasks, second.first_line, second.last_line), (2, 10_001, 10_002));
+    assert!(answers.next().is_none());
+    assert_eq!(stream.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_wrong_line_ends_a_stream_and_what_came_before_stands() {
+    let home = Home::new();
+    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
+    let good = "{\"executor\":\"noop\"}\n".repeat(10_000);
+    let send =
+        |text: &str, key: &str| home.lines("/v1/tasks/stream", "application/x-ndjson", text, Some(key));
+    // Given: a wrong line in the second job.
+    let lines = send(&format!("{good}\n{{\"executor\":\"noop\"}}\n{{\"comand\":1}}\n"), "k").unwrap();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let end: StreamEnd = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!((end.lines, end.jobs, end.tasks), (10_001, 1, 10_000));
+    assert!(end.problem.unwrap().detail.starts_with("line 10003 cannot be read"));
+    // When: the mended stream is sent under the same key, what is there already is not made again.
+    let lines = send(&format!("{good}\n{{\"executor\":\"noop\"}}\n"), "k").unwrap();
+    let jobs: Vec<StreamedJob> = lines[..2].iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((jobs[0].duplicate, jobs[1].duplicate), (true, false));
+    assert_eq!((jobs[1].first_line, jobs[1].last_line, jobs[1].tasks), (10_002, 10_002, 1));
+    // Then: a first line that is wrong, a stream without tasks, and tasks that wait for others are refused whole.
+    for (text, said) in [
+        ("{}\n", "command"),
+        ("{\"command\":[\"a\"],\"after\":[\"b\"]}\n", "line 1 waits for other tasks"),
+        ("\n\n{\"command\":[\"a\"],\"inputs_from\":[{\"task\":\"b\",\"path\":\"c\"}]}\n", "line 3 waits"),
+        ("\n \n", "no tasks"),
+        ("", "no tasks"),
+    ] {
+        let Err(ClientError::Refused(problem)) = send(text, "other") else { panic!("{text} was taken") };
+        assert!(problem.detail.contains(said), "{text}: {}", problem.detail);
+    }
 }

@@ -97,6 +97,27 @@ impl Home {
         runtime().block_on(self.client().post_bytes(path, media_type, body.into(), key))
     }
 
+    /// Sends bytes and takes the answer line by line.
+    pub fn lines(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: &str,
+        key: Option<&str>,
+    ) -> Result<Vec<String>, ClientError> {
+        runtime().block_on(async {
+            let (sender, pieces) = tokio::sync::mpsc::channel(1);
+            let body = body.to_owned();
+            tokio::spawn(async move { drop(sender.send(Ok(body.into())).await) });
+            let mut answer = self.client().post_pieces(path, media_type, pieces, key).await?;
+            let mut text = Vec::new();
+            while let Some(piece) = answer.next().await? {
+                text.extend_from_slice(&piece);
+            }
+            Ok(String::from_utf8(text).unwrap().lines().map(str::to_owned).collect())
+        })
+    }
+
     /// Fetches a document of the API.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         runtime().block_on(self.client().get(path))

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
+use tokio::sync::mpsc::Receiver;
 
 use crate::address::Address;
 use crate::problem::{ErrorCode, Problem};
@@ -273,6 +274,26 @@ impl Client {
         if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
     }
 
+    /// Sends pieces as they come, on a connection of its own; the answer may begin before the last one is sent.
+    pub async fn post_pieces(
+        &self,
+        path: &str,
+        media_type: &str,
+        pieces: Receiver<std::io::Result<Bytes>>,
+        key: Option<&str>,
+    ) -> Result<Body, ClientError> {
+        let mut sender = self.connect().await?;
+        let mut headers = vec![("content-type", media_type)];
+        headers.extend(key.map(|key| ("idempotency-key", key)));
+        let request = self.request(&Method::POST, path, &headers, PiecesBody(pieces))?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        if !response.status().is_success() {
+            let (status, body) = self.whole(response).await?;
+            return Err(self.refusal(status, &body));
+        }
+        Ok(Body { incoming: response.into_body(), address: self.address.to_string() })
+    }
+
     /// Sends a document, under an idempotency key where one is given.
     pub async fn post<B: Serialize, T: DeserializeOwned>(
         &self,
@@ -314,6 +335,21 @@ trait SendableBody:
 impl<B> SendableBody for B where
     B: hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static
 {
+}
+
+/// Pieces that somebody else reads, as a body.
+struct PiecesBody(Receiver<std::io::Result<Bytes>>);
+
+impl hyper::body::Body for PiecesBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
 }
 
 /// A file as a body, read piece by piece. Reading a local file does not wait for others, so it is read where it is sent.

@@ -7,8 +7,9 @@ use crate::problem::{ErrorCode, Problem};
 use crate::types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
-    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamName, TaskExplanation, TaskList,
-    TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest, WorkerStatus,
+    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamEnd, StreamName, StreamedJob,
+    TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest,
+    WorkerStatus,
 };
 
 /// One endpoint.
@@ -49,6 +50,15 @@ pub const ENDPOINTS: &[Endpoint] = &[
         &[("tenant", "whose tasks they are"), ("name", "the job's name")],
         Some("TaskRequest"),
         "JobCreated",
+    ),
+    endpoint(
+        "post",
+        "/v1/tasks/stream",
+        "Submit any number of tasks, one object a line (application/x-ndjson). They become jobs of up to 10000 lines as they \
+         come, each answered by a line (StreamedJob) once it is durable; the last line is a StreamEnd",
+        &[("tenant", "whose tasks they are"), ("name", "the jobs' name")],
+        Some("TaskRequest"),
+        "application/x-ndjson",
     ),
     endpoint(
         "get",
@@ -228,7 +238,9 @@ const fn endpoint(
     OutputsRequest,
     Problem,
     RetriesRequest,
+    StreamEnd,
     StreamName,
+    StreamedJob,
     TaskExplanation,
     TaskList,
     TaskRequest,

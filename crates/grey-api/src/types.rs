@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::problem::Problem;
+
 /// How often a task is tried again, by who was at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -216,6 +218,37 @@ pub struct JobCreated {
     pub tasks: u32,
     /// Whether an earlier submission under the same idempotency key made it.
     pub duplicate: bool,
+}
+
+/// Tasks of a stream were accepted as one job: a line of the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StreamedJob {
+    /// The job.
+    pub job: String,
+    /// Its first task; the others follow without a gap.
+    pub first_task: String,
+    /// How many tasks.
+    pub tasks: u32,
+    /// Whether an earlier stream under the same idempotency key made it.
+    pub duplicate: bool,
+    /// The first line that it was made of, from one.
+    pub first_line: u64,
+    /// The last line.
+    pub last_line: u64,
+}
+
+/// What a stream came to: the last line of the answer. Without it the answer is not complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StreamEnd {
+    /// Lines that were accepted; all before a refused one.
+    pub lines: u64,
+    /// Jobs that they became.
+    pub jobs: u64,
+    /// Tasks of these.
+    pub tasks: u64,
+    /// Why it ended before the last line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
 }
 
 /// How many tasks of a job are where.

@@ -1,6 +1,7 @@
 //! The client API over HTTP. Handlers check, ask and answer; what happens is decided in the core.
 
 mod blobs;
+mod bulk;
 mod cluster;
 mod events;
 mod flow;
@@ -29,6 +30,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
     let api = Router::new()
         .route("/v1/jobs", post(submit::job).get(jobs::list))
         .route("/v1/tasks", post(submit::tasks).get(tasks::list))
+        .route("/v1/tasks/stream", post(bulk::stream))
         .route("/v1/jobs/{id}", get(jobs::show))
         .route("/v1/jobs/{id}/tasks", get(jobs::tasks))
         .route("/v1/jobs/{id}/events", get(events::of_job))

@@ -14,7 +14,7 @@ use grey_core::{
     GroupSubmission, IdempotencyKey, InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel,
     Submit, TaskDefaults, TaskId, TaskSpec, Tier, limits, validate,
 };
-use grey_proof::DigestBuilder;
+use grey_proof::{Digest, DigestBuilder};
 
 use super::reply::{Refusal, json, parse, value, whole};
 use super::{blobs, flow};
@@ -74,7 +74,8 @@ pub(crate) async fn job(
         max_failures: request.max_failures,
         listed,
     };
-    submit(&node, &headers, &body, heading, runs).await
+    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
+    json(&submit(&node, key, heading, runs).await?)
 }
 
 /// `POST /v1/tasks`.
@@ -91,22 +92,23 @@ pub(crate) async fn tasks(
     } else {
         document(&body)?
     };
-    let heading = Heading {
-        tenant: query.remove("tenant"),
-        name: query.remove("name").unwrap_or_default(),
-        labels: BTreeMap::new(),
-        parallel: None,
-        max_failures: None,
-        listed,
-    };
-    if let Some(unknown) = query.keys().next() {
-        return Err(refuse("query", format!("`{unknown}` is not a parameter; tenant and name are")));
+    let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
+    let heading = Heading { tenant, name, listed, ..Heading::default() };
+    no_more(&query)?;
+    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
+    json(&submit(&node, key, heading, runs).await?)
+}
+
+/// Refuses parameters that the endpoint does not know.
+pub(super) fn no_more(query: &HashMap<String, String>) -> Result<(), Refusal> {
+    match query.keys().next() {
+        Some(unknown) => Err(refuse("query", format!("`{unknown}` is not a parameter; tenant and name are"))),
+        None => Ok(()),
     }
-    submit(&node, &headers, &body, heading, runs).await
 }
 
 /// One object a line. Equal neighbours are read once.
-fn lines(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
+pub(super) fn lines(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
     let mut runs: Vec<Run> = Vec::new();
     let (mut listed, mut last): (usize, Option<&[u8]>) = (0, None);
     for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
@@ -139,22 +141,29 @@ fn document(body: &[u8]) -> Result<(Vec<Run>, usize), Refusal> {
 }
 
 /// What a submission says beside its tasks.
-struct Heading {
-    tenant: Option<String>,
-    name: String,
-    labels: BTreeMap<String, String>,
-    parallel: Option<u32>,
-    max_failures: Option<u32>,
-    listed: usize,
+#[derive(Default)]
+pub(super) struct Heading {
+    pub(super) tenant: Option<String>,
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) parallel: Option<u32>,
+    pub(super) max_failures: Option<u32>,
+    pub(super) listed: usize,
 }
 
-async fn submit(
+impl Heading {
+    pub(super) fn tenant_name(&self) -> &str {
+        self.tenant.as_deref().unwrap_or(DEFAULT_TENANT)
+    }
+}
+
+/// Checks a submission, proposes it, and returns once it is durable and applied.
+pub(super) async fn submit(
     node: &Node,
-    headers: &HeaderMap,
-    body: &[u8],
+    key: Option<IdempotencyKey>,
     heading: Heading,
     runs: Vec<Run>,
-) -> Result<Response, Refusal> {
+) -> Result<JobCreated, Refusal> {
     if heading.listed > limits::BATCH_TASKS {
         let detail = format!("more than {} tasks are listed", limits::BATCH_TASKS);
         let problem = Problem::new(ErrorCode::OutOfBounds, detail).field("tasks");
@@ -164,7 +173,7 @@ async fn submit(
                 .hint("send several submissions, or one task with a `count`"),
         ));
     }
-    let tenant_name = heading.tenant.as_deref().unwrap_or(DEFAULT_TENANT);
+    let tenant_name = heading.tenant_name();
     let tenant = node.tenants.get(tenant_name).ok_or_else(|| {
         let shown: String = tenant_name.chars().take(limits::NAME_BYTES).collect();
         let names: Vec<&str> = node.tenants.keys().map(String::as_str).collect();
@@ -180,7 +189,6 @@ async fn submit(
         .into_iter()
         .map(|run| Ok(GroupSubmission { count: run.count, spec: spec(run.request, &tenant.defaults)? }))
         .collect::<Result<Vec<_>, Refusal>>()?;
-    let key = key(headers, tenant_name, &heading.name, body)?;
     let submission = Submit {
         tenant: tenant.id,
         submitter: String::new(),
@@ -195,7 +203,7 @@ async fn submit(
 }
 
 /// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent.
-async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result<Response, Refusal> {
+async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result<JobCreated, Refusal> {
     let at = |group: usize| positions.get(group).copied().unwrap_or(group);
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
     for (number, group) in submission.groups.iter().enumerate() {
@@ -214,7 +222,7 @@ async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result
     lists(node, &submission, at).await?;
     let _place = node.admit().await?;
     match node.propose(Command::Submit(submission)).await? {
-        Answer::Submitted { job, tasks, duplicate } => json(&JobCreated {
+        Answer::Submitted { job, tasks, duplicate } => Ok(JobCreated {
             job: job.to_string(),
             first_task: tasks.first.to_string(),
             tasks: tasks.count,
@@ -271,7 +279,7 @@ pub(crate) async fn rerun(
         flow,
         wall_ms: wall_ms(),
     };
-    propose(&node, submission, &[]).await
+    json(&propose(&node, submission, &[]).await?)
 }
 
 /// A task as one of its own, which keeps its position in the array that it was taken from.
@@ -361,15 +369,25 @@ fn key(
     name: &str,
     body: &[u8],
 ) -> Result<Option<IdempotencyKey>, Refusal> {
+    let given = given_key(headers, limits::KEY_BYTES)?;
+    Ok(given.map(|key| IdempotencyKey { key, body: body_digest(tenant, name, body) }))
+}
+
+/// The idempotency key that was sent, of at most so many bytes.
+pub(super) fn given_key(headers: &HeaderMap, most_bytes: usize) -> Result<Option<String>, Refusal> {
     let Some(given) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = given.to_str().ok().filter(|key| (1..=limits::KEY_BYTES).contains(&key.len()));
+    let key = given.to_str().ok().filter(|key| (1..=most_bytes).contains(&key.len()));
     let key = key.ok_or_else(|| {
-        let detail = format!("the key must have 1 to {} visible characters", limits::KEY_BYTES);
-        refuse("Idempotency-Key", detail)
+        refuse("Idempotency-Key", format!("the key must have 1 to {most_bytes} visible characters"))
     })?;
+    Ok(Some(key.to_owned()))
+}
+
+/// What a key stands for.
+pub(super) fn body_digest(tenant: &str, name: &str, body: &[u8]) -> Digest {
     let mut digest = DigestBuilder::domain("grey/submission/v1");
     [tenant.as_bytes(), name.as_bytes(), body].into_iter().for_each(|field| digest.field(field));
-    Ok(Some(IdempotencyKey { key: key.to_owned(), body: digest.finish() }))
+    digest.finish()
 }
 
 fn reference(field: &str, digest: &str, size_bytes: u64) -> Result<BlobReference, Refusal> {

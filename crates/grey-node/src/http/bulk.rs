@@ -1,0 +1,288 @@
+//! Tasks one a line, any number of them: they become jobs as they come, and are answered as these are durable.
+//!
+//! What is held is one batch, however long the stream is. The stream is read as fast as its jobs become durable, which is
+//! what slows a sender down.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::response::Response;
+use futures_util::StreamExt;
+use grey_api::{ErrorCode, Problem, StreamEnd, StreamedJob};
+use grey_core::{IdempotencyKey, limits};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::reply::{Refusal, typed};
+use super::submit::{Heading, Run, body_digest, given_key, lines, no_more, submit};
+use crate::handle::Node;
+
+/// The most bytes of the lines of one job. What a job is made of follows from the lines alone, so that the same stream
+/// under the same key makes the same jobs.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// The most bytes of an idempotency key: each job's is the stream's with a number behind it.
+const KEY_BYTES: usize = limits::KEY_BYTES - 21;
+/// Answers that may wait for a slow reader.
+const ANSWERS_WAITING: usize = 16;
+
+/// The lines of one job.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    lines: u64,
+    tasks: usize,
+}
+
+/// Cuts a stream into lines and these into batches.
+struct Batches<S> {
+    pieces: S,
+    /// What has come last.
+    rest: Vec<u8>,
+    /// Where what is in no batch yet begins in it.
+    begins: usize,
+    /// How far it has been looked at for the end of a line.
+    searched: usize,
+    ended: bool,
+    next: Batch,
+}
+
+impl<S, E> Batches<S>
+where
+    S: futures_util::Stream<Item = Result<Bytes, E>> + Unpin,
+    E: core::fmt::Display,
+{
+    /// The next batch; nothing after the last. `line` counts those before it.
+    async fn next(&mut self, line: u64) -> Result<Option<Batch>, Problem> {
+        loop {
+            while let Some(end) = self.line_end() {
+                let text = self.rest.get(self.begins..end).unwrap_or_default();
+                let is_blank = text.iter().all(u8::is_ascii_whitespace);
+                let full = !is_blank
+                    && (self.next.tasks >= limits::BATCH_TASKS
+                        || self.next.bytes.len() + text.len() > BATCH_BYTES && self.next.tasks > 0);
+                if full {
+                    return Ok(Some(core::mem::take(&mut self.next)));
+                }
+                self.next.bytes.extend_from_slice(text);
+                (self.begins, self.searched) = (end, end);
+                self.next.lines += 1;
+                self.next.tasks += usize::from(!is_blank);
+            }
+            if self.rest.len() - self.begins > BATCH_BYTES {
+                let number = line + self.next.lines + 1;
+                return Err(Problem::new(ErrorCode::TooLarge, format!("line {number} is too long"))
+                    .limit(BATCH_BYTES as u64)
+                    .hint("send what is large as blobs"));
+            }
+            if self.ended {
+                let last = core::mem::take(&mut self.next);
+                return Ok((last.tasks > 0).then_some(last));
+            }
+            match self.pieces.next().await {
+                Some(Ok(piece)) => {
+                    self.rest.drain(..self.begins);
+                    self.searched -= self.begins;
+                    self.begins = 0;
+                    self.rest.extend_from_slice(&piece);
+                }
+                Some(Err(error)) => {
+                    return Err(Problem::new(
+                        ErrorCode::InvalidRequest,
+                        format!("the stream broke: {error}"),
+                    ));
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// Where the next whole line ends, its line feed included.
+    fn line_end(&mut self) -> Option<usize> {
+        let unseen = self.rest.get(self.searched..).unwrap_or_default();
+        match unseen.iter().position(|byte| *byte == b'\n') {
+            Some(position) => Some(self.searched + position + 1),
+            None if self.ended && self.begins < self.rest.len() => Some(self.rest.len()),
+            None => {
+                self.searched = self.rest.len();
+                None
+            }
+        }
+    }
+}
+
+/// Submits the jobs of one stream, one after another.
+struct Submitter {
+    node: Arc<Node>,
+    tenant: Option<String>,
+    name: String,
+    key: Option<String>,
+    end: StreamEnd,
+}
+
+impl Submitter {
+    async fn submit(&mut self, batch: &Batch) -> Result<StreamedJob, Problem> {
+        let before = self.end.lines;
+        let (runs, listed) = lines(&batch.bytes).map_err(|refusal| moved(refusal.0, before))?;
+        if let Some(run) = runs.iter().find(|run| is_linked(run)) {
+            let is_task = |(_, line): &(usize, &[u8])| !line.iter().all(u8::is_ascii_whitespace);
+            let mut tasks = batch.bytes.split(|byte| *byte == b'\n').enumerate().filter(is_task);
+            let number = before + tasks.nth(run.position).map_or(0, |(number, _)| number as u64) + 1;
+            let detail = format!("line {number} waits for other tasks, which a stream's do not");
+            return Err(Problem::new(ErrorCode::InvalidRequest, detail)
+                .hint("submit tasks that follow one another as one job"));
+        }
+        let (tenant, name) = (self.tenant.clone(), self.name.clone());
+        let heading = Heading { tenant, name, listed, ..Heading::default() };
+        let key = self.key.as_ref().map(|key| IdempotencyKey {
+            key: format!("{key}/{}", self.end.jobs + 1),
+            body: body_digest(heading.tenant_name(), &heading.name, &batch.bytes),
+        });
+        let created = submit(&self.node, key, heading, runs).await.map_err(|refusal| {
+            let mut problem = refusal.0;
+            problem.detail = format!("lines {} to {}: {}", before + 1, before + batch.lines, problem.detail);
+            problem
+        })?;
+        self.end.lines += batch.lines;
+        self.end.jobs += 1;
+        self.end.tasks += u64::from(created.tasks);
+        Ok(StreamedJob {
+            job: created.job,
+            first_task: created.first_task,
+            tasks: created.tasks,
+            duplicate: created.duplicate,
+            first_line: before + 1,
+            last_line: self.end.lines,
+        })
+    }
+}
+
+fn is_linked(run: &Run) -> bool {
+    !run.request.after.is_empty() || !run.request.inputs_from.is_empty()
+}
+
+/// A complaint about a line of a batch, as one about a line of the stream.
+fn moved(mut problem: Problem, before: u64) -> Problem {
+    let number = problem.detail.strip_prefix("line ").and_then(|rest| rest.split_once(' '));
+    if let Some((number, rest)) = number
+        && let Ok(number) = number.parse::<u64>()
+    {
+        problem.detail = format!("line {} {rest}", before + number);
+    }
+    problem
+}
+
+fn line<T: serde::Serialize>(value: &T) -> Bytes {
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+/// `POST /v1/tasks/stream`.
+pub(crate) async fn stream(
+    State(node): State<Arc<Node>>,
+    Query(mut query): Query<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let key = given_key(request.headers(), KEY_BYTES)?;
+    let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
+    no_more(&query)?;
+    let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
+    let mut submitter = Submitter { node, tenant, name, key, end };
+    let mut batches = Batches {
+        pieces: request.into_body().into_data_stream(),
+        rest: Vec::new(),
+        begins: 0,
+        searched: 0,
+        ended: false,
+        next: Batch::default(),
+    };
+    // The first job's refusal is the request's: until then nothing was accepted.
+    let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {
+        Refusal(Problem::new(ErrorCode::InvalidRequest, "the stream has no tasks").hint("send one a line"))
+    })?;
+    let created = submitter.submit(&first).await.map_err(Refusal)?;
+    let (answers, body) = mpsc::channel::<Result<Bytes, core::convert::Infallible>>(ANSWERS_WAITING);
+    tokio::spawn(async move {
+        let mut answer = line(&created);
+        loop {
+            // Who does not read any more has gone; what is durable stays, and the stream may be sent again.
+            if answers.send(Ok(answer)).await.is_err() {
+                return;
+            }
+            let batch = match batches.next(submitter.end.lines).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                Err(problem) => {
+                    submitter.end.problem = Some(problem);
+                    break;
+                }
+            };
+            match submitter.submit(&batch).await {
+                Ok(created) => answer = line(&created),
+                Err(problem) => {
+                    submitter.end.problem = Some(problem);
+                    break;
+                }
+            }
+        }
+        drop(answers.send(Ok(line(&submitter.end))).await);
+    });
+    Ok(typed("application/x-ndjson", Body::from_stream(ReceiverStream::new(body))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn batches(pieces: Vec<Vec<u8>>) -> Result<Vec<(u64, usize, Vec<u8>)>, Problem> {
+        let pieces = pieces.into_iter().map(|piece| Ok::<Bytes, std::io::Error>(piece.into()));
+        let mut batches = Batches {
+            pieces: futures_util::stream::iter(pieces),
+            rest: Vec::new(),
+            begins: 0,
+            searched: 0,
+            ended: false,
+            next: Batch::default(),
+        };
+        let mut found = Vec::new();
+        while let Some(batch) = batches.next(0).await? {
+            found.push((batch.lines, batch.tasks, batch.bytes));
+        }
+        Ok(found)
+    }
+
+    #[tokio::test]
+    async fn batches_follow_from_the_lines_and_not_from_the_pieces_that_they_come_in() {
+        let text: Vec<u8> = (0..25_000).flat_map(|n| format!("{{\"n\":{n}}}\n\n").into_bytes()).collect();
+        let whole = batches(vec![text.clone()]).await.ok().unwrap();
+        let tasks: Vec<usize> = whole.iter().map(|(_, tasks, _)| *tasks).collect();
+        assert_eq!(tasks, [10_000, 10_000, 5_000]);
+        for size in [1_000, 4_097, 70_000] {
+            let pieces = text.chunks(size).map(<[u8]>::to_vec).collect();
+            assert_eq!(batches(pieces).await.ok().unwrap(), whole, "in pieces of {size}");
+        }
+        let joined: Vec<u8> = whole.into_iter().flat_map(|(_, _, bytes)| bytes).collect();
+        assert_eq!(joined, text, "not a byte is lost");
+    }
+
+    #[tokio::test]
+    async fn long_lines_make_smaller_batches_and_one_that_is_too_long_is_named() {
+        let long = |bytes: usize| [vec![b'x'; bytes], b"\n".to_vec()].concat();
+        let pieces = vec![long(600_000), long(600_000), long(10)];
+        let tasks: Vec<usize> =
+            batches(pieces).await.ok().unwrap().iter().map(|(_, tasks, _)| *tasks).collect();
+        assert_eq!(tasks, [1, 2]);
+        let problem = batches(vec![long(10), vec![b'x'; BATCH_BYTES + 1]]).await.err().unwrap();
+        assert_eq!((problem.code, problem.detail.as_str()), (ErrorCode::TooLarge, "line 2 is too long"));
+    }
+
+    #[tokio::test]
+    async fn a_last_line_needs_no_end_and_blank_ones_are_no_tasks() {
+        let found = batches(vec![b"\n{}\n \n{}".to_vec()]).await.ok().unwrap();
+        assert_eq!(found, [(4, 2, b"\n{}\n \n{}".to_vec())]);
+        assert!(batches(vec![b"\n \n".to_vec()]).await.ok().unwrap().is_empty());
+        assert!(batches(vec![]).await.ok().unwrap().is_empty());
+    }
+}
