@@ -58,11 +58,17 @@ impl RangeSet {
         let before = part.first.0 - whole.first.0;
         let after = whole.end().0 - part.end().0;
         // Both lie within `whole`, whose count is a u32.
-        let pieces = [(whole.first, before), (part.end(), after)]
-            .into_iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(first, count)| TaskRange { first, count: count as u32 });
-        self.ranges.splice(position..=position, pieces);
+        let left = TaskRange { first: whole.first, count: before as u32 };
+        let right = TaskRange { first: part.end(), count: after as u32 };
+        match (before, after, self.ranges.get_mut(position)) {
+            (0, 0, _) => drop(self.ranges.remove(position)),
+            (0, _, Some(whole)) => *whole = right,
+            (_, 0, Some(whole)) => *whole = left,
+            (_, _, whole) => {
+                whole.into_iter().for_each(|whole| *whole = left);
+                self.ranges.insert(position + 1, right);
+            }
+        }
         true
     }
 

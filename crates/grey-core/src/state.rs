@@ -1,5 +1,6 @@
 //! The replicated state: rows, the indexes derived from them, and the hash that replicas compare.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -72,7 +73,7 @@ pub struct State {
     pub(crate) totals: Totals,
     /// Rows that changed since the last checkpoint, and whether that checkpoint has them. A row that came and went in
     /// between leaves no trace, so that this follows live work and not the length of the log.
-    pub(crate) dirty: BTreeMap<Vec<u8>, bool>,
+    pub(crate) dirty: BTreeMap<RowName, bool>,
 }
 
 const TABLE_META: u8 = 1;
@@ -87,8 +88,16 @@ const TABLE_POSITION: u8 = 9;
 const TABLE_FLOW: u8 = 10;
 const TABLE_PROGRESS: u8 = 11;
 
+/// A row by its table and key. Most are numbers, which cost no allocation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RowName {
+    Numbered { table: u8, number: u64 },
+    Key(KeyId),
+}
+
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
+    fn name(&self, table: u8) -> RowName;
     fn write(&self, out: &mut Vec<u8>);
     fn read(bytes: &[u8]) -> Option<Self>;
 }
@@ -96,6 +105,9 @@ trait RowKey: Ord + Clone {
 macro_rules! numeric_row_key {
     ($($name:ident($inner:ty)),*) => {$(
         impl RowKey for $name {
+            fn name(&self, table: u8) -> RowName {
+                RowName::Numbered { table, number: u64::from(self.0) }
+            }
             fn write(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.0.to_be_bytes());
             }
@@ -108,6 +120,9 @@ macro_rules! numeric_row_key {
 numeric_row_key!(TenantId(u32), WorkerId(u32), JobId(u64), TaskId(u64));
 
 impl RowKey for KeyId {
+    fn name(&self, _table: u8) -> RowName {
+        RowName::Key(self.clone())
+    }
     fn write(&self, out: &mut Vec<u8>) {
         self.0.write(out);
         out.extend_from_slice(self.1.as_bytes());
@@ -125,6 +140,15 @@ fn row_key<K: RowKey>(table: u8, key: &K) -> Vec<u8> {
     bytes
 }
 
+/// The row of a number in a table: tenants and workers have shorter ones.
+fn numbered_row(table: u8, number: u64) -> Vec<u8> {
+    match (table, u32::try_from(number)) {
+        (TABLE_TENANT, Ok(number)) => row_key(table, &TenantId(number)),
+        (TABLE_WORKER, Ok(number)) => row_key(table, &WorkerId(number)),
+        _ => row_key(table, &TaskId(number)),
+    }
+}
+
 fn encode<V: Serialize>(value: &V) -> Vec<u8> {
     // Serialising to memory fails only for types without a known length, and rows have none of those.
     postcard::to_allocvec(value).unwrap_or_default()
@@ -133,18 +157,25 @@ fn encode<V: Serialize>(value: &V) -> Vec<u8> {
 /// Hashes an entry's changes and moves them into a table, marking the rows for the next checkpoint.
 struct Committer<'a> {
     hash: &'a mut DigestBuilder,
-    dirty: &'a mut BTreeMap<Vec<u8>, bool>,
-    scratch: Vec<u8>,
+    dirty: &'a mut BTreeMap<RowName, bool>,
+    /// A row's key, then its value.
+    scratch: (Vec<u8>, Vec<u8>),
 }
 
 impl Committer<'_> {
     /// Notes a changed row. Untouched so far, the last checkpoint has it exactly when it was there until now.
-    fn mark(&mut self, row: Vec<u8>, was_there: bool, is_there: bool) {
-        let in_checkpoint = *self.dirty.get(&row).unwrap_or(&was_there);
-        if is_there || in_checkpoint {
-            self.dirty.insert(row, in_checkpoint);
-        } else {
-            self.dirty.remove(&row);
+    fn mark(&mut self, row: RowName, was_there: bool, is_there: bool) {
+        match self.dirty.entry(row) {
+            Entry::Occupied(noted) => {
+                if !is_there && !noted.get() {
+                    noted.remove();
+                }
+            }
+            Entry::Vacant(place) => {
+                if is_there || was_there {
+                    place.insert(was_there);
+                }
+            }
         }
     }
 
@@ -155,19 +186,22 @@ impl Committer<'_> {
         changes: BTreeMap<K, Option<V>>,
     ) {
         for (key, value) in changes {
-            let row = row_key(table, &key);
-            self.hash.field(&row);
-            self.scratch.clear();
+            let (row, encoded) = &mut self.scratch;
+            row.clear();
+            row.push(table);
+            key.write(row);
+            self.hash.field(row);
+            encoded.clear();
             if let Some(value) = &value {
-                let scratch = core::mem::take(&mut self.scratch);
-                self.scratch = postcard::to_extend(value, scratch).unwrap_or_default();
+                *encoded = postcard::to_extend(value, core::mem::take(encoded)).unwrap_or_default();
             }
-            self.hash.field(&self.scratch);
-            self.mark(row, base.contains_key(&key), value.is_some());
-            match value {
+            self.hash.field(encoded);
+            let (name, is_there) = (key.name(table), value.is_some());
+            let before = match value {
                 Some(value) => base.insert(key, value),
                 None => base.remove(&key),
             };
+            self.mark(name, before.is_some(), is_there);
         }
     }
 }
@@ -272,7 +306,8 @@ impl State {
         let touched_workers: Vec<WorkerId> = changes.workers.keys().copied().collect();
         let touched_keys: Vec<KeyId> = changes.keys.keys().cloned().collect();
         let released = self.released(&changes);
-        let mut committer = Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Vec::new() };
+        let mut committer =
+            Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Default::default() };
         if changes.meta != self.meta {
             committer.hash.field(&encode(&changes.meta));
             self.meta = changes.meta;
@@ -390,15 +425,19 @@ impl State {
         }
     }
 
-    /// The rows that changed since the last call, in key order; `None` deletes a row. Together with all earlier ones
+    /// The rows that changed since the last call; `None` deletes a row. Together with all earlier ones
     /// they are the state at [`State::applied_index`].
     pub fn take_dirty_rows(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
         let dirty = core::mem::take(&mut self.dirty);
         let position = (self.applied_index, self.applied_term, self.hash);
         let mut rows = vec![(vec![TABLE_META], Some(encode(&self.meta)))];
-        rows.extend(dirty.into_keys().map(|key| {
-            let value = self.encode_row(&key);
-            (key, value)
+        rows.extend(dirty.into_keys().map(|name| {
+            let row = match &name {
+                RowName::Numbered { table, number } => numbered_row(*table, *number),
+                RowName::Key(key) => row_key(TABLE_KEY, key),
+            };
+            let value = self.encode_row(&row);
+            (row, value)
         }));
         rows.push((vec![TABLE_POSITION], Some(encode(&position))));
         rows
