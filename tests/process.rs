@@ -7,6 +7,8 @@ mod choice;
 mod faults;
 #[path = "process/flows.rs"]
 mod flows;
+#[path = "process/formats.rs"]
+mod formats;
 #[path = "process/http.rs"]
 mod http;
 mod support;
@@ -310,7 +312,7 @@ fn without_a_home_grey_asks_for_a_place_and_takes_the_one_it_is_given() {
     assert!(ran.errors.contains("GREY_DATA"), "{}", ran.errors);
     let place = home.data().to_str().unwrap().to_owned();
     assert_eq!(without(&["--data-dir", &place, "run", "--", "true"]).status, 0);
-    assert_eq!(without(&["--data-dir", &place, "task", "proof", "t1", "-o", "p.json"]).status, 0);
+    assert_eq!(without(&["--data-dir", &place, "task", "proof", "t1", "--out", "p.json"]).status, 0);
     std::fs::copy(home.data().join("root.json"), home.path("root.json")).unwrap();
     assert_eq!(without(&["verify", "--root", "root.json", "p.json"]).status, 0);
 }

@@ -147,6 +147,7 @@ impl Bench {
 
 /// Measures.
 pub fn bench(arguments: &BenchArguments, output: &Output) -> Result<u8, CliError> {
+    output.must_not_be_names()?;
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     let directory = parent.join(format!("grey-bench-{}", fresh_key()?));
     match start(&directory)? {

@@ -25,6 +25,7 @@ fn finding(subject: &'static str, well: bool, says: impl Into<String>) -> Findin
 
 /// Looks at the machine, the data directory and the cluster; starts nothing.
 pub fn doctor(target: Result<&Target, &CliError>, output: &Output) -> Result<u8, CliError> {
+    output.must_not_be_names()?;
     let mut findings = vec![finding("version", true, env!("CARGO_PKG_VERSION"))];
     match target {
         Ok(Target::Local(directory)) => {

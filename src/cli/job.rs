@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{ANSWER_IS_NO, CliError};
 use super::junit;
+use super::listing;
 use super::output::{Output, harmless, table};
 use super::run::{connect, fresh_key, outcome};
 use super::session::{Target, runtime};
@@ -28,9 +29,9 @@ pub enum JobCommand {
         /// Only jobs before this one
         #[arg(long)]
         before: Option<String>,
-        /// At most so many
+        /// At most so many; 0 for all
         #[arg(long, default_value_t = 20)]
-        limit: u32,
+        limit: u64,
     },
     /// Standard output of a job's tasks, one after another
     Logs {
@@ -61,7 +62,7 @@ pub enum JobCommand {
         /// The job
         job: String,
         /// Where to put them, one file a task
-        #[arg(long, short, value_name = "DIR")]
+        #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
     /// Wait until a job has ended; exits with 0 when all of its tasks succeeded
@@ -73,6 +74,18 @@ pub enum JobCommand {
     Rerun {
         /// The job
         job: String,
+        /// What failed or was cancelled: what it does when nothing else is said
+        #[arg(long, conflicts_with_all = ["all", "tasks"])]
+        failed: bool,
+        /// Every task
+        #[arg(long, conflicts_with = "tasks")]
+        all: bool,
+        /// Only these, such as t7,t9..t12
+        #[arg(long = "task", value_delimiter = ',', value_name = "TASKS")]
+        tasks: Vec<String>,
+        /// A key under which this may be repeated: the same one gives the same job
+        #[arg(long, value_parser = units::key)]
+        key: Option<String>,
     },
     /// Cancel what has not ended of a job
     Cancel {
@@ -103,22 +116,43 @@ fn state(job: &JobStatus) -> &'static str {
     }
 }
 
-fn jobs_table(jobs: &[JobStatus]) -> String {
-    let rows: Vec<Vec<String>> = jobs
-        .iter()
-        .map(|job| {
-            let counts = &job.counts;
-            let waiting = counts.pending + counts.assigned;
-            let mut row = vec![job.id.clone(), state(job).to_owned(), job.tasks.to_string()];
-            row.extend(
-                [waiting, counts.running, counts.completed, counts.failed, counts.cancelled]
-                    .map(|n| n.to_string()),
-            );
-            row.push(harmless(&job.name));
-            row
-        })
-        .collect();
-    table(&["JOB", "STATE", "TASKS", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "NAME"], &rows)
+/// The header of a table of jobs.
+pub fn jobs_header(wide: bool) -> Vec<&'static str> {
+    let mut header =
+        vec!["JOB", "STATE", "TASKS", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "NAME"];
+    if wide {
+        header.extend(["TENANT", "FIRST", "TOOK", "LABELS"]);
+    }
+    header
+}
+
+/// A row for each job.
+pub fn jobs_rows(jobs: &[JobStatus], wide: bool) -> Vec<Vec<String>> {
+    let row = |job: &JobStatus| {
+        let counts = &job.counts;
+        let waiting = counts.pending + counts.assigned;
+        let mut row = vec![job.id.clone(), state(job).to_owned(), job.tasks.to_string()];
+        row.extend(
+            [waiting, counts.running, counts.completed, counts.failed, counts.cancelled]
+                .map(|n| n.to_string()),
+        );
+        row.push(harmless(&job.name));
+        if wide {
+            let took_ms = job.ended_at_ms.map(|ended_at_ms| ended_at_ms.saturating_sub(job.created_at_ms));
+            let labels: Vec<String> =
+                job.labels.iter().map(|(key, value)| harmless(&format!("{key}={value}"))).collect();
+            row.push(harmless(&job.tenant));
+            row.push(job.first_task.clone());
+            row.push(took_ms.map_or_else(|| "-".to_owned(), |ms| units::shown_time(ms * 1_000)));
+            row.push(labels.join(","));
+        }
+        row
+    };
+    jobs.iter().map(row).collect()
+}
+
+fn jobs_table(jobs: &[JobStatus], output: &Output) -> String {
+    table(&jobs_header(output.is_wide()), &jobs_rows(jobs, output.is_wide()))
 }
 
 /// Visits every task of a job, a page at a time.
@@ -148,15 +182,14 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
         match command {
             JobCommand::Status { job } => {
                 let status: JobStatus = client.get(&format!("/v1/jobs/{}", segment(job)?)).await?;
-                output.result(&status, || jobs_table(core::slice::from_ref(&status)))?;
+                output.result(&status, || jobs_table(core::slice::from_ref(&status), output))?;
                 Ok(0)
             }
             JobCommand::List { before, limit } => {
                 let before = before.as_ref().map(|job| segment(job)).transpose()?;
-                let before = before.map(|job| format!("&before={job}")).unwrap_or_default();
-                let list: JobList = client.get(&format!("/v1/jobs?limit={limit}{before}")).await?;
-                output.result(&list, || jobs_table(&list.jobs))?;
-                if let Some(next) = &list.next {
+                let path =
+                    before.map_or_else(|| "/v1/jobs".to_owned(), |job| format!("/v1/jobs?before={job}"));
+                if let Some(next) = listing::print::<JobList>(&client, &path, *limit, output).await? {
                     output.note(&format!("there are more: grey job list --before {next}"));
                 }
                 Ok(0)
@@ -183,28 +216,50 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
                     Ok(())
                 })
                 .await?;
-                output.result(&tasks, || tasks_table(&tasks))?;
+                output.results(&tasks, || tasks_table(&tasks, output))?;
                 Ok(0)
             }
             JobCommand::Proof { job, out } => proofs(&client, segment(job)?, out, output).await,
             JobCommand::Wait { job } => wait(&client, segment(job)?, output).await,
-            JobCommand::Rerun { job } => {
-                let (path, key) = (format!("/v1/jobs/{}/rerun", segment(job)?), fresh_key()?);
+            JobCommand::Rerun { job, failed: _, all, tasks, key } => {
+                let which = match tasks.as_slice() {
+                    [] if *all => "?which=all".to_owned(),
+                    [] => String::new(),
+                    tasks => format!("?tasks={}", ranges(tasks)?),
+                };
+                let path = format!("/v1/jobs/{}/rerun{which}", segment(job)?);
+                let key = key.clone().map_or_else(fresh_key, Ok)?;
                 let created: JobCreated = client.post(&path, &serde_json::json!({}), Some(&key)).await?;
                 output.result(&created, || format!("{}\n", created.job))?;
+                note_duplicate(&created, output);
                 output.note(&format!("{} task(s); next: grey job wait {}", created.tasks, created.job));
                 Ok(0)
             }
             JobCommand::Cancel { job } => {
                 let path = format!("/v1/jobs/{}/cancel", segment(job)?);
                 let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
-                cancelled(&response, output)
+                cancelled(job, &response, output)
             }
-            JobCommand::Timeout { job, time } => {
-                change_timeout(&client, &format!("/v1/jobs/{}/timeout", segment(job)?), *time, output).await
-            }
+            JobCommand::Timeout { job, time } => change_timeout(&client, "jobs", job, *time, output).await,
         }
     })
+}
+
+/// Tasks and ranges of them as a parameter.
+fn ranges(tasks: &[String]) -> Result<String, CliError> {
+    for task in tasks {
+        for end in task.splitn(2, "..") {
+            segment(end)?;
+        }
+    }
+    Ok(tasks.join(","))
+}
+
+/// Says that a submission was not made anew.
+pub fn note_duplicate(created: &JobCreated, output: &Output) {
+    if created.duplicate {
+        output.note("it was submitted before under this key");
+    }
 }
 
 /// One line: how far, how fast, how long still.
@@ -239,27 +294,26 @@ async fn events(client: &Client, job: &str, output: &Output) -> Result<u8, CliEr
 }
 
 fn event_line(data: &str, output: &Output) -> Result<(), CliError> {
-    if output.is_json() {
-        return output.line(data);
-    }
     let Ok(event) = serde_json::from_str::<EventMessage>(data) else {
         // The first one is the job as it is.
         return match serde_json::from_str::<JobStatus>(data) {
-            Ok(job) => output.bytes(jobs_table(&[job]).as_bytes()),
+            Ok(job) => output.item(&job, || jobs_table(core::slice::from_ref(&job), output)),
             Err(_) => output.line(&harmless(data)),
         };
     };
-    let mut line = event.kind.replace('_', " ");
-    for part in [event.task, event.outcome].into_iter().flatten() {
-        line.push_str(&format!(" {part}"));
-    }
-    if event.retry == Some(true) {
-        line.push_str(", to be tried again");
-    }
-    if let Some(tasks) = event.tasks {
-        line.push_str(&format!(", {tasks} task(s)"));
-    }
-    output.line(&harmless(&line))
+    output.item(&event, || {
+        let mut line = event.kind.replace('_', " ");
+        for part in [&event.task, &event.outcome].into_iter().flatten() {
+            line.push_str(&format!(" {part}"));
+        }
+        if event.retry == Some(true) {
+            line.push_str(", to be tried again");
+        }
+        if let Some(tasks) = event.tasks {
+            line.push_str(&format!(", {tasks} task(s)"));
+        }
+        format!("{}\n", harmless(&line))
+    })
 }
 
 async fn proofs(
@@ -335,7 +389,7 @@ pub async fn wait(client: &Client, job: &str, output: &Output) -> Result<u8, Cli
         }
     };
     output.progress("");
-    output.result(&status, || jobs_table(core::slice::from_ref(&status)))?;
+    output.result(&status, || jobs_table(core::slice::from_ref(&status), output))?;
     if status.counts.failed > 0 {
         causes(client, job, output).await?;
     }

@@ -8,6 +8,7 @@ mod error;
 mod inputs;
 mod job;
 mod junit;
+mod listing;
 mod output;
 mod root;
 mod run;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use error::CliError;
-use output::Output;
+use output::{Format, Output};
 use session::Target;
 
 const EXAMPLES: &str = "\
@@ -61,8 +62,19 @@ struct Global {
     /// A cluster's address, such as 127.0.0.1:7654 or unix:PATH; its token is taken from GREY_TOKEN
     #[arg(long, env = "GREY_ADDR", global = true, value_name = "ADDRESS")]
     addr: Option<String>,
-    /// Print results as JSON
-    #[arg(long, global = true)]
+    /// How to print results
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table",
+        hide_default_value = true
+    )]
+    output: Format,
+    /// Print results as JSON: `--output json`
+    #[arg(long, global = true, overrides_with = "output")]
     json: bool,
     /// Print results only
     #[arg(long, short, global = true)]
@@ -116,7 +128,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let output = Output::new(arguments.global.json, arguments.global.quiet);
+    let format = if arguments.global.json { Format::Json } else { arguments.global.output };
+    let output = Output::new(format, arguments.global.quiet);
     match dispatch(arguments, &output) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

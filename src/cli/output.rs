@@ -6,23 +6,86 @@ use serde::Serialize;
 
 use super::error::CliError;
 
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For people, with everything there is to say
+    Wide,
+    /// One JSON document
+    Json,
+    /// A line of JSON for each result
+    Jsonl,
+    /// One YAML document
+    Yaml,
+    /// The identifiers alone, one a line
+    Name,
+}
+
 /// Where and how to print.
 pub struct Output {
-    json: bool,
+    format: Format,
     quiet: bool,
     colour: bool,
 }
 
+/// A result about one thing, with its identifier.
+#[derive(Serialize)]
+pub struct About<'a, T> {
+    id: &'a str,
+    #[serde(flatten)]
+    what: &'a T,
+}
+
+impl<'a, T> About<'a, T> {
+    /// What there is to say about `id`.
+    pub fn new(id: &'a str, what: &'a T) -> About<'a, T> {
+        About { id, what }
+    }
+}
+
+fn unwritable(error: &dyn core::fmt::Display) -> CliError {
+    CliError::failed(format!("the result cannot be written: {error}"))
+}
+
+/// The identifier of a result: its own, or of what it is about.
+fn name_of<T: Serialize>(value: &T) -> Result<String, CliError> {
+    let value = serde_json::to_value(value).map_err(|error| unwritable(&error))?;
+    let name = ["id", "task", "job", "cluster"].iter().find_map(|key| value.get(key)?.as_str());
+    name.map(str::to_owned).ok_or_else(no_name)
+}
+
+fn no_name() -> CliError {
+    CliError::usage("`-o name` prints identifiers, and this result has none")
+        .hint("`-o json` prints all of it")
+}
+
 impl Output {
     /// Output as the global options ask for it.
-    pub fn new(json: bool, quiet: bool) -> Output {
+    pub fn new(format: Format, quiet: bool) -> Output {
         let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Output { json, quiet, colour }
+        Output { format, quiet, colour }
     }
 
-    /// Whether results are printed as JSON.
-    pub fn is_json(&self) -> bool {
-        self.json
+    /// Whether results are for programs, so that nothing else may stand on stdout.
+    pub fn is_for_programs(&self) -> bool {
+        !matches!(self.format, Format::Table | Format::Wide)
+    }
+
+    /// Whether people want to see more.
+    pub fn is_wide(&self) -> bool {
+        self.format == Format::Wide
+    }
+
+    /// Whether a listing is one document, so that all of it has to be there before it is written.
+    pub fn is_one_document(&self) -> bool {
+        matches!(self.format, Format::Json | Format::Yaml)
+    }
+
+    /// Refuses `-o name` before work that comes to a result without a name.
+    pub fn must_not_be_names(&self) -> Result<(), CliError> {
+        if self.format == Format::Name { Err(no_name()) } else { Ok(()) }
     }
 
     /// Bytes on stdout, as they are.
@@ -41,24 +104,42 @@ impl Output {
         self.bytes(format!("{text}\n").as_bytes())
     }
 
-    /// A result: as JSON, or as `text` writes it.
+    /// A result: as a document, or as `text` writes it.
     pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
-        if !self.json {
-            return self.bytes(text().as_bytes());
+        match self.format {
+            Format::Table | Format::Wide => self.bytes(text().as_bytes()),
+            Format::Json => {
+                self.line(&serde_json::to_string_pretty(value).map_err(|error| unwritable(&error))?)
+            }
+            Format::Jsonl => self.line(&serde_json::to_string(value).map_err(|error| unwritable(&error))?),
+            Format::Yaml => {
+                let text = serde_saphyr::to_string(value).map_err(|error| unwritable(&error))?;
+                self.line(text.trim_end())
+            }
+            Format::Name => self.line(&name_of(value)?),
         }
-        let json = serde_json::to_string_pretty(value)
-            .map_err(|error| CliError::failed(format!("the result cannot be written as JSON: {error}")))?;
-        self.line(&json)
     }
 
-    /// One of several results, as it comes: a line of JSON, or as `text` writes it.
-    pub fn item<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
-        if !self.json {
-            return self.bytes(text().as_bytes());
+    /// Several results: as one document, one after another, or as `text` writes them together.
+    pub fn results<T: Serialize>(&self, values: &[T], text: impl FnOnce() -> String) -> Result<(), CliError> {
+        match self.format {
+            Format::Jsonl | Format::Name => {
+                values.iter().try_for_each(|value| self.result(value, String::new))
+            }
+            _ => self.result(&values, text),
         }
-        let json = serde_json::to_string(value)
-            .map_err(|error| CliError::failed(format!("the result cannot be written as JSON: {error}")))?;
-        self.line(&json)
+    }
+
+    /// One of several results, as it comes: a line or a document of its own, or as `text` writes it.
+    pub fn item<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
+        match self.format {
+            Format::Json => self.line(&serde_json::to_string(value).map_err(|error| unwritable(&error))?),
+            Format::Yaml => {
+                self.line("---")?;
+                self.result(value, text)
+            }
+            _ => self.result(value, text),
+        }
     }
 
     /// A remark on stderr. A closed stderr is nobody's failure.
@@ -87,7 +168,7 @@ impl Output {
 
     /// An error on stderr.
     pub fn complain(&self, error: &CliError) {
-        if self.json {
+        if matches!(self.format, Format::Json | Format::Jsonl) {
             let body = serde_json::json!({
                 "error": { "code": error.code, "message": error.message, "hint": error.hint }
             });
@@ -108,17 +189,19 @@ impl Output {
     }
 }
 
-/// Rows as columns of equal width.
+/// Rows as columns of equal width below a header; without one when it is empty.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    let columns = rows.iter().map(Vec::len).chain([header.len()]).max().unwrap_or(0);
+    let mut widths = vec![0; columns];
+    let head: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
+    let lines = || (!head.is_empty()).then_some(&head).into_iter().chain(rows);
+    for row in lines() {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let head: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
     let mut text = String::new();
-    for row in core::iter::once(&head).chain(rows) {
+    for row in lines() {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         let line: Vec<String> = cells.collect();
         text.push_str(line.join("  ").trim_end());

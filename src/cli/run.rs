@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::dev::directory_is_held;
 use super::error::CliError;
 use super::inputs::Inputs;
+use super::job::note_duplicate;
 use super::output::{Output, harmless};
 use super::session::{Target, runtime};
 use super::task::{Stream, copy_stream, save_outputs, save_proof};
@@ -93,6 +94,9 @@ pub struct RunArguments {
     /// Where to write the signed proof
     #[arg(long, value_name = "FILE")]
     proof: Option<PathBuf>,
+    /// A key under which this may be repeated: the same one gives the same task
+    #[arg(long, value_parser = units::key)]
+    key: Option<String>,
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -160,7 +164,9 @@ pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result
         let mut interrupts =
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
         inputs.send(&client, output).await?;
-        let created = submit_job(target, &client, &arguments.request(&inputs)).await?;
+        let key = arguments.key.as_deref();
+        let created = submit_job(target, &client, &arguments.request(&inputs), key).await?;
+        note_duplicate(&created, output);
         output.note(&format!("task {} (job {})", created.first_task, created.job));
         let left = async {
             let Some(status) = wait(&client, &created.first_task, &mut interrupts, output).await? else {
@@ -193,14 +199,15 @@ fn writable(path: Option<&Path>) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Submits a job under a key of its own, again and again until it is known to be accepted or refused. A local cluster
+/// Submits a job under a key, a fresh one unless one is given, again and again until it is known to be accepted or refused. A local cluster
 /// that somebody ended meanwhile is started again.
 pub async fn submit_job(
     target: &Target,
     client: &Client,
     request: &JobRequest,
+    key: Option<&str>,
 ) -> Result<JobCreated, CliError> {
-    let key = fresh_key()?;
+    let key = key.map_or_else(fresh_key, |key| Ok(key.to_owned()))?;
     let mut tries = 0;
     loop {
         match client.post("/v1/jobs", request, Some(&key)).await {
@@ -290,7 +297,7 @@ async fn finish(
         return Ok(if status.state == "cancelled" { 130 } else { 125 });
     };
     copy_stream(client, &status.id, Stream::Stderr, None, output).await?;
-    if output.is_json() {
+    if output.is_for_programs() {
         output.result(result, String::new)?;
     } else {
         copy_stream(client, &status.id, Stream::Stdout, None, output).await?;

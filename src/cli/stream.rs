@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::error::CliError;
 use super::output::{Output, harmless};
 use super::run::fresh_key;
+use super::submit::SubmitArguments;
 
 /// How much is read at once, in bytes.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -50,10 +51,10 @@ fn pieces(mut reader: impl Read + Send + 'static) -> mpsc::Receiver<std::io::Res
 /// Submits every line of a file, or of standard input for `-`, and prints each job once it is durable. Returns the jobs.
 pub async fn send(
     client: &Client,
-    file: &Path,
-    tenant: Option<&str>,
+    arguments: &SubmitArguments,
     output: &Output,
 ) -> Result<Vec<String>, CliError> {
+    let (file, tenant) = (arguments.file.as_path(), arguments.tenant.as_deref());
     let pieces = if file == Path::new("-") {
         pieces(std::io::stdin())
     } else {
@@ -65,7 +66,8 @@ pub async fn send(
         return Err(CliError::usage(format!("`{}` is no tenant's name", harmless(tenant))));
     }
     let query = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
-    let (path, key) = (format!("/v1/tasks/stream{query}"), fresh_key()?);
+    let path = format!("/v1/tasks/stream{query}");
+    let key = arguments.key.clone().map_or_else(fresh_key, Ok)?;
     let mut answer = client.post_pieces(&path, "application/x-ndjson", pieces, Some(&key)).await?;
     let (mut rest, mut jobs) = (Vec::new(), Vec::new());
     while let Some(piece) = answer.next().await? {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use grey_api::{Client, JobCreated, TaskStatus};
 
 use super::error::CliError;
-use super::job::{every_task, wait};
+use super::job::{every_task, note_duplicate, wait};
 use super::junit;
 use super::output::Output;
 use super::run::{connect, submit_job};
@@ -13,6 +13,7 @@ use super::session::{Target, runtime};
 use super::stream;
 use super::task::{save_outputs, save_proof, save_stream, write_whole};
 use super::task_file;
+use super::units;
 
 /// Arguments of `grey submit`.
 #[derive(clap::Args)]
@@ -36,10 +37,13 @@ A task file:
 pub struct SubmitArguments {
     /// The task file, in TOML, YAML or JSON; or tasks one a line: a file whose name ends in .ndjson or .jsonl, or `-`
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    pub file: PathBuf,
     /// Whose tasks those of a stream are
     #[arg(long, short, value_name = "TENANT")]
-    tenant: Option<String>,
+    pub tenant: Option<String>,
+    /// A key under which this may be repeated: the same one gives the same job
+    #[arg(long, value_parser = units::key)]
+    pub key: Option<String>,
     /// Wait until the job has ended; exits with 0 when all of its tasks succeeded
     #[arg(long)]
     wait: bool,
@@ -67,7 +71,9 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         prepared.inputs.send(&client, output).await?;
-        let created: JobCreated = submit_job(target, &client, &prepared.request).await?;
+        let created: JobCreated =
+            submit_job(target, &client, &prepared.request, arguments.key.as_deref()).await?;
+        note_duplicate(&created, output);
         let text = format!("{}: {} task(s) from {} on", created.job, created.tasks, created.first_task);
         if !arguments.wait {
             output.result(&created, || format!("{}\n", created.job))?;
@@ -97,7 +103,7 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
 fn stream(arguments: &SubmitArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
-        let jobs = stream::send(&client, &arguments.file, arguments.tenant.as_deref(), output).await?;
+        let jobs = stream::send(&client, arguments, output).await?;
         if !arguments.wait {
             return Ok(0);
         }

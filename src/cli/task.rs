@@ -11,7 +11,8 @@ use grey_proof::RootFile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{ANSWER_IS_NO, CliError};
-use super::output::{Output, harmless, table};
+use super::listing;
+use super::output::{About, Output, harmless, table};
 use super::run::{connect, summarise};
 use super::session::{Target, runtime};
 use super::units;
@@ -29,14 +30,17 @@ pub enum TaskCommand {
         /// The task
         task: String,
     },
-    /// Tasks of jobs that have not ended
+    /// Tasks of jobs that have not ended, or of one job
     List {
+        /// Only of this job, those that have ended too
+        #[arg(long)]
+        job: Option<String>,
         /// Only tasks in this state
         #[arg(long)]
         state: Option<String>,
-        /// At most so many
+        /// At most so many; 0 for all
         #[arg(long, default_value_t = 100)]
-        limit: u32,
+        limit: u64,
     },
     /// A task's standard output
     Logs {
@@ -68,7 +72,7 @@ pub enum TaskCommand {
         #[arg(long)]
         attempt: Option<u32>,
         /// Where to write it [default: standard output]
-        #[arg(long, short, value_name = "FILE")]
+        #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
     /// Wait until a task has ended; exits as the task did
@@ -211,27 +215,42 @@ pub async fn save_stream(client: &Client, task: &str, stream: &str, path: &Path)
     Ok(())
 }
 
+/// The header of a table of tasks.
+pub fn tasks_header(wide: bool) -> Vec<&'static str> {
+    let mut header = vec!["TASK", "JOB", "STATE", "ATTEMPT", "EXIT", "TIME", "COMMAND"];
+    if wide {
+        header.extend(["NAME", "TENANT", "WORKER", "MEMORY", "BECAUSE"]);
+    }
+    header
+}
+
+/// A row for each task.
+pub fn tasks_rows(tasks: &[TaskStatus], wide: bool) -> Vec<Vec<String>> {
+    let row = |task: &TaskStatus| {
+        let result = task.result.as_ref();
+        let (exit, time) = result.map_or((String::new(), String::new()), |result| {
+            (result.exit_code.to_string(), units::shown_time(result.duration_us))
+        });
+        let most = if wide { usize::MAX } else { 60 };
+        let command: String = harmless(&task.command.join(" ")).chars().take(most).collect();
+        let mut row =
+            vec![task.id.clone(), task.job.clone(), task.state.clone(), task.attempt.to_string(), exit, time];
+        row.push(command);
+        if wide {
+            row.push(harmless(&task.name));
+            row.push(harmless(&task.tenant));
+            row.push(task.worker.clone().unwrap_or_default());
+            row.push(result.map_or_else(String::new, |result| units::shown_size(result.peak_memory_bytes)));
+            row.push(harmless(task.reason.as_deref().unwrap_or_default()));
+        }
+        row
+    };
+    tasks.iter().map(row).collect()
+}
+
 /// A table of tasks.
-pub fn tasks_table(tasks: &[TaskStatus]) -> String {
-    let rows: Vec<Vec<String>> = tasks
-        .iter()
-        .map(|task| {
-            let (exit, time) = task.result.as_ref().map_or((String::new(), String::new()), |result| {
-                (result.exit_code.to_string(), units::shown_time(result.duration_us))
-            });
-            let command: String = harmless(&task.command.join(" ")).chars().take(60).collect();
-            vec![
-                task.id.clone(),
-                task.job.clone(),
-                task.state.clone(),
-                task.attempt.to_string(),
-                exit,
-                time,
-                command,
-            ]
-        })
-        .collect();
-    table(&["TASK", "JOB", "STATE", "ATTEMPT", "EXIT", "TIME", "COMMAND"], &rows)
+pub fn tasks_table(tasks: &[TaskStatus], output: &Output) -> String {
+    table(&tasks_header(output.is_wide()), &tasks_rows(tasks, output.is_wide()))
 }
 
 /// An attempt's result as text.
@@ -315,11 +334,16 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
                 output.result(&explanation, || explanation_text(&explanation))?;
                 Ok(0)
             }
-            TaskCommand::List { state, limit } => {
+            TaskCommand::List { job, state, limit } => {
                 let state = state.as_ref().map(|state| segment(state)).transpose()?;
-                let state = state.map(|state| format!("&state={state}")).unwrap_or_default();
-                let list: TaskList = client.get(&format!("/v1/tasks?limit={limit}{state}")).await?;
-                output.result(&list, || tasks_table(&list.tasks))?;
+                let state = state.map(|state| format!("?state={state}")).unwrap_or_default();
+                let path = match job {
+                    Some(job) => format!("/v1/jobs/{}/tasks{state}", segment(job)?),
+                    None => format!("/v1/tasks{state}"),
+                };
+                if listing::print::<TaskList>(&client, &path, *limit, output).await?.is_some() {
+                    output.note("there are more: --limit 0 shows all");
+                }
                 Ok(0)
             }
             TaskCommand::Logs { task, stderr, attempt } => {
@@ -357,10 +381,10 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
             TaskCommand::Cancel { task } => {
                 let path = format!("/v1/tasks/{}/cancel", segment(task)?);
                 let response: CancelResponse = client.post(&path, &serde_json::json!({}), None).await?;
-                cancelled(&response, output)
+                cancelled(task, &response, output)
             }
             TaskCommand::Timeout { task, time } => {
-                change_timeout(&client, &format!("/v1/tasks/{}/timeout", segment(task)?), *time, output).await
+                change_timeout(&client, "tasks", task, *time, output).await
             }
         }
     })
@@ -369,21 +393,23 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
 /// Changes a time-out and says of how many tasks.
 pub async fn change_timeout(
     client: &Client,
-    path: &str,
+    what: &str,
+    id: &str,
     timeout_ms: u64,
     output: &Output,
 ) -> Result<u8, CliError> {
-    let changed: TimeoutChanged = client.post(path, &TimeoutRequest { timeout_ms }, None).await?;
-    output.result(&changed, || {
+    let path = format!("/v1/{what}/{}/timeout", segment(id)?);
+    let changed: TimeoutChanged = client.post(&path, &TimeoutRequest { timeout_ms }, None).await?;
+    output.result(&About::new(id, &changed), || {
         format!("{} task(s) may run for {} ms from their start\n", changed.tasks, changed.timeout_ms)
     })?;
     Ok(0)
 }
 
 /// Says what a cancel came to: nothing to cancel is a "no".
-pub fn cancelled(response: &CancelResponse, output: &Output) -> Result<u8, CliError> {
+pub fn cancelled(id: &str, response: &CancelResponse, output: &Output) -> Result<u8, CliError> {
     let text = format!("{} cancelled, {} had ended before\n", response.cancelled, response.already_ended);
-    output.result(response, || text)?;
+    output.result(&About::new(id, response), || text)?;
     Ok(if response.cancelled == 0 { ANSWER_IS_NO } else { 0 })
 }
 

@@ -41,6 +41,16 @@ pub fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// An idempotency key.
+pub fn key(text: &str) -> Result<String, String> {
+    let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+    if visible && (1..=100).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a key has 1 to 100 visible characters without spaces".to_owned())
+    }
+}
+
 /// Devices of a kind: `KIND=COUNT`.
 pub fn devices(text: &str) -> Result<(String, u32), String> {
     let parts = text.split_once('=').and_then(|(kind, count)| Some((kind, count.parse::<u32>().ok()?)));

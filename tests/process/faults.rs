@@ -108,7 +108,7 @@ fn a_damaged_file_is_named_and_never_read_as_something_else() {
             bytes[position] ^= 0x11;
         }
         std::fs::write(&path, bytes).unwrap();
-        for arguments in [&["task", "logs", "t2"][..], &["task", "proof", "t2", "-o", "p.json"]] {
+        for arguments in [&["task", "logs", "t2"][..], &["task", "proof", "t2", "--out", "p.json"]] {
             let ran = damaged.grey(arguments);
             let is_logs = arguments[1] == "logs";
             if ran.status == 0 {

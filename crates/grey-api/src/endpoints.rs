@@ -96,8 +96,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint(
         "post",
         "/v1/jobs/{id}/rerun",
-        "Submit those tasks of a job again that failed or were cancelled, as a new job",
-        &[],
+        "Submit tasks of a job again, as a new job",
+        &[
+            ("which", "failed: those that failed or were cancelled, as when it is left out; or all"),
+            ("tasks", "only these, which must have ended, such as t7,t9..t12"),
+        ],
         None,
         "JobCreated",
     ),

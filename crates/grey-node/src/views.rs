@@ -173,6 +173,30 @@ pub(crate) async fn jobs(
     Ok((found.into_iter().map(|(_, status)| status).collect(), more))
 }
 
+/// What a job's tasks were, in order, live or ended.
+pub(crate) async fn groups(
+    node: &Node,
+    id: JobId,
+) -> Result<(Arc<JobInfo>, Vec<(TaskRange, TaskSpec)>), Problem> {
+    let live = node
+        .view(move |state| {
+            let info = state.jobs().get(&id)?.info.clone();
+            let tasks = info.tasks;
+            let groups = state.groups().range(tasks.first..tasks.end());
+            let specs =
+                groups.filter_map(|(first, group)| Some((group.tasks, state.spec(*first)?.as_ref().clone())));
+            let specs = specs.collect();
+            Some((info, specs))
+        })
+        .await?;
+    if let Some(found) = live {
+        return Ok(found);
+    }
+    let record = node.records.job(id).map_err(|error| unreadable(&error))?;
+    let record = record.ok_or_else(|| no_such("job", id))?;
+    Ok((Arc::new(record.info), record.groups))
+}
+
 /// How the stages of a job follow one another, live or ended.
 pub(crate) async fn flow(node: &Node, id: JobId) -> Result<Option<Flow>, Problem> {
     if let Some(flow) = node.view(move |state| state.flow(id).cloned()).await? {

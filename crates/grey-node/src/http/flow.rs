@@ -140,6 +140,31 @@ pub(super) fn again(flow: &Flow, again: &[TaskId]) -> FlowSubmission {
     FlowSubmission { parallel: flow.parallel, max_failures: flow.max_failures, stages }
 }
 
+/// The flow of a job as it was submitted, whose groups have these tasks.
+pub(super) fn as_submitted(flow: &Flow, groups: &[TaskRange]) -> FlowSubmission {
+    let source = |range: &TaskRange| {
+        let number = flow.stages.iter().position(|stage| stage.tasks == *range);
+        number
+            .map_or(Source::Tasks(*range), |number| Source::Stage(u32::try_from(number).unwrap_or(u32::MAX)))
+    };
+    let stages = flow.stages.iter().map(|stage| StageSubmission {
+        groups: u32::try_from(groups.iter().filter(|group| stage.tasks.contains(group.first)).count())
+            .unwrap_or(u32::MAX),
+        after: stage.after.clone(),
+        inputs: stage
+            .inputs
+            .iter()
+            .map(|input| StageInput {
+                path: input.path.clone(),
+                sources: input.tasks.iter().map(source).collect(),
+            })
+            .collect(),
+        items: stage.items,
+    });
+    let stages = stages.collect();
+    FlowSubmission { parallel: flow.parallel, max_failures: flow.max_failures, stages }
+}
+
 /// What is left of a range without some of its tasks, which are ascending.
 fn without(range: TaskRange, tasks: &[TaskId]) -> Vec<TaskRange> {
     let (mut left, mut first) = (Vec::new(), range.first);

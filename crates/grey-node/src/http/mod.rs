@@ -8,6 +8,7 @@ mod flow;
 mod guard;
 mod jobs;
 mod reply;
+mod rerun;
 mod submit;
 mod tasks;
 
@@ -36,7 +37,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/jobs/{id}/events", get(events::of_job))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/timeout", post(jobs::timeout))
-        .route("/v1/jobs/{id}/rerun", post(submit::rerun))
+        .route("/v1/jobs/{id}/rerun", post(rerun::rerun))
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/explain", get(tasks::explain))
         .route("/v1/tasks/{id}/result", get(tasks::result))

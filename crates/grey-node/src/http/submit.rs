@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use grey_api::{ConstraintsRequest, ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
-    Answer, BlobReference, Command, Constraints, Devices, ExecutorKind, Flow, FlowSubmission,
-    GroupSubmission, IdempotencyKey, InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel,
-    Submit, TaskDefaults, TaskId, TaskSpec, Tier, limits, validate,
+    Answer, BlobReference, Command, Constraints, Devices, ExecutorKind, GroupSubmission, IdempotencyKey,
+    InputFile, Items, Rejection, Resources, Retries, SandboxLevel, Submit, TaskDefaults, TaskSpec, Tier,
+    limits, validate,
 };
 use grey_proof::{Digest, DigestBuilder};
 
@@ -21,10 +21,7 @@ use super::{blobs, flow};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected};
 use crate::items::{self, ListProblem};
-use crate::views;
 
-/// How many tasks are looked at together when a job is run again.
-const PAGE_TASKS: usize = 1_000;
 /// Whose tasks are submitted that name no tenant.
 pub(crate) const DEFAULT_TENANT: &str = "default";
 
@@ -36,7 +33,7 @@ pub(super) struct Run {
     pub(super) position: usize,
 }
 
-fn refuse(field: &str, detail: impl Into<String>) -> Refusal {
+pub(super) fn refuse(field: &str, detail: impl Into<String>) -> Refusal {
     Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field(field))
 }
 
@@ -203,7 +200,11 @@ pub(super) async fn submit(
 }
 
 /// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent.
-async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result<JobCreated, Refusal> {
+pub(super) async fn propose(
+    node: &Node,
+    submission: Submit,
+    positions: &[usize],
+) -> Result<JobCreated, Refusal> {
     let at = |group: usize| positions.get(group).copied().unwrap_or(group);
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
     for (number, group) in submission.groups.iter().enumerate() {
@@ -230,85 +231,6 @@ async fn propose(node: &Node, submission: Submit, positions: &[usize]) -> Result
         }),
         other => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
     }
-}
-
-/// `POST /v1/jobs/{id}/rerun`: a new job of those tasks of a job that failed or were cancelled.
-pub(crate) async fn rerun(
-    State(node): State<Arc<Node>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, Refusal> {
-    let id: JobId = value("id", &id)?;
-    let job = views::job(&node, id).await?;
-    let (mut groups, mut reports, mut from) = (Vec::new(), views::LastReport::default(), TaskId(0));
-    let (mut info, mut again) = (None, Vec::new());
-    let flow = views::flow(&node, id).await?;
-    if flow.is_some() && !job.ended {
-        let problem = Problem::new(ErrorCode::NotEnded, format!("tasks of {id} still wait for others"));
-        return Err(Refusal(problem.hint(format!("`grey job wait {id}` waits for it"))));
-    }
-    loop {
-        let page = views::facts_of_job(&node, id, from, PAGE_TASKS).await?;
-        let Some(last) = page.last() else { break };
-        from = TaskId(last.task.0.saturating_add(1));
-        info = Some(last.info.clone());
-        for facts in &page {
-            let state = views::task_status(&node, facts, &mut reports)?.state;
-            if state == "failed" || state == "cancelled" {
-                groups.push(GroupSubmission { spec: alone(&node, facts, flow.as_ref()).await?, count: 1 });
-                again.push(facts.task);
-            }
-        }
-        if groups.len() > limits::BATCH_TASKS {
-            let detail = format!("more than {} tasks of {id} are to be run again", limits::BATCH_TASKS);
-            let problem = Problem::new(ErrorCode::OutOfBounds, detail).limit(limits::BATCH_TASKS as u64);
-            return Err(Refusal(problem.hint("submit the job anew")));
-        }
-    }
-    let info = info.filter(|_| !groups.is_empty()).ok_or_else(|| {
-        Refusal(Problem::new(ErrorCode::NotFound, format!("no task of {id} has failed or was cancelled")))
-    })?;
-    let flow = flow.map_or_else(FlowSubmission::default, |flow| flow::again(&flow, &again));
-    let submission = Submit {
-        tenant: info.tenant,
-        submitter: String::new(),
-        name: job.name.clone(),
-        labels: info.labels.clone(),
-        key: key(&headers, &job.tenant, &job.name, id.to_string().as_bytes())?,
-        groups,
-        flow,
-        wall_ms: wall_ms(),
-    };
-    json(&propose(&node, submission, &[]).await?)
-}
-
-/// A task as one of its own, which keeps its position in the array that it was taken from.
-async fn alone(node: &Node, facts: &views::TaskFacts, flow: Option<&Flow>) -> Result<TaskSpec, Refusal> {
-    let mut spec = facts.spec.as_ref().clone();
-    let mut set = |name: &str, value: String| {
-        if let Err(place) = spec.environment.binary_search_by(|(other, _)| other.as_str().cmp(name)) {
-            spec.environment.insert(place, (name.to_owned(), value));
-        }
-    };
-    if let Some(index) = facts.index {
-        set("GREY_INDEX", index.to_string());
-    }
-    let stage = flow.and_then(|flow| flow.stage_of(facts.task));
-    let position = facts.task.0.saturating_sub(stage.map_or(facts.task.0, |(_, stage)| stage.tasks.first.0));
-    match stage.and_then(|(_, stage)| stage.items) {
-        None => {}
-        Some(Items::Numbers(first)) => {
-            set("GREY_ITEM", first.saturating_add(i64::try_from(position).unwrap_or(i64::MAX)).to_string());
-        }
-        Some(Items::Listed(list)) => {
-            let index = u32::try_from(position).unwrap_or(u32::MAX);
-            let item = node.items.item(&node.blobs, list, index).await;
-            let item = item.map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
-            set("GREY_ITEM", item.text);
-            spec.inputs.extend(item.file);
-        }
-    }
-    Ok(spec)
 }
 
 /// Checks the lists of items that a submission's arrays are made of.
@@ -363,7 +285,7 @@ fn fits(number: usize, needs: &Resources, capacity: &Resources) -> Result<(), Re
 }
 
 /// The idempotency key with the digest of all that it stands for.
-fn key(
+pub(super) fn key(
     headers: &HeaderMap,
     tenant: &str,
     name: &str,
