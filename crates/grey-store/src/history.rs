@@ -66,13 +66,16 @@ struct Segment {
     index: Index,
 }
 
+/// The lowest and the highest key of each kind. Numbers mostly grow, so that of many segments one or two can have a key.
+type Spans = BTreeMap<RecordKind, (RecordKey, RecordKey)>;
+
 /// Where a segment's records stand.
 #[derive(Debug)]
 enum Index {
     /// Still growing: in memory.
     Open(BTreeMap<RecordKey, u64>),
     /// Sealed: in the file, behind the records.
-    Sealed { begins: u64, count: u64, checked: OnceLock<()> },
+    Sealed { begins: u64, count: u64, checked: OnceLock<Spans> },
 }
 
 impl Segment {
@@ -118,8 +121,8 @@ impl Segment {
     }
 
     /// Reads the whole index of a sealed segment once, so that a damaged one cannot hide a record.
-    fn check_index(&self, begins: u64, count: u64) -> Result<(), StoreError> {
-        let mut checksum = 0;
+    fn check_index(&self, begins: u64, count: u64) -> Result<Spans, StoreError> {
+        let (mut checksum, mut spans) = (0, Spans::new());
         let mut at = 0;
         while at < count {
             let entries = (count - at).min(INDEX_READ_ENTRIES);
@@ -129,6 +132,13 @@ impl Segment {
                 .read_at(place, &mut bytes)
                 .map_err(|_| self.damaged(place, "its index is cut short"))?;
             checksum = crc32c::crc32c_append(checksum, &bytes);
+            let keys = bytes
+                .chunks_exact(INDEX_ENTRY_BYTES as usize)
+                .filter_map(|entry| entry.first_chunk::<KEY_BYTES>().and_then(RecordKey::from_bytes));
+            for key in keys {
+                let span = spans.entry(key.kind).or_insert((key, key));
+                *span = (span.0.min(key), span.1.max(key));
+            }
             at += entries;
         }
         let mut stored = [0; 4];
@@ -139,7 +149,7 @@ impl Segment {
         if checksum != u32::from_le_bytes(stored) {
             return Err(self.damaged(begins, "its index's checksum does not hold"));
         }
-        Ok(())
+        Ok(spans)
     }
 
     /// Keys and offsets from `from` up to and without `to`, at most `limit`, lowest or highest first.
@@ -156,9 +166,15 @@ impl Segment {
                 Ok(if highest { range.rev().take(limit).collect() } else { range.take(limit).collect() })
             }
             Index::Sealed { begins, count, checked } => {
-                if checked.get().is_none() {
-                    self.check_index(*begins, *count)?;
-                    checked.get_or_init(|| ());
+                let spans = match checked.get() {
+                    Some(spans) => spans,
+                    None => {
+                        let spans = self.check_index(*begins, *count)?;
+                        checked.get_or_init(|| spans)
+                    }
+                };
+                if !spans.values().any(|(lowest, highest)| from <= *highest && *lowest < to) {
+                    return Ok(Vec::new());
                 }
                 let low = self.position(*begins, *count, from)?;
                 let high = self.position(*begins, *count, to)?;

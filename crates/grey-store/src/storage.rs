@@ -26,7 +26,7 @@ pub struct StorageOptions {
 
 impl Default for StorageOptions {
     fn default() -> StorageOptions {
-        StorageOptions { segment_bytes: 64 * 1024 * 1024 }
+        StorageOptions { segment_bytes: 16 * 1024 * 1024 }
     }
 }
 
