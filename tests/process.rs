@@ -7,6 +7,8 @@ mod choice;
 mod faults;
 #[path = "process/flows.rs"]
 mod flows;
+#[path = "process/follow.rs"]
+mod follow;
 #[path = "process/formats.rs"]
 mod formats;
 #[path = "process/http.rs"]

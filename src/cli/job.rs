@@ -13,7 +13,7 @@ use super::listing;
 use super::output::{Output, harmless, table};
 use super::run::{connect, fresh_key, outcome};
 use super::session::{Target, runtime};
-use super::task::{Stream, cancelled, change_timeout, copy_stream, save_proof, segment, tasks_table};
+use super::task::{Stream, cancelled, change_timeout, copy_stream, follow, save_proof, segment, tasks_table};
 use super::units;
 
 /// Subcommands of `grey job`.
@@ -40,6 +40,9 @@ pub enum JobCommand {
         /// Standard error instead
         #[arg(long)]
         stderr: bool,
+        /// Wait for each task, and print what it writes as it is written, to its end
+        #[arg(long, short)]
+        follow: bool,
     },
     /// What a job's tasks came to
     Result {
@@ -194,7 +197,19 @@ pub fn job(command: &JobCommand, target: &Target, output: &Output) -> Result<u8,
                 }
                 Ok(0)
             }
-            JobCommand::Logs { job, stderr } => {
+            JobCommand::Logs { job, stderr, follow: true } => {
+                let stream = if *stderr { "stderr" } else { "stdout" };
+                let mut status = 0;
+                every_task(&client, segment(job)?, "", async |task| {
+                    if status == 0 {
+                        status = follow(&client, &task.id, stream, output).await?;
+                    }
+                    Ok(())
+                })
+                .await?;
+                Ok(status)
+            }
+            JobCommand::Logs { job, stderr, follow: false } => {
                 let name = if *stderr { Stream::Stderr } else { Stream::Stdout };
                 every_task(&client, segment(job)?, "", async |task| match task.result {
                     Some(_) => copy_stream(&client, &task.id, name, None, output).await,

@@ -50,8 +50,11 @@ pub enum TaskCommand {
         #[arg(long)]
         stderr: bool,
         /// Which attempt [default: the latest]
-        #[arg(long)]
+        #[arg(long, conflicts_with = "follow")]
         attempt: Option<u32>,
+        /// Wait for it to begin, and print what it writes as it is written, to the end of the task
+        #[arg(long, short)]
+        follow: bool,
     },
     /// What an attempt came to
     Result {
@@ -125,6 +128,34 @@ pub async fn copy_stream(
         }
     }
     Ok(())
+}
+
+/// Prints a stream of a task while it is written, attempt after attempt.
+pub async fn follow(client: &Client, task: &str, stream: &str, output: &Output) -> Result<u8, CliError> {
+    let mut interrupts =
+        signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
+    let mut after = 0;
+    loop {
+        let path = format!("/v1/tasks/{task}/logs?stream={stream}&follow=true&after={after}");
+        let copied = async {
+            let mut body = client.stream(&path).await?;
+            let Some(attempt) = body.attempt() else { return Ok(None) };
+            if attempt > 1 {
+                output.note(&format!("attempt {attempt}"));
+            }
+            while let Some(piece) = body.next().await? {
+                output.bytes(&piece)?;
+            }
+            Ok::<Option<u32>, CliError>(Some(attempt))
+        };
+        tokio::select! {
+            copied = copied => match copied? {
+                Some(attempt) => after = attempt,
+                None => return Ok(0),
+            },
+            _ = interrupts.recv() => return Ok(130),
+        }
+    }
 }
 
 /// Writes a file that appears whole or not at all.
@@ -346,7 +377,11 @@ pub fn task(command: &TaskCommand, target: &Target, output: &Output) -> Result<u
                 }
                 Ok(0)
             }
-            TaskCommand::Logs { task, stderr, attempt } => {
+            TaskCommand::Logs { task, stderr, follow: true, .. } => {
+                let stream = if *stderr { "stderr" } else { "stdout" };
+                follow(&client, segment(task)?, stream, output).await
+            }
+            TaskCommand::Logs { task, stderr, attempt, follow: false } => {
                 let stream = if *stderr { "stderr" } else { "stdout" };
                 let query = attempt.map(|attempt| format!("&attempt={attempt}")).unwrap_or_default();
                 let path = format!("/v1/tasks/{}/logs?stream={stream}{query}", segment(task)?);

@@ -105,6 +105,23 @@ pub enum StopReason {
     Infrastructure,
 }
 
+/// One of the two streams of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A stream of an attempt that runs, to be read while it is written. It can be read to its end also after the attempt was
+/// released.
+pub trait Tail: Send + Sync {
+    /// At most `most` bytes from `offset` on, and whether that is the end: nothing more will come after them. Nothing is
+    /// waited for.
+    fn read(&self, offset: u64, most: usize) -> std::io::Result<(Vec<u8>, bool)>;
+}
+
 /// Runs attempts. Every accepted `start` is answered by exactly one `Finished`, whatever happens.
 pub trait Executor: Send + Sync {
     /// What can be enforced here; constant for the life of the executor.
@@ -119,6 +136,9 @@ pub trait Executor: Send + Sync {
     /// Gives an attempt another time-out, counted from its start; when that is over, it ends at once. Unknown attempts
     /// are ignored.
     fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64);
+
+    /// A stream of an attempt that has been started and has not finished.
+    fn tail(&self, attempt: AttemptId, stream: OutputStream) -> Option<Arc<dyn Tail>>;
 
     /// Removes the attempt's directory once its outputs are safe elsewhere.
     fn release(&self, attempt: AttemptId);

@@ -13,5 +13,6 @@ mod prefetch;
 pub use agent::{Agent, AgentOptions, Output, ReportAnswer, Start};
 pub use error::AgentError;
 pub use executor::{
-    Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent, StopReason,
+    Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent,
+    OutputStream, StopReason, Tail,
 };

@@ -78,9 +78,15 @@ impl ClientError {
 pub struct Body {
     incoming: Incoming,
     address: String,
+    attempt: Option<u32>,
 }
 
 impl Body {
+    /// Which attempt of a task it is of, where it is of one.
+    pub fn attempt(&self) -> Option<u32> {
+        self.attempt
+    }
+
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.incoming.frame().await {
@@ -255,7 +261,13 @@ impl Client {
             let (status, body) = self.whole(response).await?;
             return Err(self.refusal(status, &body));
         }
-        Ok(Body { incoming: response.into_body(), address: self.address.to_string() })
+        Ok(self.body(response))
+    }
+
+    fn body(&self, response: Response<Incoming>) -> Body {
+        let attempt = response.headers().get("grey-attempt");
+        let attempt = attempt.and_then(|value| value.to_str().ok()?.parse().ok());
+        Body { attempt, incoming: response.into_body(), address: self.address.to_string() }
     }
 
     /// Sends a file as it is, on a connection of its own.
@@ -291,7 +303,7 @@ impl Client {
             let (status, body) = self.whole(response).await?;
             return Err(self.refusal(status, &body));
         }
-        Ok(Body { incoming: response.into_body(), address: self.address.to_string() })
+        Ok(self.body(response))
     }
 
     /// Sends a document, under an idempotency key where one is given.

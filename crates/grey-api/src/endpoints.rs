@@ -138,7 +138,19 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "get",
         "/v1/tasks/{id}/logs",
         "A stream of an attempt",
-        &[("stream", "stdout or stderr"), ("offset", "from this byte on"), ATTEMPT],
+        &[
+            ("stream", "stdout or stderr"),
+            ("offset", "from this byte on"),
+            (
+                "follow",
+                "true: wait for the attempt to begin and go on to its end; grey-attempt in the answer says which",
+            ),
+            (
+                "after",
+                "with follow: an attempt after this one; the answer is empty (204) when none will come",
+            ),
+            ATTEMPT,
+        ],
         None,
         "application/octet-stream",
     ),

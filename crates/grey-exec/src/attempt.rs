@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use grey_agent::{Captured, CapturedFile, Executed, Execution, StopReason};
@@ -14,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::capture::Capture;
+use crate::capture::{Brought, Capture};
 use crate::channel::{Channel, Received};
 use crate::collect::{Refusal, collect};
 use crate::directory::{AttemptDirectory, WorkDirectory};
@@ -71,7 +72,13 @@ pub(crate) struct Ground<'a> {
 }
 
 /// Runs an attempt to its end and returns when every process of it is gone. Calls `started` when the program runs.
-pub(crate) fn run(ground: &Ground<'_>, execution: &Execution, stop: &Stop, started: &dyn Fn()) -> Executed {
+pub(crate) fn run(
+    ground: &Ground<'_>,
+    execution: &Execution,
+    stop: &Stop,
+    brought: &[Arc<Brought>; 2],
+    started: &dyn Fn(),
+) -> Executed {
     let started_at_ms = wall_clock_ms();
     let clock = Instant::now();
     let level = ground.fence.level();
@@ -85,7 +92,7 @@ pub(crate) fn run(ground: &Ground<'_>, execution: &Execution, stop: &Stop, start
         Err(message) => return refused(message),
     };
     let opened = Channel::open(ground.launcher, &plan, Stdio::piped)
-        .and_then(|channel| Running::new(execution, &directory, channel, stop, clock));
+        .and_then(|channel| Running::new(execution, &directory, channel, stop, brought, clock));
     drop(plan);
     let mut running = match opened {
         Ok(running) => running,
@@ -135,12 +142,15 @@ impl<'a> Running<'a> {
         directory: &'a AttemptDirectory,
         mut channel: Channel,
         stop: &'a Stop,
+        brought: &[Arc<Brought>; 2],
         clock: Instant,
     ) -> io::Result<Running<'a>> {
         channel.do_not_wait()?;
         let (stdout, stderr) = channel.take_output();
-        let streams = [("stdout", stdout.map(OwnedFd::from)), ("stderr", stderr.map(OwnedFd::from))]
-            .map(|(name, pipe)| Stream { pipe, capture: Capture::new(name) });
+        let [out, err] = brought.clone();
+        let streams =
+            [("stdout", stdout.map(OwnedFd::from), out), ("stderr", stderr.map(OwnedFd::from), err)]
+                .map(|(name, pipe, brought)| Stream { pipe, capture: Capture::new(name, brought) });
         for pipe in streams.iter().filter_map(|stream| stream.pipe.as_ref()) {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }

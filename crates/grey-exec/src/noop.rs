@@ -1,9 +1,11 @@
 //! The executor that runs nothing: it measures the control plane.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use grey_agent::{
-    Capabilities, Captured, EventSink, Executed, Execution, Executor, ExecutorEvent, StopReason,
+    Capabilities, Captured, EventSink, Executed, Execution, Executor, ExecutorEvent, OutputStream,
+    StopReason, Tail,
 };
 use grey_core::{AttemptId, Outcome, Resources, SandboxLevel, Usage, UsageSource};
 
@@ -53,6 +55,10 @@ impl Executor for NoopExecutor {
     fn stop(&self, _attempt: AttemptId, _reason: StopReason) {}
 
     fn change_timeout(&self, _attempt: AttemptId, _timeout_ms: u64) {}
+
+    fn tail(&self, _attempt: AttemptId, _stream: OutputStream) -> Option<Arc<dyn Tail>> {
+        None
+    }
 
     fn release(&self, _attempt: AttemptId) {}
 }

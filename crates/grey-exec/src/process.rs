@@ -5,11 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use grey_agent::{Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, StopReason};
+use grey_agent::{
+    Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, OutputStream, StopReason, Tail,
+};
 use grey_core::limits::WORKER_SLOTS;
 use grey_core::{AttemptId, Outcome, Resources, SandboxLevel};
 
 use crate::attempt::{self, Ground, never_ran, stopped};
+use crate::capture::Brought;
 use crate::directory::WorkDirectory;
 use crate::error::ExecError;
 use crate::plan::Fence;
@@ -52,12 +55,19 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// An attempt that runs.
+struct Handle {
+    stop: Arc<Stop>,
+    /// Its standard output and standard error.
+    brought: [Arc<Brought>; 2],
+}
+
 #[derive(Default)]
 struct State {
     queue: VecDeque<Execution>,
     /// Attempts that are queued or run.
     accepted: BTreeSet<AttemptId>,
-    running: BTreeMap<AttemptId, Arc<Stop>>,
+    running: BTreeMap<AttemptId, Handle>,
     threads: usize,
 }
 
@@ -101,7 +111,7 @@ impl Drop for ProcessExecutor {
     fn drop(&mut self) {
         let queued = {
             let mut state = self.shared.state();
-            state.running.values().for_each(|stop| stop.request(StopReason::Infrastructure));
+            state.running.values().for_each(|handle| handle.stop.request(StopReason::Infrastructure));
             let queued = std::mem::take(&mut state.queue);
             queued.iter().for_each(|execution| {
                 state.accepted.remove(&execution.attempt);
@@ -146,8 +156,8 @@ impl Executor for ProcessExecutor {
 
     fn stop(&self, attempt: AttemptId, reason: StopReason) {
         let mut state = self.shared.state();
-        if let Some(stop) = state.running.get(&attempt) {
-            return stop.request(reason);
+        if let Some(handle) = state.running.get(&attempt) {
+            return handle.stop.request(reason);
         }
         if state.take_queued(attempt) {
             drop(state);
@@ -157,13 +167,22 @@ impl Executor for ProcessExecutor {
 
     fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64) {
         let mut state = self.shared.state();
-        if let Some(stop) = state.running.get(&attempt) {
-            return stop.change_timeout(timeout_ms);
+        if let Some(handle) = state.running.get(&attempt) {
+            return handle.stop.change_timeout(timeout_ms);
         }
         let queued = state.queue.iter_mut().find(|execution| execution.attempt == attempt);
         if let Some(execution) = queued {
             Arc::make_mut(&mut execution.spec).timeout_ms = timeout_ms;
         }
+    }
+
+    fn tail(&self, attempt: AttemptId, stream: OutputStream) -> Option<Arc<dyn Tail>> {
+        let state = self.shared.state();
+        let [stdout, stderr] = &state.running.get(&attempt)?.brought;
+        Some(match stream {
+            OutputStream::Stdout => stdout.clone(),
+            OutputStream::Stderr => stderr.clone(),
+        })
     }
 
     /// Takes time in proportion to the number of files. An attempt that has not finished keeps its directory.
@@ -226,6 +245,7 @@ impl Shared {
     /// Runs queued attempts until none is left.
     fn work_off(&self) {
         loop {
+            let brought: [Arc<Brought>; 2] = Default::default();
             let (execution, stop) = {
                 let mut state = self.state();
                 let Some(execution) = state.queue.pop_front() else {
@@ -234,18 +254,21 @@ impl Shared {
                 };
                 let stop = Stop::new(execution.spec.timeout_ms).map(Arc::new);
                 if let Ok(stop) = &stop {
-                    state.running.insert(execution.attempt, stop.clone());
+                    let handle = Handle { stop: stop.clone(), brought: brought.clone() };
+                    state.running.insert(execution.attempt, handle);
                 }
                 (execution, stop)
             };
             let attempt = execution.attempt;
             let executed = match stop {
-                Ok(stop) => self.run(&execution, &stop),
+                Ok(stop) => self.run(&execution, &stop, &brought),
                 Err(error) => {
                     let message = format!("the attempt cannot be watched: {error}");
                     never_ran(attempt, self.capabilities.sandbox, Outcome::Infrastructure, &message)
                 }
             };
+            // Also of an attempt that never ran, nothing more will come.
+            brought.iter().for_each(|stream| stream.end());
             {
                 let mut state = self.state();
                 state.running.remove(&attempt);
@@ -258,20 +281,19 @@ impl Shared {
         }
     }
 
-    fn run(&self, execution: &Execution, stop: &Stop) -> Executed {
+    fn run(&self, execution: &Execution, stop: &Stop, brought: &[Arc<Brought>; 2]) -> Executed {
         let ground = Ground { work: &self.work, launcher: &self.options.launcher, fence: self.fence };
         let attempt = execution.attempt;
         let started = || (self.sink)(ExecutorEvent::Started(attempt));
         // An attempt that panics still gets its one answer; its launcher dies with the socket that is dropped.
-        catch_unwind(AssertUnwindSafe(|| attempt::run(&ground, execution, stop, &started))).unwrap_or_else(
-            |_| {
+        catch_unwind(AssertUnwindSafe(|| attempt::run(&ground, execution, stop, brought, &started)))
+            .unwrap_or_else(|_| {
                 never_ran(
                     attempt,
                     self.capabilities.sandbox,
                     Outcome::Infrastructure,
                     "the worker failed at the attempt",
                 )
-            },
-        )
+            })
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use grey_agent::Executor;
 use grey_api::{ErrorCode, Problem};
 use grey_blob::BlobStore;
 use grey_core::{
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
     pub(crate) items: Arc<ItemLists>,
+    /// What runs here, for those who follow it.
+    pub(crate) process: Arc<dyn Executor>,
     pub(crate) identity: Identity,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,

@@ -265,7 +265,7 @@ async fn serve(
     };
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
     let items = Arc::new(ItemLists::default());
-    let capabilities = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
+    let (capabilities, process) = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
@@ -275,6 +275,7 @@ async fn serve(
         tree: engine.tree.clone(),
         blobs,
         items,
+        process,
         identity,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
@@ -369,7 +370,7 @@ async fn start_worker(
     engine: &mut Engine,
     blobs: &Arc<BlobStore>,
     items: &Arc<ItemLists>,
-) -> Result<Capabilities, NodeError> {
+) -> Result<(Capabilities, Arc<dyn Executor>), NodeError> {
     let node = identity.signer.node;
     let lives = move |state: &grey_core::State| {
         state.workers().values().find(|worker| worker.node == node).map_or(0, |worker| worker.incarnation)
@@ -410,7 +411,7 @@ async fn start_worker(
     let wiring = WorkerWiring {
         control: engine.control.clone(),
         itself,
-        process,
+        process: process.clone(),
         noop,
         blobs: blobs.clone(),
         gatherer: Gatherer {
@@ -428,7 +429,7 @@ async fn start_worker(
         tell.notify_one();
         outcome
     })?);
-    Ok(capabilities)
+    Ok((capabilities, process))
 }
 
 fn host_name() -> String {

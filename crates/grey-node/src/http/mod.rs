@@ -7,6 +7,7 @@ mod events;
 mod flow;
 mod guard;
 mod jobs;
+mod logs;
 mod reply;
 mod rerun;
 mod submit;
@@ -41,7 +42,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/explain", get(tasks::explain))
         .route("/v1/tasks/{id}/result", get(tasks::result))
-        .route("/v1/tasks/{id}/logs", get(tasks::logs))
+        .route("/v1/tasks/{id}/logs", get(logs::logs))
         .route("/v1/tasks/{id}/outputs/{number}", get(tasks::output))
         .route("/v1/tasks/{id}/proof", get(tasks::proof))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))

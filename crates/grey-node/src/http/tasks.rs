@@ -16,7 +16,7 @@ use super::reply::{Refusal, json, parse, typed, value, whole};
 use crate::handle::Node;
 use crate::{prover, views};
 
-fn epoch(query: &Parameters) -> Result<Option<u32>, Refusal> {
+pub(super) fn epoch(query: &Parameters) -> Result<Option<u32>, Refusal> {
     query.get("attempt").map(|text| value("attempt", text)).transpose()
 }
 
@@ -67,28 +67,6 @@ pub(crate) async fn result(
     json(&views::task_result(id, job, &attempt).ok_or_else(damaged)?)
 }
 
-/// `GET /v1/tasks/{id}/logs`.
-pub(crate) async fn logs(
-    State(node): State<Arc<Node>>,
-    Path(id): Path<String>,
-    Query(query): Query<Parameters>,
-) -> Result<Response, Refusal> {
-    let id: TaskId = value("id", &id)?;
-    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
-    let offset = query.get("offset").map(|text| value::<u64>("offset", text)).transpose()?.unwrap_or(0);
-    let (run, _) = attempt.run().ok_or_else(|| views::no_such("task", id))?;
-    let content = match query.get("stream").map_or("stdout", String::as_str) {
-        "stdout" => &run.finished.result.stdout,
-        "stderr" => &run.finished.result.stderr,
-        other => {
-            let shown: String = other.chars().take(64).collect();
-            let detail = format!("`{shown}` is no stream; stdout and stderr are");
-            return Err(Refusal(Problem::new(ErrorCode::InvalidRequest, detail).field("stream")));
-        }
-    };
-    serve(&node, content, offset).await
-}
-
 /// `GET /v1/tasks/{id}/outputs/{number}`.
 pub(crate) async fn output(
     State(node): State<Arc<Node>>,
@@ -103,7 +81,7 @@ pub(crate) async fn output(
     serve(&node, &file.content, 0).await
 }
 
-async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, Refusal> {
+pub(super) async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, Refusal> {
     const MEDIA_TYPE: &str = "application/octet-stream";
     match content {
         Content::Inline(bytes) => {
