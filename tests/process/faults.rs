@@ -149,15 +149,32 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
          mount -t tmpfs -o size=24m none '{disk}' || exit 77
          export GREY_DATA='{disk}/data'
          '{binary}' -q run --proof '{disk}/p.json' -- echo before || exit 10
+         '{binary}' -q run -- sh -c \"echo held; until test -e '{go}'; do sleep 0.05; done\" > '{held}' 2>&1 &
+         held=$!
+         tries=0
+         until '{binary}' -q task status t2 2>/dev/null | grep -q running; do
+             tries=$((tries + 1)); [ $tries -lt 200 ] || exit 20; sleep 0.05
+         done
+         [ -e '{disk}/data/reserve' ] || exit 21
          head -c 30m /dev/zero > '{disk}/fill' 2>/dev/null
+         tries=0
+         while [ -e '{disk}/data/reserve' ]; do
+             tries=$((tries + 1)); [ $tries -lt 200 ] || exit 22; sleep 0.05
+         done
          tries=0
          while '{binary}' -q run -- true 2> '{disk}/refused'; do
              tries=$((tries + 1)); [ $tries -lt 200 ] || exit 11
          done
          '{binary}' -q run -- true 2>&1 | grep -q disk_full || exit 12
+         : > '{go}'; wait $held || exit 23
+         grep -q '^held$' '{held}' || exit 24
          '{binary}' -q task logs t1 | grep -q before || exit 13
          '{binary}' -q verify '{disk}/p.json' > /dev/null || exit 14
          rm '{disk}/fill'
+         tries=0
+         until [ -e '{disk}/data/reserve' ]; do
+             tries=$((tries + 1)); [ $tries -lt 200 ] || exit 25; sleep 0.05
+         done
          tries=0
          until '{binary}' -q run -- echo after 2> /dev/null | grep -q after; do
              tries=$((tries + 1)); [ $tries -lt 200 ] || exit 15; sleep 0.05
@@ -168,6 +185,8 @@ fn a_full_disk_refuses_new_work_and_loses_nothing() {
          '{binary}' -q down; grep -q panicked '{disk}/data/grey.log' && exit 19
          exit 0",
         disk = disk.display(),
+        go = home.path("go").display(),
+        held = home.path("held").display(),
     );
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--map-root-user", "sh", "-c", &script]).stdin(Stdio::null());

@@ -18,6 +18,7 @@ use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
 use crate::control::{Message, Outcome};
+use crate::disk_room::DiskRoom;
 use crate::identity::Identity;
 use crate::items::ItemLists;
 use crate::rate::EndRate;
@@ -103,43 +104,6 @@ impl Drop for ActivityGuard {
     fn drop(&mut self) {
         self.0.touch();
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether there is room on the disk for new work.
-#[derive(Debug)]
-pub(crate) struct DiskRoom {
-    directory: PathBuf,
-    floor_bytes: u64,
-}
-
-/// The share of a disk that new work must leave free: a twentieth, within these bounds, in bytes.
-const LEAST_FLOOR_BYTES: u64 = 4 * 1024 * 1024;
-const MOST_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
-
-impl DiskRoom {
-    pub(crate) fn new(directory: PathBuf) -> Result<DiskRoom, StoreError> {
-        let total = grey_store::total_bytes(&directory)?;
-        let floor_bytes = (total / 20).clamp(LEAST_FLOOR_BYTES, MOST_FLOOR_BYTES);
-        Ok(DiskRoom { directory, floor_bytes })
-    }
-
-    /// Why no new work is taken, if none is. It asks the system each time, which costs about a microsecond.
-    pub(crate) fn refusal(&self) -> Option<Problem> {
-        // A disk that cannot be asked will say so when it is written to.
-        let free = grey_store::free_bytes(&self.directory).unwrap_or(u64::MAX);
-        (free < self.floor_bytes).then(|| {
-            let detail = format!(
-                "{} bytes are free below {}; new work is taken from {} bytes on",
-                free,
-                self.directory.display(),
-                self.floor_bytes
-            );
-            Problem::new(ErrorCode::DiskFull, detail)
-                .limit(self.floor_bytes)
-                .hint("make room on that disk; work that was accepted goes on")
-                .retry_after_ms(5_000)
-        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod clock;
 mod control;
+mod disk_room;
 mod error;
 mod gather;
 mod handle;

@@ -24,9 +24,10 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::clock::wall_ms;
 use crate::control::{Control, Message, Outcome, Wiring};
+use crate::disk_room::DiskRoom;
 use crate::error::NodeError;
 use crate::gather::Gatherer;
-use crate::handle::{Activity, DiskRoom, Node, TenantEntry, submission_gate};
+use crate::handle::{Activity, Node, TenantEntry, submission_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
@@ -483,6 +484,7 @@ async fn wait_for_end(node: &Node, ended: &Notify, idle_exit: Option<Duration>) 
             _ = terminated.recv() => return Ok(()),
             _ = interrupted.recv() => return Ok(()),
             _ = look.tick() => {
+                node.disk.look();
                 if idle_exit.is_some_and(|longest| node.activity.idle() >= longest) {
                     // Work keeps a node alive, also when nobody is watching.
                     match node.ask(|replica| replica.state().jobs().is_empty()).await {
