@@ -65,7 +65,7 @@ pub struct RunArguments {
     #[arg(long = "device", value_parser = units::devices, value_name = "KIND=COUNT")]
     devices: Vec<(String, u32)>,
     /// A label that its worker must have; may be given several times
-    #[arg(long = "constraint", value_parser = units::variable, value_name = "KEY=VALUE")]
+    #[arg(long = "constraint", value_parser = units::label, value_name = "KEY=VALUE")]
     constraints: Vec<(String, String)>,
     /// How far its worker must be trusted at least: software, measured-tpm, hardware-degraded, hardware
     #[arg(long, value_name = "TIER")]

@@ -30,7 +30,7 @@ pub struct LocalArguments {
 #[derive(clap::Args)]
 pub struct WorkerArguments {
     /// A label of its worker, by which tasks choose it; may be given several times
-    #[arg(long = "label", env = "GREY_WORKER_LABELS", value_delimiter = ',', value_parser = units::variable, value_name = "KEY=VALUE")]
+    #[arg(long = "label", env = "GREY_WORKER_LABELS", value_delimiter = ',', value_parser = units::label, value_name = "KEY=VALUE")]
     labels: Vec<(String, String)>,
     /// Devices of its worker, such as gpu=2; may be given several times
     #[arg(long = "device", env = "GREY_WORKER_DEVICES", value_delimiter = ',', value_parser = units::devices, value_name = "KIND=COUNT")]

@@ -69,13 +69,17 @@ pub async fn send(
     let path = format!("/v1/tasks/stream{query}");
     let key = arguments.key.clone().map_or_else(fresh_key, Ok)?;
     let mut answer = client.post_pieces(&path, "application/x-ndjson", pieces, Some(&key)).await?;
-    let (mut rest, mut jobs) = (Vec::new(), Vec::new());
+    let (mut rest, mut jobs, mut duplicates) = (Vec::new(), Vec::new(), 0u64);
     while let Some(piece) = answer.next().await? {
         rest.extend_from_slice(&piece);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             if let Ok(job) = serde_json::from_slice::<StreamedJob>(&line) {
-                output.item(&job, || format!("{}\n", job.job))?;
+                // Who waits gets the jobs as they ended.
+                if !arguments.wait {
+                    output.item(&job, || format!("{}\n", job.job))?;
+                }
+                duplicates += u64::from(job.duplicate);
                 output.progress(&format!("{} line(s) accepted", job.last_line));
                 jobs.push(job.job);
             } else if let Ok(end) = serde_json::from_slice::<StreamEnd>(&line) {
@@ -83,6 +87,9 @@ pub async fn send(
                 let text =
                     format!("{} line(s) became {} job(s) of {} task(s)", end.lines, end.jobs, end.tasks);
                 output.note(&text);
+                if duplicates > 0 {
+                    output.note(&format!("{duplicates} of them were submitted before under this key"));
+                }
                 return match end.problem {
                     None => Ok(jobs),
                     Some(problem) => Err(grey_api::ClientError::Refused(Box::new(problem)).into()),

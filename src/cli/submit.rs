@@ -46,7 +46,7 @@ pub struct SubmitArguments {
     pub key: Option<String>,
     /// Wait until the job has ended; exits with 0 when all of its tasks succeeded
     #[arg(long)]
-    wait: bool,
+    pub wait: bool,
     /// Where to put what its tasks left: a directory each, with stdout, stderr, output files, result and proof
     #[arg(long, value_name = "DIR", requires = "wait")]
     results: Option<PathBuf>,

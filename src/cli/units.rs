@@ -51,6 +51,11 @@ pub fn key(text: &str) -> Result<String, String> {
     }
 }
 
+/// A label: `KEY=VALUE`.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    variable(text).map_err(|_| "a label is written KEY=VALUE, such as zone=a".to_owned())
+}
+
 /// Devices of a kind: `KIND=COUNT`.
 pub fn devices(text: &str) -> Result<(String, u32), String> {
     let parts = text.split_once('=').and_then(|(kind, count)| Some((kind, count.parse::<u32>().ok()?)));

@@ -238,3 +238,21 @@ fn a_wrong_line_ends_a_stream_and_what_came_before_stands() {
         assert!(problem.detail.contains(said), "{text}: {}", problem.detail);
     }
 }
+
+#[test]
+fn a_worker_that_cannot_be_is_refused_before_anything_starts() {
+    let home = Home::new();
+    for (variable, value, said) in [
+        ("GREY_WORKER_DEVICES", "gpu=99999", "the limit is 1024"),
+        ("GREY_WORKER_DEVICES", "GPU=1", "lower-case"),
+        ("GREY_WORKER_LABELS", "nothing", "KEY=VALUE"),
+        ("GREY_WORKER_LABELS", &format!("zone={}", "z".repeat(129)), "the limit is 128"),
+    ] {
+        let mut command = home.command(&["run", "--", "true"]);
+        let ran = Ran::of(command.env(variable, value).output().unwrap());
+        assert_eq!(ran.status, 125, "{variable}={value}");
+        // What the background process says before it can be asked is in its log, which is named.
+        assert!(ran.errors.contains(said) || ran.errors.contains("grey.log") && home.log().contains(said));
+    }
+    assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
+}

@@ -1,7 +1,7 @@
 //! Bounds of what a submission may say. The server asks before it proposes, and apply asks again.
 
 use crate::command::{GroupSubmission, Submit};
-use crate::constraint::{check_devices, check_labels};
+use crate::constraint::{Devices, check_devices, check_labels};
 use crate::flow;
 use crate::limits;
 use crate::rejection::Rejection;
@@ -144,6 +144,12 @@ fn environment(spec: &TaskSpec) -> Result<(), Rejection> {
         }
     }
     sorted_and_unique("env", &spec.environment)
+}
+
+/// Checks what a worker says of itself, as its registration does.
+pub fn worker(labels: &[(String, String)], devices: &[Devices]) -> Result<(), Rejection> {
+    check_labels("labels", labels)?;
+    check_devices(devices)
 }
 
 /// Checks the path of an input file.

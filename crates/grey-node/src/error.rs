@@ -43,6 +43,12 @@ pub enum NodeError {
         /// The address.
         address: String,
     },
+    /// What the worker is said to be cannot be.
+    #[error("the worker's {reason}; give others with --label and --device")]
+    Worker {
+        /// What is wrong with its labels or devices, and the limit.
+        reason: String,
+    },
     /// Another version wrote the data directory.
     #[error(
         "{directory} was written in format {found}, this version reads format {supported}: run the version that wrote \

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use grey_agent::{Agent, AgentOptions, Capabilities, EventSink, Executor};
 use grey_blob::BlobStore;
-use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantRecord};
+use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantRecord, validate};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
 use grey_replica::{Options, Replica};
@@ -181,6 +181,13 @@ fn seed() -> Result<u64, NodeError> {
     Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
+/// The worker's labels and devices, sorted.
+fn offered(options: &LocalOptions) -> (Vec<(String, String)>, Vec<Devices>) {
+    let labels = options.labels.clone().into_iter().collect();
+    let devices = options.devices.iter().map(|(name, count)| Devices { name: name.clone(), count: *count });
+    (labels, devices.collect())
+}
+
 /// Refuses a directory whose records this version cannot read, and marks a new one.
 fn check_format(data_dir: &Path) -> Result<(), NodeError> {
     let path = data_dir.join(FORMAT_FILE);
@@ -210,6 +217,9 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
     if let Some(address) = options.listen.filter(|address| !address.ip().is_loopback()) {
         return Err(NodeError::NotLoopback { address: address.to_string() });
     }
+    let (labels, devices) = offered(options);
+    validate::worker(&labels, &devices)
+        .map_err(|rejection| NodeError::Worker { reason: rejection.to_string() })?;
     let _lock = DirectoryLock::take(&options.data_dir)?;
     check_format(&options.data_dir)?;
     let identity = Identity::open(&options.data_dir, wall_ms())?;
@@ -390,18 +400,15 @@ async fn start_worker(
     let process: Arc<dyn Executor> = Arc::new(ProcessExecutor::new(process_options, sink.clone())?);
     let noop: Arc<dyn Executor> = Arc::new(NoopExecutor::new(resources, sink));
     let capabilities = process.capabilities();
+    let (labels, devices) = offered(options);
     let agent_options = AgentOptions {
         signer: identity.signer,
         name: host_name(),
         incarnation,
         capacity: capabilities.resources,
         sandbox: capabilities.sandbox,
-        labels: options.labels.clone().into_iter().collect(),
-        devices: options
-            .devices
-            .iter()
-            .map(|(name, count)| Devices { name: name.clone(), count: *count })
-            .collect(),
+        labels,
+        devices,
         parallel: ATTEMPTS_AT_ONCE,
         salt_seed: random()?,
     };

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
 use crate::command::RegisterWorker;
-use crate::constraint::{Devices, Tier, check_devices, check_labels};
+use crate::constraint::{Devices, Tier};
 use crate::effect::{Answer, Assignment, Effect};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::limits;
 use crate::rejection::Rejection;
 use crate::rows::{LiveTask, Phase, Worker, WorkerDevices};
 use crate::spec::Resources;
+use crate::validate;
 
 impl Application<'_> {
     pub(super) fn register_worker(&mut self, body: RegisterWorker) -> Result<Answer, Stop> {
@@ -168,8 +169,7 @@ fn bounds(body: &RegisterWorker) -> Result<(), Rejection> {
     if body.holding.len() > limits::WORKER_SLOTS as usize {
         return refuse("holding", "is too long", u64::from(limits::WORKER_SLOTS));
     }
-    check_labels("labels", &body.labels)?;
-    check_devices(&body.devices)?;
+    validate::worker(&body.labels, &body.devices)?;
     let capacity = &body.capacity;
     if capacity.cpu_millicores.max(capacity.memory_bytes).max(capacity.disk_bytes) > limits::RESOURCE_TOTAL {
         return refuse("capacity", "is too large", limits::RESOURCE_TOTAL);
