@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each may import; a crate that is not listed may not exist.
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("proof", &[]),
     ("core", &["proof"]),
+    ("health", &["core"]),
     ("agent", &["core", "proof"]),
     ("replica", &["core", "proof"]),
     ("store", &["core", "proof", "replica"]),
@@ -19,7 +20,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates whose code is a pure function of its inputs.
-const PURE: [&str; 3] = ["core", "agent", "replica"];
+const PURE: [&str; 4] = ["core", "health", "agent", "replica"];
 
 /// Words that bring a clock, chance, IO, threads, hash order or floats into a crate.
 const IMPURE: [&str; 12] = [
@@ -36,6 +37,10 @@ const IMPURE: [&str; 12] = [
     "async fn",
     "getrandom",
 ];
+
+/// The only file of a pure crate that may compute with floats, and it keeps none: phi is the logarithm of a normal tail, and
+/// the crate `libm` computes it in software, to the same bits on every platform.
+const COMPUTES_WITH_FLOATS: &str = "crates/grey-health/src/phi_value.rs";
 
 /// The longest a source file may be, in lines.
 const LONGEST_FILE_LINES: usize = 800;
@@ -93,6 +98,9 @@ fn pure_crates_have_no_clock_chance_io_or_hash_order() {
             for (number, line) in text.lines().enumerate() {
                 let code = line.split("//").next().unwrap();
                 for word in IMPURE {
+                    if word == "f64" && path.ends_with(COMPUTES_WITH_FLOATS) {
+                        continue;
+                    }
                     assert!(!code.contains(word), "{}:{}: {word}", path.display(), number + 1);
                 }
             }

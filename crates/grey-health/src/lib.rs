@@ -1,0 +1,24 @@
+//! What one node makes of its surroundings: who is alive, whom to call, how much to send, what to refuse at the door.
+//!
+//! Everything here is local to a node and only proposes: what steers placement is committed first. There is no clock, no
+//! thread and no chance of its own. Time comes in as the node's monotonic time in milliseconds, chance as a seeded
+//! generator, so that a simulator replays a run from its seed.
+//!
+//! Monotonic time must go on while the machine sleeps (`CLOCK_BOOTTIME` on Linux), or a lease outlives its length.
+
+mod detector;
+mod error;
+mod heartbeat;
+mod lease;
+pub mod limits;
+mod options;
+mod phi;
+mod phi_value;
+mod samples;
+
+pub use detector::Heard;
+pub use error::HealthError;
+pub use heartbeat::{HeartbeatDetector, HeartbeatOptions};
+pub use lease::{Grant, LeaderLeases, LeaseOptions, WorkerLease};
+pub use options::OptionProblem;
+pub use phi::{PhiDetector, PhiOptions};
