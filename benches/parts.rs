@@ -69,6 +69,7 @@ fn founded() -> State {
         node: signer().node,
         name: "host".to_owned(),
         incarnation: 1,
+        session: 1,
         capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
         slots: 16_000,
         sandbox: SandboxLevel::PidNamespace,
@@ -162,6 +163,7 @@ fn reportable(distinct: bool) -> (State, Report, Vec<ReportedRun>) {
     let report = Report {
         worker: WorkerId(1),
         incarnation: 1,
+        session: 1,
         sequence: 1,
         slots: 16_000,
         started: Vec::new(),

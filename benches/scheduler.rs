@@ -74,6 +74,7 @@ impl Cluster {
                 node,
                 name: format!("host-{number}"),
                 incarnation: 1,
+                session: 1,
                 capacity: Resources { cpu_millicores: 16_000, memory_bytes: 64 << 30, disk_bytes: 0 },
                 slots: 64,
                 sandbox: SandboxLevel::PidNamespace,
@@ -151,6 +152,7 @@ impl Cluster {
             let report = Report {
                 worker,
                 incarnation: 1,
+                session: 1,
                 sequence: *sequence,
                 slots: 64,
                 started: Vec::new(),

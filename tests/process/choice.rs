@@ -169,6 +169,7 @@ fn a_directory_of_another_format_is_left_alone_and_says_what_to_do() {
     assert_eq!(home.grey(&["run", "--", "true"]).status, 0);
     assert_eq!(home.grey(&["down"]).status, 0);
     let mark = home.data().join("format");
+    let written = std::fs::read(&mark).unwrap();
     for found in [Some("1"), Some("99"), None] {
         match found {
             Some(found) => std::fs::write(&mark, found).unwrap(),
@@ -179,7 +180,7 @@ fn a_directory_of_another_format_is_left_alone_and_says_what_to_do() {
         let expected = format!("was written in format {}", found.unwrap_or("1"));
         assert!(ran.errors.contains(&expected) && ran.errors.contains("--data-dir"), "{}", ran.errors);
     }
-    std::fs::write(&mark, "2\n").unwrap();
+    std::fs::write(&mark, written).unwrap();
     assert_eq!(home.grey(&["task", "status", "t1"]).status, 0, "nothing was lost");
 }
 

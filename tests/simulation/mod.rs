@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use grey_agent::{Agent, AgentOptions, Output as AgentOutput, ReportAnswer, Start, StopReason};
+use grey_agent::{Agent, AgentOptions, Output as AgentOutput, Start, StopReason};
 use grey_core::{
     Answer, AttemptId, AttemptResult, Bootstrap, Command, Content, Counts, Effect, EventKind, ExecutorKind,
-    GroupSubmission, HistoryRecord, JobId, JobRecord, Outcome, Phase, Rejection, ReportRecord, ReportRefusal,
-    Resources, Retries, SandboxLevel, Signer, State, Submit, TaskDefaults, TaskId, TaskSpec, TenantId,
-    TenantRecord, Tier, Usage, UsageSource, WorkerId, check_report,
+    GroupSubmission, HistoryRecord, JobId, JobRecord, Outcome, Phase, Rejection, ReportRecord, Resources,
+    Retries, SandboxLevel, Signer, State, Submit, TaskDefaults, TaskId, TaskSpec, TenantId, TenantRecord,
+    Tier, Usage, UsageSource,
 };
 use grey_proof::{Certificate, Digest, Envelope, LogTree, Role, RootClass, RootFile, SigningKey};
-use grey_replica::{Options, Output, PersistBatch, Replica, Ticket};
+use grey_replica::{Options, Output, PersistBatch, Replica, Server, ServerOutput, Ticket};
 use grey_store::{Folder, Storage, StorageOptions};
 
 /// One step of virtual time, in milliseconds.
@@ -55,7 +55,7 @@ pub struct SimulatedWorker {
 /// The cluster.
 pub struct Simulation {
     pub now_ms: u64,
-    replica: Replica,
+    server: Server,
     storage: Storage,
     _directory: tempfile::TempDir,
     /// Batches that are written when this is false.
@@ -150,7 +150,7 @@ impl Simulation {
         let server_key = SigningKey::from_seed([2; 32]);
         let mut simulation = Simulation {
             now_ms: 0,
-            replica,
+            server: Server::new(replica, None),
             storage,
             _directory: directory,
             hold_disk: false,
@@ -169,7 +169,7 @@ impl Simulation {
             root_key,
             server_key,
         };
-        simulation.run_until("the only voter leads", |simulation| simulation.replica.leads());
+        simulation.run_until("the only voter leads", |simulation| simulation.server.replica().leads());
         let tenants = vec![TenantRecord {
             name: "default".to_owned(),
             defaults: TaskDefaults {
@@ -210,6 +210,7 @@ impl Simulation {
             labels: Vec::new(),
             devices: Vec::new(),
             parallel: 4,
+            lease: None,
             salt_seed: [u8::try_from(number).unwrap(); 32],
         };
         self.workers.push(SimulatedWorker {
@@ -225,14 +226,14 @@ impl Simulation {
     }
 
     pub fn state(&self) -> &State {
-        self.replica.state()
+        self.server.state()
     }
 
     /// Proposes without waiting; the answer comes under this number.
     pub fn begin(&mut self, command: Command) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.replica.propose(Ticket(ticket), command).unwrap();
+        self.server.propose(Ticket(ticket), command);
         self.settle();
         ticket
     }
@@ -305,7 +306,7 @@ impl Simulation {
                 worker.agent.finished(attempt, result(outcome), usage(&one, now_ms));
             }
         }
-        self.replica.elapse(STEP_MS).unwrap();
+        self.server.elapse(STEP_MS).unwrap();
         self.settle();
         self.state().check().unwrap();
         for number in 0..self.workers.len() {
@@ -318,16 +319,23 @@ impl Simulation {
     fn settle(&mut self) {
         loop {
             let mut moved = false;
-            let outputs: Vec<Output> = self.replica.outputs().collect();
-            for output in outputs {
+            self.server.flush().unwrap();
+            for output in self.server.outputs().unwrap() {
                 moved = true;
-                self.take(output);
+                match output {
+                    ServerOutput::Replica(output) => self.take(output),
+                    ServerOutput::ToWorker { node, message } => {
+                        let at = |worker: &&mut SimulatedWorker| worker.key.verifying_key().id() == node;
+                        self.workers.iter_mut().find(at).unwrap().agent.receive(message, WALL_MS);
+                    }
+                    ServerOutput::Refused(_, error) => panic!("{error}"),
+                }
             }
             if !self.hold_disk {
                 while let Some(batch) = self.unwritten.pop_front() {
                     moved = true;
                     self.storage.log.append(std::slice::from_ref(&batch)).unwrap();
-                    self.replica.persisted(batch.number).unwrap();
+                    self.server.replica_mut().persisted(batch.number).unwrap();
                 }
             }
             for number in 0..self.workers.len() {
@@ -350,30 +358,13 @@ impl Simulation {
                     self.answers.insert(ticket.0, applied.answer);
                 }
             }
-            Output::Revoke { worker, attempts } => self.worker_mut(worker).agent.revoke(&attempts),
-            Output::Unknown(_) | Output::Readable(_) | Output::Role { .. } => {}
+            Output::Unknown(_) | Output::Readable(_) | Output::Role { .. } | Output::Revoke { .. } => {}
             Output::Send { .. } | Output::Checkpoint(_) => panic!("{output:?}"),
         }
     }
 
-    fn worker_mut(&mut self, id: WorkerId) -> &mut SimulatedWorker {
-        let node = self.state().workers()[&id].node;
-        self.workers.iter_mut().find(|worker| worker.key.verifying_key().id() == node).unwrap()
-    }
-
     fn act_on(&mut self, effect: Effect) {
         match effect {
-            Effect::Assign(assignment) => {
-                self.worker_mut(assignment.placement.worker).agent.assign(&assignment);
-            }
-            Effect::Stop { worker, attempt } => {
-                let usage =
-                    Usage { started_at_ms: WALL_MS, duration_us: 0, cpu_time_us: 0, peak_memory_bytes: 0 };
-                self.worker_mut(worker).agent.stop(attempt, result(Outcome::Cancelled), usage);
-            }
-            Effect::ChangeTimeout { worker, attempts, timeout_ms } => {
-                self.worker_mut(worker).agent.change_timeout(&attempts, timeout_ms);
-            }
             Effect::History(HistoryRecord::Report(report)) => self.reports.push(*report),
             Effect::History(HistoryRecord::Attempts { tasks, epoch, pointer }) => {
                 for (task, leaf) in tasks.tasks().zip(pointer.leaf..) {
@@ -385,6 +376,7 @@ impl Simulation {
             Effect::History(HistoryRecord::Job(job, record)) => drop(self.ended.insert(job, *record)),
             Effect::History(HistoryRecord::Flow(..)) => {}
             Effect::LogGrew { hashes, .. } => self.tree_hashes.extend(hashes),
+            Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
             Effect::Event(event) => self.events.push((self.now_ms, event.job, event.kind)),
         }
     }
@@ -403,12 +395,9 @@ impl Simulation {
     fn serve_one(&mut self, number: usize, output: AgentOutput) {
         let now_ms = self.now_ms;
         match output {
-            AgentOutput::Register(body) => {
-                let Ok(Answer::Registered { worker, unknown }) = self.propose(Command::RegisterWorker(body))
-                else {
-                    panic!("a worker was not registered");
-                };
-                self.workers[number].agent.registered(worker, &unknown);
+            AgentOutput::Send(message) => {
+                let key = self.workers[number].key.verifying_key();
+                self.server.from_worker(&key, message);
             }
             AgentOutput::Execute(start) => {
                 let (duration_ms, outcome) = (self.behaviour)(&start);
@@ -435,21 +424,6 @@ impl Simulation {
                 }
             }
             AgentOutput::Persist(_) => self.workers[number].agent.persisted(),
-            AgentOutput::Revoked(body) => drop(self.propose(Command::Revoked(body)).unwrap()),
-            AgentOutput::Report(report) => {
-                let sequence = report.sequence;
-                let key = self.workers[number].key.verifying_key();
-                let answer = match check_report(self.replica.state(), &report, &key) {
-                    Ok(()) => match self.propose(Command::Report(report)) {
-                        Ok(_) => ReportAnswer::Accepted,
-                        Err(Rejection::ReportOutOfOrder { .. }) => ReportAnswer::TooEarly,
-                        Err(other) => panic!("{other}"),
-                    },
-                    Err(ReportRefusal::NotHeld(attempts)) => ReportAnswer::NotHeld(attempts),
-                    Err(other) => panic!("{other}"),
-                };
-                self.workers[number].agent.reported(sequence, answer);
-            }
         }
     }
 

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, Devices, Finished, RegisterWorker, Report, ReportedRun, Resources,
-    Revoked, SandboxLevel, SignedRoot, Signer, Stage, TaskId, TaskSpec, Usage, WorkerId, limits, report_root,
+    Assignment, AttemptId, AttemptResult, Content, Devices, Finished, FromWorker, Heartbeat, Outcome,
+    RegisterWorker, Report, ReportAnswer, ReportedRun, Resources, Revoked, SandboxLevel, SignedRoot, Signer,
+    Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage, limits, report_root,
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
 
 use crate::devices::FreeDevices;
 use crate::error::AgentError;
 use crate::executor::StopReason;
+use crate::lease::{KeepOptions, Lease};
 use crate::outbox::{Ended, GroupContext, Outbox};
 use crate::prefetch::Prefetch;
 
@@ -43,6 +45,8 @@ pub struct AgentOptions {
     pub devices: Vec<Devices>,
     /// How many attempts may run at once, at least one.
     pub parallel: u32,
+    /// How it keeps its lease; none where the leader lives in the same process and shares the worker's fate.
+    pub lease: Option<KeepOptions>,
     /// From which the salts of this life's reports are derived: 32 random bytes.
     pub salt_seed: [u8; 32],
 }
@@ -71,8 +75,8 @@ pub struct Start {
 /// What the agent asks of its shell, in order.
 #[derive(Debug)]
 pub enum Output {
-    /// Announce the worker; answered by [`Agent::registered`] or [`Agent::unavailable`].
-    Register(RegisterWorker),
+    /// Send to the leader; what it answers comes through [`Agent::receive`], or [`Agent::unavailable`] is called.
+    Send(FromWorker),
     /// Run an attempt; answered by [`Agent::started`] and [`Agent::finished`].
     Execute(Start),
     /// Stop a running attempt; [`Agent::finished`] follows.
@@ -81,24 +85,6 @@ pub enum Output {
     ChangeTimeout(AttemptId, u64),
     /// Make changes of the outbox durable, then call [`Agent::persisted`].
     Persist(Vec<(u64, Option<Vec<u8>>)>),
-    /// Attempts that this worker will never start; to be proposed. Nothing is lost with the message: the attempts are
-    /// asked back again, or lost when this life ends.
-    Revoked(Revoked),
-    /// Send a report; answered by [`Agent::reported`] or [`Agent::unavailable`].
-    Report(Report),
-}
-
-/// What the cluster said of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReportAnswer {
-    /// Accepted, now or before: the worker may forget it.
-    Accepted,
-    /// Not taken because the worker does not hold these attempts: it is sent again without them.
-    NotHeld(Vec<AttemptId>),
-    /// Not taken because an earlier report was not: it is sent again after that one.
-    TooEarly,
-    /// Not taken because the worker is unknown or was announced anew: it announces itself.
-    Unregistered,
 }
 
 #[derive(Debug)]
@@ -143,6 +129,10 @@ pub struct Agent {
     options: AgentOptions,
     key: SigningKey,
     link: Link,
+    /// The latest announcement, and the number of the message that is due in its session.
+    session: u64,
+    due_number: u64,
+    lease: Option<Lease>,
     held: BTreeMap<AttemptId, Held>,
     contexts: BTreeMap<TaskId, Arc<GroupContext>>,
     waiting: VecDeque<AttemptId>,
@@ -173,6 +163,9 @@ impl Agent {
         let mut agent = Agent {
             key,
             link: Link::Down,
+            session: 0,
+            due_number: 0,
+            lease: options.lease.clone().map(Lease::new).transpose()?,
             held: BTreeMap::new(),
             contexts: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -221,18 +214,90 @@ impl Agent {
     pub fn next_wake_us(&self) -> Option<u64> {
         let started = self.started.values().min().map(|at| at.saturating_add(STARTED_AFTER_US));
         let ended = (!self.ended.is_empty()).then(|| self.ended_since_us.saturating_add(DURABLE_AFTER_US));
-        let due = started.into_iter().chain(ended).min()?;
+        let lease = self.lease.as_ref().map(Lease::due_us);
+        let due = started.into_iter().chain(ended).chain(lease).min()?;
         Some(due.saturating_sub(self.now_us))
     }
 
     /// The cluster knows the worker; of what it holds, `unknown` is not wanted.
     pub fn registered(&mut self, worker: WorkerId, unknown: &[AttemptId]) {
         self.link = Link::Up(worker);
+        if let Some(lease) = &mut self.lease {
+            lease.granted(self.now_us);
+        }
         self.forget(unknown);
         // Reports that were not answered are sent again under their numbers; the cluster knows them if it took them.
         let resend: Vec<u64> = self.in_flight.drain(..).map(|report| report.sequence).collect();
         for sequence in resend {
             self.send(worker, sequence, Vec::new());
+        }
+    }
+
+    /// The leader says something. What belongs to an earlier session is passed over; when a message is missing, the worker
+    /// has to announce itself anew, which makes good what was in it. `wall_ms` is data: milliseconds since 1970.
+    pub fn receive(&mut self, message: ToWorker, wall_ms: u64) {
+        if (message.incarnation, message.session) != (self.options.incarnation, self.session)
+            || self.link == Link::Down
+        {
+            return;
+        }
+        let ended = matches!(message.message, WorkerMessage::Unavailable { .. });
+        if ended || message.number != self.due_number {
+            return self.unavailable();
+        }
+        self.due_number += 1;
+        match message.message {
+            WorkerMessage::Registered { worker, unknown } => self.registered(worker, &unknown),
+            WorkerMessage::Assign(assignment) => self.assign(&assignment),
+            WorkerMessage::Stop(attempt) => {
+                let (result, usage) = cancelled_before_start(wall_ms);
+                self.stop(attempt, result, usage);
+            }
+            WorkerMessage::ChangeTimeout(attempts, timeout_ms) => self.change_timeout(&attempts, timeout_ms),
+            WorkerMessage::Revoke(attempts) => self.revoke(&attempts),
+            WorkerMessage::Reported(sequence, answer) => self.reported(sequence, answer),
+            WorkerMessage::Heard(number) => {
+                if let Some(lease) = &mut self.lease {
+                    lease.heard(number);
+                }
+            }
+            WorkerMessage::Unavailable { .. } => {}
+        }
+    }
+
+    /// Whether this worker may run attempts now.
+    pub fn has_lease(&self) -> bool {
+        self.lease.as_ref().is_none_or(|lease| !lease.is_over())
+    }
+
+    /// Sends what is due, gives up on answers that do not come, and ends what runs when the lease does.
+    fn keep_lease(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        if lease.expire(self.now_us) {
+            self.link = Link::Down;
+            let running = self.held.iter().filter(|(_, held)| held.phase == HeldPhase::Running);
+            let stops = running.map(|(attempt, _)| Output::Stop(*attempt, StopReason::Infrastructure));
+            self.outputs.extend(stops);
+            return;
+        }
+        match self.link {
+            Link::Down => {}
+            Link::Announcing => {
+                if lease.announcement_is_late(self.now_us) {
+                    self.link = Link::Down;
+                }
+            }
+            Link::Up(worker) => {
+                let oldest = self.in_flight.front();
+                let report_is_late = oldest.is_some_and(|report| lease.is_late(report.sent_us, self.now_us));
+                if report_is_late || lease.heartbeat_is_late(self.now_us) {
+                    self.link = Link::Down;
+                } else if let Some(number) = lease.heartbeat(self.now_us) {
+                    let (incarnation, session) = (self.options.incarnation, self.session);
+                    let heartbeat = Heartbeat { worker, incarnation, session, number };
+                    self.outputs.push_back(Output::Send(FromWorker::Heartbeat(heartbeat)));
+                }
+            }
         }
     }
 
@@ -252,16 +317,22 @@ impl Agent {
             return;
         }
         self.link = Link::Announcing;
+        self.session += 1;
+        self.due_number = 0;
+        if let Some(lease) = &mut self.lease {
+            lease.announced(self.now_us);
+        }
         let mut holding: Vec<AttemptId> = self.held.keys().copied().collect();
         holding.extend(self.ended.iter().map(|ended| ended.attempt));
         holding.extend(self.outbox.attempts());
         holding.sort_unstable();
         holding.dedup();
         holding.truncate(limits::WORKER_SLOTS as usize);
-        self.outputs.push_back(Output::Register(RegisterWorker {
+        self.outputs.push_back(Output::Send(FromWorker::Register(RegisterWorker {
             node: self.options.signer.node,
             name: self.options.name.clone(),
             incarnation: self.options.incarnation,
+            session: self.session,
             capacity: self.options.capacity,
             slots: self.announced_slots,
             sandbox: self.options.sandbox,
@@ -269,7 +340,7 @@ impl Agent {
             devices: self.options.devices.clone(),
             certificate: self.options.signer.certificate,
             holding,
-        }));
+        })));
     }
 
     /// Attempts were given to this worker. One that it has, or has had, is not taken twice.
@@ -355,7 +426,8 @@ impl Agent {
         }
         if !revoked.is_empty() {
             let incarnation = self.options.incarnation;
-            self.outputs.push_back(Output::Revoked(Revoked { worker, incarnation, attempts: revoked }));
+            let body = Revoked { worker, incarnation, attempts: revoked };
+            self.outputs.push_back(Output::Send(FromWorker::Revoked(body)));
         }
     }
 
@@ -450,6 +522,7 @@ impl Agent {
 
     /// Does what has become possible: starts attempts, makes results durable, sends reports.
     pub fn settle(&mut self) -> Result<(), AgentError> {
+        self.keep_lease();
         self.start_what_fits();
         self.gather();
         if let Link::Up(worker) = self.link {
@@ -461,6 +534,9 @@ impl Agent {
     /// Starts attempts in the order of their assignment: one that does not fit yet is not overtaken, or it might wait
     /// forever. Only one that waits for a device is: who needs none takes nothing from it.
     fn start_what_fits(&mut self) {
+        if !self.has_lease() {
+            return;
+        }
         let mut position = 0;
         while let Some(attempt) = self.waiting.get(position).copied() {
             let Some(held) = self.held.get_mut(&attempt) else {
@@ -557,15 +633,16 @@ impl Agent {
         let signed = self.sign(sequence, runs).ok().flatten();
         self.announced_slots = self.prefetch.slots();
         self.in_flight.push_back(InFlight { sequence, sent_us: self.now_us });
-        self.outputs.push_back(Output::Report(Report {
+        self.outputs.push_back(Output::Send(FromWorker::Report(Report {
             worker,
             incarnation: self.options.incarnation,
+            session: self.session,
             sequence,
             slots: self.announced_slots,
             started,
             finished: if signed.is_some() { finished } else { Vec::new() },
             signed,
-        }));
+        })));
     }
 
     fn sign(&self, sequence: u64, runs: &[ReportedRun]) -> Result<Option<SignedRoot>, AgentError> {
@@ -589,4 +666,18 @@ impl Agent {
         let signature = header.sign(&self.key)?.to_vec();
         Ok(Some(SignedRoot { root, salt, signature }))
     }
+}
+
+/// What an attempt comes to that was cancelled before it started.
+fn cancelled_before_start(wall_ms: u64) -> (AttemptResult, Usage) {
+    let result = AttemptResult {
+        outcome: Outcome::Cancelled,
+        sandbox: SandboxLevel::None,
+        usage_source: UsageSource::None,
+        stdout: Content::EMPTY,
+        stderr: Content::EMPTY,
+        files: Vec::new(),
+        message: "cancelled before it started".to_owned(),
+    };
+    (result, Usage { started_at_ms: wall_ms, duration_us: 0, cpu_time_us: 0, peak_memory_bytes: 0 })
 }

@@ -9,6 +9,9 @@ pub enum AgentError {
         /// The record's key.
         key: u64,
     },
+    /// The lease is kept by options that contradict themselves.
+    #[error(transparent)]
+    Health(#[from] grey_health::HealthError),
     /// A statement could not be written down.
     #[error(transparent)]
     Proof(#[from] grey_proof::ProofError),

@@ -7,12 +7,14 @@ mod agent;
 mod devices;
 mod error;
 mod executor;
+mod lease;
 mod outbox;
 mod prefetch;
 
-pub use agent::{Agent, AgentOptions, Output, ReportAnswer, Start};
+pub use agent::{Agent, AgentOptions, Output, Start};
 pub use error::AgentError;
 pub use executor::{
     Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent,
     OutputStream, StopReason, Tail,
 };
+pub use lease::KeepOptions;

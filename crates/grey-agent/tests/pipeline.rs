@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_agent::{Agent, AgentOptions, Output, ReportAnswer, Start, StopReason};
+use grey_agent::{Agent, AgentOptions, Output, Start, StopReason};
 use grey_core::{
     Answer, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content, Devices, Effect,
-    Entry, Epoch, ExecutorKind, GroupSubmission, HistoryRecord, JobId, Outcome, Rejection, ReportRecord,
-    ReportRefusal, Resources, Retries, SandboxLevel, Signer, State, Submit, Target, TaskDefaults, TaskId,
-    TaskSpec, TenantId, TenantRecord, Usage, UsageSource, apply_entry, check_report, leaves, plan,
+    Entry, Epoch, ExecutorKind, FromWorker, GroupSubmission, HistoryRecord, JobId, LoseWorker, Outcome,
+    Rejection, ReportAnswer, ReportRecord, ReportRefusal, Resources, Retries, SandboxLevel, Signer, State,
+    Submit, Target, TaskDefaults, TaskId, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId,
+    apply_entry, check_report, leaves, plan,
 };
 use grey_proof::{Digest, SigningKey, merkle_root};
 
@@ -45,6 +46,7 @@ fn options(incarnation: u64) -> AgentOptions {
         labels: Vec::new(),
         devices: vec![Devices { name: "gpu".to_owned(), count: 2 }],
         parallel: 4,
+        lease: None,
         salt_seed: [9; 32],
     }
 }
@@ -151,17 +153,21 @@ impl House {
 
     /// Does what the agent asked for; whether there was anything.
     fn turn(&mut self) -> bool {
+        if self.agent.is_down() && self.connected {
+            self.agent.announce();
+        }
         self.agent.settle().unwrap();
         let outputs: Vec<Output> = self.agent.outputs().collect();
         let acted = !outputs.is_empty();
         for output in outputs {
             match output {
-                Output::Register(body) if self.connected => match self.propose(Command::RegisterWorker(body))
-                {
-                    Ok(Answer::Registered { worker, unknown }) => self.agent.registered(worker, &unknown),
-                    other => panic!("{other:?}"),
-                },
-                Output::Report(report) if self.connected => {
+                Output::Send(FromWorker::Register(body)) if self.connected => {
+                    match self.propose(Command::RegisterWorker(body)) {
+                        Ok(Answer::Registered { worker, unknown }) => self.agent.registered(worker, &unknown),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                Output::Send(FromWorker::Report(report)) if self.connected => {
                     let sequence = report.sequence;
                     let answer = match check_report(&self.state, &report, &key().verifying_key()) {
                         Ok(()) => match self.propose(Command::Report(report)) {
@@ -170,12 +176,15 @@ impl House {
                             Err(other) => panic!("{other}"),
                         },
                         Err(ReportRefusal::NotHeld(attempts)) => ReportAnswer::NotHeld(attempts),
+                        Err(ReportRefusal::Unregistered) => ReportAnswer::Unregistered,
                         Err(other) => panic!("{other}"),
                     };
                     self.agent.reported(sequence, answer);
                 }
-                Output::Revoked(body) => drop(self.propose(Command::Revoked(body)).unwrap()),
-                Output::Register(_) | Output::Report(_) => self.agent.unavailable(),
+                Output::Send(FromWorker::Revoked(body)) => {
+                    drop(self.propose(Command::Revoked(body)).unwrap())
+                }
+                Output::Send(_) => self.agent.unavailable(),
                 Output::Execute(start) => {
                     *self.executed.entry(start.attempt).or_default() += 1;
                     self.running.push_back(start.attempt);
@@ -311,7 +320,7 @@ fn a_report_that_was_taken_and_not_answered_is_not_counted_twice() {
         for output in outputs {
             match output {
                 Output::Persist(_) => house.agent.persisted(),
-                Output::Report(report) => {
+                Output::Send(FromWorker::Report(report)) => {
                     house.propose(Command::Report(report.clone())).unwrap();
                     lost = Some(report);
                 }
@@ -348,34 +357,24 @@ fn a_cancel_stops_what_runs_and_what_waits_and_its_results_are_refused_and_still
 }
 
 #[test]
-fn a_report_with_a_stranger_in_it_is_sent_again_without_it() {
+fn results_of_a_worker_that_was_taken_for_lost_are_left_out_and_their_tasks_run_again() {
     let mut house = House::new();
     let job = house.submit(3);
     house.run(false);
-    // Given: the cluster gave up on one attempt without this worker's knowledge.
-    let lost = house.running[0];
-    let holding: Vec<AttemptId> = house.running.iter().copied().skip(1).collect();
-    let body = grey_core::RegisterWorker {
-        node: options(1).signer.node,
-        name: "host".to_owned(),
-        incarnation: 1,
-        capacity: options(1).capacity,
-        slots: 0,
-        sandbox: SandboxLevel::PidNamespace,
-        labels: Vec::new(),
-        devices: Vec::new(),
-        certificate: options(1).signer.certificate,
-        holding,
-    };
-    house.agent.elapse(60_000);
-    house.turn();
-    house.propose(Command::RegisterWorker(body)).unwrap();
+    // Given: the cluster gave up on the worker, which goes on without knowing.
+    let before: Vec<AttemptId> = house.running.iter().copied().collect();
+    let lost = LoseWorker { worker: WorkerId(1), incarnation: 1, session: 1 };
+    house.propose(Command::LoseWorker(lost)).unwrap();
     while let Some(attempt) = house.running.pop_front() {
         house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
     }
+    // When: it reports, it is told to announce itself, and to leave those results out.
     house.run(true);
     assert_eq!(house.counts[&job].completed, 3);
-    assert!(house.executed.keys().any(|attempt| attempt.task == lost.task && attempt.epoch > lost.epoch));
+    assert_eq!(house.state.meta().refused_results, 0);
+    for attempt in before {
+        assert!(house.executed.keys().any(|one| one.task == attempt.task && one.epoch > attempt.epoch));
+    }
     house.check_reports();
 }
 
@@ -395,7 +394,7 @@ fn a_forged_report_is_refused_before_it_is_proposed() {
         for output in outputs {
             match output {
                 Output::Persist(_) => house.agent.persisted(),
-                Output::Report(report) => found = Some(report),
+                Output::Send(FromWorker::Report(report)) => found = Some(report),
                 other => panic!("{other:?}"),
             }
         }

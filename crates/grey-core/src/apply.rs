@@ -1,6 +1,7 @@
 //! Applies committed entries. Total: whatever the bytes say, the answer is a value and the state holds its invariants.
 
 mod cancel;
+mod presence;
 mod register;
 mod report;
 mod revoke;
@@ -109,6 +110,8 @@ impl<'a> Application<'a> {
             Command::Cancel(body) => self.cancel(&body),
             Command::Revoked(body) => self.revoked(&body),
             Command::ChangeTimeout(body) => self.change_timeout(&body),
+            Command::SuspectWorker(body) => self.suspect_worker(&body),
+            Command::LoseWorker(body) => self.lose_worker(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }

@@ -90,6 +90,8 @@ pub struct RegisterWorker {
     pub name: String,
     /// One more at every start of the worker process.
     pub incarnation: u64,
+    /// One more at every announcement of that life: an announcement that comes late or twice changes nothing.
+    pub session: u64,
     /// What the worker has to give.
     pub capacity: Resources,
     /// How many attempts it wants to hold.
@@ -144,6 +146,8 @@ pub struct Report {
     pub worker: WorkerId,
     /// In which of its lives.
     pub incarnation: u64,
+    /// Under which announcement: one that was made before a newer announcement was applied is refused.
+    pub session: u64,
     /// One more for every report of that life.
     pub sequence: u64,
     /// How many attempts it wants to hold from now on.
@@ -198,6 +202,30 @@ pub struct Revoked {
     pub attempts: Vec<AttemptId>,
 }
 
+/// A worker has not been heard of for so long that it may be gone, or is heard of again. It gets no new work meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspectWorker {
+    /// Who.
+    pub worker: WorkerId,
+    /// In which of its lives.
+    pub incarnation: u64,
+    /// Under which announcement.
+    pub session: u64,
+    /// Whether it is suspected from now on.
+    pub suspected: bool,
+}
+
+/// A worker's lease has ended, so that nothing runs there any more: what it held waits again, with a new epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoseWorker {
+    /// Who.
+    pub worker: WorkerId,
+    /// In which of its lives.
+    pub incarnation: u64,
+    /// Under which announcement: one that was made since is not affected.
+    pub session: u64,
+}
+
 /// Everything that can be proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -217,6 +245,10 @@ pub enum Command {
     Revoked(Revoked),
     /// Change a time-out.
     ChangeTimeout(ChangeTimeout),
+    /// Suspect a worker, or stop suspecting it.
+    SuspectWorker(SuspectWorker),
+    /// Take a worker for lost.
+    LoseWorker(LoseWorker),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use crate::command::Command;
 use crate::limits;
 
-/// The feature level that this version writes, and the only one that it understands: level 1 was never released.
-pub const FEATURE_LEVEL: u16 = 2;
+/// The feature level that this version writes, and the only one that it understands: levels 1 and 2 were never released.
+pub const FEATURE_LEVEL: u16 = 3;
 
 const HEADER_BYTES: usize = 12;
 const KIND_BOOTSTRAP: u16 = 1;
@@ -21,6 +21,8 @@ const KIND_CANCEL: u16 = 6;
 const KIND_TICK: u16 = 7;
 const KIND_REVOKED: u16 = 8;
 const KIND_CHANGE_TIMEOUT: u16 = 9;
+const KIND_SUSPECT_WORKER: u16 = 10;
+const KIND_LOSE_WORKER: u16 = 11;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,8 @@ impl Entry {
             Command::Tick => self.encode_as(KIND_TICK, &()),
             Command::Revoked(body) => self.encode_as(KIND_REVOKED, body),
             Command::ChangeTimeout(body) => self.encode_as(KIND_CHANGE_TIMEOUT, body),
+            Command::SuspectWorker(body) => self.encode_as(KIND_SUSPECT_WORKER, body),
+            Command::LoseWorker(body) => self.encode_as(KIND_LOSE_WORKER, body),
         }
     }
 
@@ -121,6 +125,8 @@ impl Entry {
             }
             KIND_REVOKED => Command::Revoked(decode_body(kind, body)?),
             KIND_CHANGE_TIMEOUT => Command::ChangeTimeout(decode_body(kind, body)?),
+            KIND_SUSPECT_WORKER => Command::SuspectWorker(decode_body(kind, body)?),
+            KIND_LOSE_WORKER => Command::LoseWorker(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
-use crate::rows::{Counts, Phase};
+use crate::rows::{Counts, Phase, Presence};
 use crate::spec::Resources;
 use crate::state::State;
 
@@ -147,6 +147,9 @@ impl State {
             let (held, charged) = sums.held.get(id).copied().unwrap_or_default();
             if worker.held != held || worker.charged != charged {
                 return Err(format!("{id} is charged {} attempts and holds {held}", worker.held));
+            }
+            if worker.presence == Presence::Lost && held > 0 {
+                return Err(format!("{id} is lost and holds {held} attempts"));
             }
             for kind in &worker.devices {
                 let charged = sums.devices.get(&(*id, kind.name.clone())).copied().unwrap_or(0);

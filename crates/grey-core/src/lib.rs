@@ -29,14 +29,15 @@ mod state;
 mod statement;
 mod steal;
 pub mod validate;
+mod worker_message;
 
 pub use apply::{apply, apply_entry};
 pub use attempt::{
     AttemptId, AttemptResult, Content, Finished, Outcome, OutputFile, SandboxLevel, Usage, UsageSource,
 };
 pub use command::{
-    Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, Placement, Plan,
-    RegisterWorker, Report, Revoked, SignedRoot, Submit, Target, TaskDefaults, TenantRecord,
+    Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, LoseWorker, Placement, Plan,
+    RegisterWorker, Report, Revoked, SignedRoot, Submit, SuspectWorker, Target, TaskDefaults, TenantRecord,
 };
 pub use constraint::{Constraints, Devices, Items, Tier};
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
@@ -53,9 +54,11 @@ pub use range_set::RangeSet;
 pub use rejection::Rejection;
 pub use report_check::{ReportRefusal, check_report};
 pub use rows::{
-    Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker, WorkerDevices,
+    Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Presence, Tenant, Worker,
+    WorkerDevices,
 };
 pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};
 pub use state::{Deadline, LoadError, ReadyKey, State};
 pub use statement::{Signer, leaves, report_header, report_root, statement};
 pub use steal::steal;
+pub use worker_message::{FromWorker, Heartbeat, ReportAnswer, ToWorker, WorkerMessage};

@@ -72,6 +72,19 @@ pub enum Rejection {
         /// What is known.
         present: u64,
     },
+    /// What a worker said, or what was said of it, under an announcement that is not its present one.
+    #[error("worker {worker} is spoken of under its announcement {given}; its present one is {present}")]
+    StaleSession {
+        /// Who.
+        worker: WorkerId,
+        /// Which announcement.
+        given: u64,
+        /// What is known.
+        present: u64,
+    },
+    /// The worker was taken for lost, and has not announced itself since.
+    #[error("worker {0} was lost and has to announce itself")]
+    WorkerLost(WorkerId),
     /// A report was left out before this one.
     #[error("worker {worker} sent report {given}; report {expected} is due")]
     ReportOutOfOrder {

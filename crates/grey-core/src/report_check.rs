@@ -8,7 +8,7 @@ use crate::command::Report;
 use crate::history::{ReportedRun, RunContext};
 use crate::ids::TaskId;
 use crate::limits;
-use crate::rows::Worker;
+use crate::rows::{Presence, Worker};
 use crate::state::State;
 use crate::statement::{Signer, report_root};
 
@@ -32,7 +32,8 @@ pub enum ReportRefusal {
 /// Checks a report against the state. One that was accepted before is fine: applying it again changes nothing.
 pub fn check_report(state: &State, report: &Report, key: &VerifyingKey) -> Result<(), ReportRefusal> {
     let worker = state.workers.get(&report.worker).ok_or(ReportRefusal::Unregistered)?;
-    if worker.incarnation != report.incarnation || worker.node != key.id() {
+    let announced = worker.incarnation == report.incarnation && worker.session == report.session;
+    if !announced || worker.presence == Presence::Lost || worker.node != key.id() {
         return Err(ReportRefusal::Unregistered);
     }
     let Some(signed) = &report.signed else { return Ok(()) };

@@ -58,6 +58,28 @@ pub struct Tenant {
     pub keys: u64,
 }
 
+/// Whether a worker can be reached, as far as the cluster has agreed on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Presence {
+    /// It gets work.
+    Present,
+    /// It was not heard of for some time: it keeps what it has and gets nothing new.
+    Suspect,
+    /// Its lease has ended: it holds nothing, until it announces itself.
+    Lost,
+}
+
+impl Presence {
+    /// The name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Presence::Present => "present",
+            Presence::Suspect => "suspect",
+            Presence::Lost => "lost",
+        }
+    }
+}
+
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -67,6 +89,10 @@ pub struct Worker {
     pub name: Arc<str>,
     /// Its present life.
     pub incarnation: u64,
+    /// Its latest announcement in that life.
+    pub session: u64,
+    /// Whether it can be reached.
+    pub presence: Presence,
     /// The last report of that life.
     pub last_sequence: u64,
     /// What it has to give.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::ids::WorkerId;
 use crate::limits;
-use crate::rows::Worker;
+use crate::rows::{Presence, Worker};
 use crate::spec::Resources;
 
 /// A worker as a place for tasks.
@@ -26,7 +26,8 @@ impl Seat {
             memory_bytes: capacity.memory_bytes.saturating_sub(charged.memory_bytes),
             disk_bytes: capacity.disk_bytes.saturating_sub(charged.disk_bytes),
         };
-        Seat { worker, free, capacity: *capacity, slots_free: row.slots.saturating_sub(row.held) }
+        let slots = if row.presence == Presence::Present { row.slots } else { 0 };
+        Seat { worker, free, capacity: *capacity, slots_free: slots.saturating_sub(row.held) }
     }
 }
 
@@ -69,6 +70,9 @@ pub(crate) struct Totals([u128; 3]);
 
 impl Totals {
     fn parts(row: &Worker) -> [u128; 3] {
+        if row.presence == Presence::Lost {
+            return [0; 3];
+        }
         [row.capacity.cpu_millicores.into(), row.capacity.memory_bytes.into(), row.slots.into()]
     }
 

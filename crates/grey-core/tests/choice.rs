@@ -9,7 +9,7 @@ use grey_core::{
     WorkerId, apply, limits, plan,
 };
 use proptest::prelude::*;
-use support::{TENANT, applied, finished, founded, register, report, spec, submit};
+use support::{TENANT, announce, applied, finished, founded, register, report, spec, submit};
 
 /// Lets cluster time pass, step by step, as it is bound to.
 fn pass(state: &mut State, ms: u64) {
@@ -249,7 +249,7 @@ fn a_changed_time_out_reaches_what_runs_what_waits_again_and_what_never_started(
     assert_eq!(timeouts(&effects), [(TaskId(3), 9_000)]);
     // When: a worker announces itself again, it is told once more: the first word may not have reached it.
     let holding = vec![AttemptId { task: TaskId(2), epoch: Epoch(1) }];
-    let effects = applied(&mut state, register(1, 1, 2, holding)).effects;
+    let effects = applied(&mut state, announce(1, 1, 2, 2, holding)).effects;
     let again = effects.iter().filter(|effect| matches!(effect, Effect::ChangeTimeout { .. })).count();
     assert_eq!(again, 1);
     // Then: what has ended has no time-out.

@@ -290,7 +290,7 @@ fn nothing_but_a_bootstrap_founds_a_cluster_and_only_once() {
 fn an_entry_of_a_newer_version_halts_and_a_damaged_body_is_a_refusal() {
     let (mut state, _) = founded();
     let mut newer = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
-    newer[0] = 3;
+    newer[0] = 4;
     assert!(apply(&mut state, 1, 2, &newer).unwrap_err().must_halt());
     let mut unknown = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
     unknown[2] = 99;
@@ -309,7 +309,7 @@ fn a_submission_s_bytes_are_published_and_do_not_change() {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         hex,
-        "0200020004030201000000000208736f6d65626f64790001016b017601036b6579230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb50101610001047472756500000000648080400000000200640102e0d40380804002000000d00f"
+        "0300020004030201000000000208736f6d65626f64790001016b017601036b6579230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb50101610001047472756500000000648080400000000200640102e0d40380804002000000d00f"
     );
 }
 
@@ -376,6 +376,7 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
         Command::Report(grey_core::Report {
             worker: WorkerId(2),
             incarnation: 3,
+            session: 1,
             sequence: 4,
             slots: 16,
             started: vec![attempt],
@@ -393,6 +394,13 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
             target: grey_core::Target::Job(grey_core::JobId(300)),
             timeout_ms: 300,
         }),
+        Command::SuspectWorker(grey_core::SuspectWorker {
+            worker: WorkerId(2),
+            incarnation: 3,
+            session: 4,
+            suspected: true,
+        }),
+        Command::LoseWorker(grey_core::LoseWorker { worker: WorkerId(2), incarnation: 3, session: 4 }),
         Command::Tick,
     ];
     let mut found = Vec::new();
@@ -403,14 +411,16 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
         found.push(Digest::of(&bytes).to_string().chars().take(16).collect::<String>());
     }
     let published = [
-        "1f7737cf6197db5c",
-        "fdb067d56e16a826",
-        "a582485e4582b23a",
-        "fdb2b9fefa72e874",
-        "b121d5129269ff8a",
-        "3bae1b58fc21aa4f",
-        "919114a04db88539",
-        "d6c560311cc44068",
+        "df07a374af8cb84a",
+        "2502b8fcb36c01dc",
+        "652548f74266f5df",
+        "e34c9eae0137b958",
+        "eeca067f32d40863",
+        "73526978725a65f0",
+        "2a531512ca16b90c",
+        "fcef3af93b9fd93c",
+        "bd20a4dcacec3882",
+        "1dd7fbbae3e521ee",
     ];
     assert_eq!(found, published);
 }

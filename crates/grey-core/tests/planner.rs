@@ -6,8 +6,8 @@ mod support;
 use std::collections::BTreeMap;
 
 use grey_core::{
-    Epoch, JobId, Placement, Plan, ReadyKey, Resources, State, TaskId, TaskRange, TaskSpec, Tenant, TenantId,
-    Worker, WorkerId, apply, limits, plan,
+    Epoch, JobId, Placement, Plan, Presence, ReadyKey, Resources, State, TaskId, TaskRange, TaskSpec, Tenant,
+    TenantId, Worker, WorkerId, apply, limits, plan,
 };
 use proptest::prelude::*;
 use support::{entry_for, founded, step};
@@ -96,7 +96,8 @@ fn seat(worker: WorkerId, row: &Worker) -> Seat<'_> {
         (kind.name.as_str(), free)
     });
     let devices = devices.collect();
-    Seat { row, devices, worker, free, slots_free: row.slots.saturating_sub(row.held) }
+    let slots = if row.presence == Presence::Present { row.slots } else { 0 };
+    Seat { row, devices, worker, free, slots_free: slots.saturating_sub(row.held) }
 }
 
 fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a>) -> Line<'a> {
@@ -112,7 +113,7 @@ fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a
 /// The cluster's totals: cpu, memory, slots; never zero, so that they can divide.
 fn totals(state: &State) -> [u64; 3] {
     let (mut cpu, mut memory, mut slots) = (0u64, 0u64, 0u64);
-    for worker in state.workers().values() {
+    for worker in state.workers().values().filter(|row| row.presence != Presence::Lost) {
         cpu = cpu.saturating_add(worker.capacity.cpu_millicores);
         memory = memory.saturating_add(worker.capacity.memory_bytes);
         slots = slots.saturating_add(u64::from(worker.slots));

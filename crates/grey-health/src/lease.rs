@@ -33,7 +33,7 @@ pub struct LeaseOptions {
 impl Default for LeaseOptions {
     fn default() -> LeaseOptions {
         LeaseOptions {
-            length_ms: 10_000,
+            length_ms: 3_000,
             drift_permille: 10,
             unconfirmed_ms: 1_000,
             longest_tick_gap_ms: 1_000,

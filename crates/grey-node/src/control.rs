@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
-use grey_agent::ReportAnswer;
 use grey_core::{
-    Answer, Applied, Command, Effect, Event, EventKind, JobId, RegisterWorker, Rejection, Report,
-    ReportRefusal, Revoked, State, TaskId, check_report,
+    Answer, Applied, Command, Effect, Event, EventKind, FromWorker, JobId, Rejection, State, TaskId,
 };
 use grey_proof::VerifyingKey;
-use grey_replica::{Output, Replica, ReplicaError, TICK_MS, Ticket};
+use grey_replica::{Output, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::error::NodeError;
@@ -44,12 +42,8 @@ pub(crate) enum Message {
     Ask(Question),
     /// Say when a job, or one task of it, has ended.
     Wait(JobId, Option<TaskId>, oneshot::Sender<()>),
-    /// The worker announces itself.
-    Register(RegisterWorker),
-    /// The worker reports.
-    Report(Report),
-    /// The worker gives attempts back.
-    Revoked(Revoked),
+    /// The worker says something.
+    FromWorker(FromWorker),
     /// The log is durable up to this batch.
     Persisted(u64),
     /// A checkpoint is durable.
@@ -58,15 +52,6 @@ pub(crate) enum Message {
     Failed(&'static str),
     /// End after a last checkpoint.
     Stop,
-}
-
-/// Who is told what a proposal came to.
-enum Reply {
-    Client(oneshot::Sender<Outcome>),
-    /// Nobody: what came of it shows in the state.
-    Nobody,
-    Registration,
-    Report(u64),
 }
 
 /// What the control thread talks to.
@@ -81,9 +66,9 @@ pub(crate) struct Wiring {
 }
 
 pub(crate) struct Control {
-    replica: Replica,
+    server: Server,
     wiring: Wiring,
-    replies: BTreeMap<Ticket, Reply>,
+    replies: BTreeMap<Ticket, oneshot::Sender<Outcome>>,
     questions: BTreeMap<Ticket, Question>,
     waiters: HashMap<JobId, Vec<(Option<TaskId>, oneshot::Sender<()>)>>,
     next_ticket: u64,
@@ -105,7 +90,8 @@ fn task_ended(state: &State, task: TaskId) -> bool {
 impl Control {
     pub(crate) fn new(replica: Replica, wiring: Wiring) -> Control {
         Control {
-            replica,
+            // A worker in the same process lives and dies with this server: there is nothing to watch.
+            server: Server::new(replica, None),
             wiring,
             replies: BTreeMap::new(),
             questions: BTreeMap::new(),
@@ -128,23 +114,18 @@ impl Control {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            let mut proposals = Vec::new();
-            let mut handled = 0;
-            while let Some(message) = next {
-                self.handle(message, &mut proposals)?;
-                handled += 1;
-                next = if handled < MESSAGES_PER_TURN { messages.try_recv().ok() } else { None };
-            }
-            if !proposals.is_empty() {
-                for (ticket, error) in self.replica.propose_all(proposals)? {
-                    self.refuse(ticket, error);
-                }
-            }
             let elapsed_ms = u64::try_from(self.last_elapse.elapsed().as_millis()).unwrap_or(u64::MAX);
             if elapsed_ms > 0 {
                 self.last_elapse += Duration::from_millis(elapsed_ms);
-                self.replica.elapse(elapsed_ms)?;
+                self.server.elapse(elapsed_ms)?;
             }
+            let mut handled = 0;
+            while let Some(message) = next {
+                self.handle(message)?;
+                handled += 1;
+                next = if handled < MESSAGES_PER_TURN { messages.try_recv().ok() } else { None };
+            }
+            self.server.flush()?;
             self.act()?;
             if self.stopping {
                 self.request_last_checkpoint()?;
@@ -160,49 +141,36 @@ impl Control {
         if self.checkpoint_requested {
             return Ok(());
         }
-        match self.replica.checkpoint_now() {
+        match self.server.replica_mut().checkpoint_now() {
             Some(checkpoint) => {
                 self.checkpoint_requested = true;
                 self.to_side(SideRequest::Checkpoint(Box::new(checkpoint)))
             }
             None => {
                 // Nothing was ever applied; otherwise one is under way, and this is tried again after it.
-                self.ended = self.replica.state().applied_index() == 0;
+                self.ended = self.server.state().applied_index() == 0;
                 Ok(())
             }
         }
     }
 
-    fn handle(&mut self, message: Message, proposals: &mut Vec<(Ticket, Command)>) -> Result<(), NodeError> {
+    fn handle(&mut self, message: Message) -> Result<(), NodeError> {
         match message {
             Message::Propose(command, reply) => {
-                proposals.push((self.ticket(Reply::Client(reply)), command));
+                let ticket = self.ticket();
+                self.replies.insert(ticket, reply);
+                self.server.propose(ticket, command);
             }
             Message::Ask(question) => {
-                let ticket = Ticket(self.next_ticket);
-                self.next_ticket += 1;
-                match self.replica.read(ticket) {
-                    Ok(()) => drop(self.questions.insert(ticket, question)),
-                    Err(error) => question(Err(error)),
-                }
+                let ticket = self.ticket();
+                self.questions.insert(ticket, question);
+                self.server.read(ticket);
             }
             Message::Wait(job, task, reply) => self.wait(job, task, reply),
-            Message::Register(body) => {
-                proposals.push((self.ticket(Reply::Registration), Command::RegisterWorker(body)));
-            }
-            Message::Report(report) => {
-                let sequence = report.sequence;
-                match check_report(self.replica.state(), &report, &self.wiring.worker_key) {
-                    Ok(()) => {
-                        proposals.push((self.ticket(Reply::Report(sequence)), Command::Report(report)));
-                    }
-                    Err(refusal) => self.refuse_report(sequence, refusal),
-                }
-            }
-            Message::Revoked(body) => proposals.push((self.ticket(Reply::Nobody), Command::Revoked(body))),
-            Message::Persisted(number) => self.replica.persisted(number)?,
+            Message::FromWorker(message) => self.server.from_worker(&self.wiring.worker_key, message),
+            Message::Persisted(number) => self.server.replica_mut().persisted(number)?,
             Message::Checkpointed(through) => {
-                self.replica.checkpointed(through);
+                self.server.replica_mut().checkpointed(through);
                 self.ended = self.stopping && self.checkpoint_requested;
             }
             Message::Failed(thread) => return Err(NodeError::ThreadEnded(thread)),
@@ -211,15 +179,14 @@ impl Control {
         Ok(())
     }
 
-    fn ticket(&mut self, reply: Reply) -> Ticket {
+    fn ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.replies.insert(ticket, reply);
         ticket
     }
 
     fn wait(&mut self, job: JobId, task: Option<TaskId>, reply: oneshot::Sender<()>) {
-        let state = self.replica.state();
+        let state = self.server.state();
         let submitted = job.0 <= state.meta().jobs_submitted;
         let ended = match (state.jobs().get(&job), task) {
             (None, _) => submitted,
@@ -240,7 +207,7 @@ impl Control {
     /// Tells those who wait for a job to which something happened.
     fn wake(&mut self, event: &Event) {
         let Some(waiting) = self.waiters.remove(&event.job) else { return };
-        let state = self.replica.state();
+        let state = self.server.state();
         let left = state.jobs().get(&event.job).map_or(0, |job| job.counts.live());
         let mut still = Vec::new();
         for (task, reply) in waiting {
@@ -256,29 +223,14 @@ impl Control {
         }
     }
 
+    /// A proposal or a question was not taken.
     fn refuse(&mut self, ticket: Ticket, error: ReplicaError) {
-        match self.replies.remove(&ticket) {
-            Some(Reply::Client(reply)) => drop(reply.send(Outcome::Refused(error))),
-            Some(Reply::Registration | Reply::Report(_)) => self.to_worker(WorkerMessage::Unavailable),
-            Some(Reply::Nobody) | None => {}
+        // Who asked and went away need not be told.
+        if let Some(question) = self.questions.remove(&ticket) {
+            question(Err(error));
+        } else if let Some(reply) = self.replies.remove(&ticket) {
+            drop(reply.send(Outcome::Refused(error)));
         }
-    }
-
-    fn refuse_report(&mut self, sequence: u64, refusal: ReportRefusal) {
-        let answer = match refusal {
-            ReportRefusal::NotHeld(attempts) => ReportAnswer::NotHeld(attempts),
-            ReportRefusal::Unregistered => ReportAnswer::Unregistered,
-            ReportRefusal::BadSignature | ReportRefusal::Malformed => {
-                tracing::error!(sequence, %refusal, "the node's own worker sent a report that does not hold");
-                ReportAnswer::Unregistered
-            }
-        };
-        self.to_worker(WorkerMessage::Reported(sequence, answer));
-    }
-
-    fn to_worker(&self, message: WorkerMessage) {
-        // The worker's thread ends before this one only when the node ends.
-        drop(self.wiring.worker.send(message));
     }
 
     fn to_side(&self, request: SideRequest) -> Result<(), NodeError> {
@@ -287,8 +239,19 @@ impl Control {
 
     /// Does what the replica asks for.
     fn act(&mut self) -> Result<(), NodeError> {
-        let outputs: Vec<Output> = self.replica.outputs().collect();
-        for output in outputs {
+        for output in self.server.outputs()? {
+            let output = match output {
+                ServerOutput::Replica(output) => output,
+                ServerOutput::ToWorker { message, .. } => {
+                    // The worker's thread ends before this one only when the node ends.
+                    drop(self.wiring.worker.send(WorkerMessage::FromLeader(message)));
+                    continue;
+                }
+                ServerOutput::Refused(ticket, error) => {
+                    self.refuse(ticket, error);
+                    continue;
+                }
+            };
             match output {
                 Output::Persist(batch) => self
                     .wiring
@@ -297,19 +260,18 @@ impl Control {
                     .map_err(|_| NodeError::ThreadEnded("log"))?,
                 // A local cluster has one server, so there is nobody to send to.
                 Output::Send { .. } => {}
-                Output::Applied { index, ticket, leads, applied, .. } => {
-                    self.applied(index, ticket, leads, applied)?;
-                }
+                Output::Applied { index, ticket, applied, .. } => self.applied(index, ticket, applied)?,
                 Output::Unknown(ticket) => self.unknown(ticket),
                 Output::Readable(ticket) => {
                     if let Some(question) = self.questions.remove(&ticket) {
-                        question(Ok(&self.replica));
+                        question(Ok(self.server.replica()));
                     }
                 }
                 Output::Checkpoint(checkpoint) => {
                     self.to_side(SideRequest::Checkpoint(Box::new(checkpoint)))?;
                 }
-                Output::Revoke { attempts, .. } => self.to_worker(WorkerMessage::Revoke(attempts)),
+                // The server has sent it to the worker.
+                Output::Revoke { .. } => {}
                 Output::Role { leads, term, .. } => {
                     tracing::info!(leads, term, "role");
                     self.wiring.role.send_replace(leads);
@@ -321,33 +283,17 @@ impl Control {
 
     fn unknown(&mut self, ticket: Ticket) {
         if let Some(question) = self.questions.remove(&ticket) {
-            question(Err(ReplicaError::NotLeader { leader: self.replica.leader() }));
-        }
-        match self.replies.remove(&ticket) {
-            Some(Reply::Client(reply)) => drop(reply.send(Outcome::Unknown)),
-            Some(Reply::Registration | Reply::Report(_)) => self.to_worker(WorkerMessage::Unavailable),
-            Some(Reply::Nobody) | None => {}
+            let leader = self.server.replica().leader();
+            question(Err(ReplicaError::NotLeader { leader }));
+        } else if let Some(reply) = self.replies.remove(&ticket) {
+            drop(reply.send(Outcome::Unknown));
         }
     }
 
-    fn applied(
-        &mut self,
-        index: u64,
-        ticket: Option<Ticket>,
-        leads: bool,
-        applied: Applied,
-    ) -> Result<(), NodeError> {
+    fn applied(&mut self, index: u64, ticket: Option<Ticket>, applied: Applied) -> Result<(), NodeError> {
         let (mut kept, mut ended) = (Vec::new(), 0);
         for effect in applied.effects {
             match effect {
-                Effect::Assign(assignment) if leads => {
-                    self.to_worker(WorkerMessage::Assign(Arc::new(assignment)));
-                }
-                Effect::Stop { attempt, .. } if leads => self.to_worker(WorkerMessage::Stop(attempt)),
-                Effect::ChangeTimeout { attempts, timeout_ms, .. } if leads => {
-                    self.to_worker(WorkerMessage::ChangeTimeout(attempts, timeout_ms));
-                }
-                Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
                 Effect::Event(event) => {
                     if matches!(event.kind, EventKind::AttemptEnded { .. }) {
                         ended += 1;
@@ -359,6 +305,8 @@ impl Control {
                     }
                 }
                 Effect::History(_) | Effect::LogGrew { .. } => kept.push(effect),
+                // The server has sent them to the worker.
+                Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
             }
         }
         if ended > 0 {
@@ -369,27 +317,8 @@ impl Control {
         }
         // Every index is told, also one that left nothing: readers wait for it.
         self.to_side(SideRequest::Effects(index, kept))?;
-        let reply = ticket.and_then(|ticket| self.replies.remove(&ticket));
-        match (reply, applied.answer) {
-            (None | Some(Reply::Nobody), _) => {}
-            (Some(Reply::Client(reply)), answer) => drop(reply.send(Outcome::Applied(answer))),
-            (Some(Reply::Registration), Ok(Answer::Registered { worker, unknown })) => {
-                self.to_worker(WorkerMessage::Registered(worker, unknown));
-            }
-            (Some(Reply::Report(sequence)), Ok(_)) => {
-                self.to_worker(WorkerMessage::Reported(sequence, ReportAnswer::Accepted));
-            }
-            (Some(Reply::Report(sequence)), Err(Rejection::ReportOutOfOrder { .. })) => {
-                self.to_worker(WorkerMessage::Reported(sequence, ReportAnswer::TooEarly));
-            }
-            (Some(Reply::Report(sequence)), Err(rejection)) => {
-                tracing::warn!(sequence, %rejection, "a report was rejected");
-                self.to_worker(WorkerMessage::Reported(sequence, ReportAnswer::Unregistered));
-            }
-            (Some(Reply::Registration), answer) => {
-                tracing::error!(?answer, "the worker's announcement was rejected");
-                self.to_worker(WorkerMessage::Unavailable);
-            }
+        if let Some(reply) = ticket.and_then(|ticket| self.replies.remove(&ticket)) {
+            drop(reply.send(Outcome::Applied(applied.answer)));
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ const FORMAT_FILE: &str = "format";
 /// What every data directory has had since before there was such a mark.
 const FIRST_FILE: &str = "certificates.json";
 /// The only way of writing them that this version knows.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 /// The longest path of a unix socket that the system takes, in bytes.
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// Log after which a checkpoint is due, in bytes.
@@ -404,6 +404,7 @@ async fn start_worker(
     let agent_options = AgentOptions {
         signer: identity.signer,
         name: host_name(),
+        lease: None,
         incarnation,
         capacity: capabilities.resources,
         sandbox: capabilities.sandbox,

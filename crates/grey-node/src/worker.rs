@@ -6,13 +6,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use grey_agent::{
-    Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, ReportAnswer, Start,
-    StopReason,
+    Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, Start, StopReason,
 };
 use grey_blob::BlobStore;
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Items, Outcome, OutputFile,
-    SandboxLevel, Stage, Usage, UsageSource, WorkerId, limits,
+    AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Items, Outcome, OutputFile, SandboxLevel,
+    Stage, ToWorker, Usage, UsageSource, limits,
 };
 use grey_store::Journal;
 use tokio::runtime::Handle;
@@ -33,20 +32,8 @@ const INLINE_FILES_BYTES: usize = 64 * 1024;
 
 /// What the worker's thread is told.
 pub(crate) enum WorkerMessage {
-    /// Attempts were given to it.
-    Assign(Arc<Assignment>),
-    /// A cancel was committed.
-    Stop(AttemptId),
-    /// Attempts have another time-out, in milliseconds.
-    ChangeTimeout(Vec<AttemptId>, u64),
-    /// Attempts are asked back.
-    Revoke(Vec<AttemptId>),
-    /// It is known.
-    Registered(WorkerId, Vec<AttemptId>),
-    /// A report was answered.
-    Reported(u64, ReportAnswer),
-    /// A request's fate is not known.
-    Unavailable,
+    /// The leader says something.
+    FromLeader(ToWorker),
     /// An executor tells something.
     Event(ExecutorEvent),
     /// An attempt's inputs are at hand, or why they are not.
@@ -126,18 +113,7 @@ impl Worker {
 
     fn handle(&mut self, message: WorkerMessage) {
         match message {
-            WorkerMessage::Assign(assignment) => self.agent.assign(&assignment),
-            WorkerMessage::Stop(attempt) => {
-                let (result, usage) = unstarted(Outcome::Cancelled, "cancelled before it started");
-                self.agent.stop(attempt, result, usage);
-            }
-            WorkerMessage::ChangeTimeout(attempts, timeout_ms) => {
-                self.agent.change_timeout(&attempts, timeout_ms);
-            }
-            WorkerMessage::Revoke(attempts) => self.agent.revoke(&attempts),
-            WorkerMessage::Registered(worker, unknown) => self.agent.registered(worker, &unknown),
-            WorkerMessage::Reported(sequence, answer) => self.agent.reported(sequence, answer),
-            WorkerMessage::Unavailable => self.agent.unavailable(),
+            WorkerMessage::FromLeader(message) => self.agent.receive(message, wall_ms()),
             WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
@@ -190,9 +166,8 @@ impl Worker {
 
     fn do_output(&mut self, output: Output) -> Result<(), NodeError> {
         match output {
-            Output::Register(body) => self.to_control(Message::Register(body)),
-            Output::Report(report) => self.to_control(Message::Report(report)),
-            Output::Revoked(body) => self.to_control(Message::Revoked(body)),
+            // The control thread ends before this one only when the node ends.
+            Output::Send(message) => drop(self.wiring.control.send(Message::FromWorker(message))),
             Output::Execute(start) => self.execute(start),
             Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
                 Some(wishes) => wishes.stop = Some(reason),
@@ -208,11 +183,6 @@ impl Worker {
             }
         }
         Ok(())
-    }
-
-    fn to_control(&self, message: Message) {
-        // The control thread ends before this one only when the node ends.
-        drop(self.wiring.control.send(message));
     }
 
     fn execute(&mut self, start: Start) {

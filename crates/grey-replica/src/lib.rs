@@ -1,10 +1,13 @@
 //! One node of the control plane: the Raft engine around the core. The only crate that names the engine.
 //!
 //! A [`Replica`] is a state machine: calls go in, [`Output`]s come out, and making things durable is an output like any
-//! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them.
+//! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them. A [`Server`] is a replica with what
+//! it does for workers while it leads.
 
 mod ports;
 mod replica;
+mod server;
+mod watch;
 mod window;
 
 pub use ports::{
@@ -12,3 +15,5 @@ pub use ports::{
     RowChange,
 };
 pub use replica::{Options, Output, Replica, ReplicaError, TICK_MS, Ticket};
+pub use server::{Server, ServerOutput};
+pub use watch::WatchOptions;

@@ -116,6 +116,9 @@ pub enum ReplicaError {
     /// Bytes that are no message of the engine.
     #[error("not a message of the consensus engine")]
     BadMessage,
+    /// The watch over the workers cannot be kept.
+    #[error(transparent)]
+    Health(#[from] grey_health::HealthError),
     /// What storage found contradicts itself.
     #[error("the log ends at {last_index}, before the checkpoint at {checkpoint_index}")]
     LogBehindCheckpoint {

@@ -292,6 +292,7 @@ fn register() -> Command {
         node: Digest::of(b"w"),
         name: String::new(),
         incarnation: 1,
+        session: 1,
         capacity: Resources { cpu_millicores: 1_000, memory_bytes: 1_000, disk_bytes: 0 },
         slots: 100,
         sandbox: SandboxLevel::None,

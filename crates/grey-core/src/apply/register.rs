@@ -10,7 +10,7 @@ use crate::effect::{Answer, Assignment, Effect};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::limits;
 use crate::rejection::Rejection;
-use crate::rows::{LiveTask, Phase, Worker, WorkerDevices};
+use crate::rows::{LiveTask, Phase, Presence, Worker, WorkerDevices};
 use crate::spec::Resources;
 use crate::validate;
 
@@ -26,6 +26,10 @@ impl Application<'_> {
                     present: row.incarnation,
                 }
                 .into());
+            }
+            Some((worker, row)) if body.incarnation == row.incarnation && body.session <= row.session => {
+                let (given, present) = (body.session, row.session);
+                return Err(Rejection::StaleSession { worker: *worker, given, present }.into());
             }
             Some((worker, row)) => {
                 let sequence = if body.incarnation == row.incarnation { row.last_sequence } else { 0 };
@@ -142,6 +146,8 @@ fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
         node: body.node,
         name: body.name.as_str().into(),
         incarnation: body.incarnation,
+        session: body.session,
+        presence: Presence::Present,
         last_sequence: kept.last_sequence,
         capacity: body.capacity,
         charged: kept.charged,

@@ -38,6 +38,7 @@ impl Application<'_> {
             }
             .into());
         }
+        self.check_session(body.worker, body.session)?;
         if body.sequence <= row.last_sequence {
             return Ok(Answer::Reported { duplicate: true });
         }

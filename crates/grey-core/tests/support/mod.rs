@@ -3,10 +3,10 @@
 
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, Entry, Epoch, ExecutorKind, Finished,
-    FlowSubmission, GroupSubmission, IdempotencyKey, JobId, Outcome, Phase, RegisterWorker, Report,
-    Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit, Target,
-    TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply,
-    plan,
+    FlowSubmission, GroupSubmission, IdempotencyKey, JobId, LoseWorker, Outcome, Phase, RegisterWorker,
+    Report, Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit,
+    SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage,
+    UsageSource, Worker, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -82,11 +82,18 @@ fn devices(count: u32) -> Vec<grey_core::Devices> {
     if count == 0 { Vec::new() } else { vec![grey_core::Devices { name: "gpu".to_owned(), count }] }
 }
 
+/// The first announcement of a worker's life.
 pub fn register(node: u8, incarnation: u64, slots: u32, holding: Vec<AttemptId>) -> Command {
+    announce(node, incarnation, 1, slots, holding)
+}
+
+/// An announcement of a worker.
+pub fn announce(node: u8, incarnation: u64, session: u64, slots: u32, holding: Vec<AttemptId>) -> Command {
     Command::RegisterWorker(RegisterWorker {
         node: Digest([node; 32]),
         name: format!("host-{node}"),
         incarnation,
+        session,
         capacity: Resources { cpu_millicores: 1_000, memory_bytes: 1 << 30, disk_bytes: 0 },
         slots,
         sandbox: SandboxLevel::PidNamespace,
@@ -125,6 +132,7 @@ pub fn report(state: &State, worker: WorkerId, started: Vec<AttemptId>, finished
     Report {
         worker,
         incarnation: row.incarnation,
+        session: row.session,
         sequence: row.last_sequence + 1,
         slots: row.slots,
         started,
@@ -143,6 +151,8 @@ pub enum Step {
     Report { worker: u8, start: u8, finish: u8, outcome: u8, wrong_epoch: bool, again: bool },
     Cancel { job: bool, number: u8, tenant: u32 },
     Revoke { worker: u8, chance: u8 },
+    Suspect { worker: u8, suspected: bool },
+    Lose { worker: u8, late: bool },
     Timeout { job: bool, number: u8, tenant: u32, timeout_ms: u64 },
     Tick { ms: u32 },
 }
@@ -162,6 +172,8 @@ pub fn step() -> impl Strategy<Value = Step> {
             }),
         2 => (any::<bool>(), any::<u8>(), 1u32..4).prop_map(|(job, number, tenant)| Step::Cancel { job, number, tenant }),
         1 => (0u8..4, any::<u8>()).prop_map(|(worker, chance)| Step::Revoke { worker, chance }),
+        1 => (0u8..4, any::<bool>()).prop_map(|(worker, suspected)| Step::Suspect { worker, suspected }),
+        1 => (0u8..4, proptest::bool::weighted(0.2)).prop_map(|(worker, late)| Step::Lose { worker, late }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
@@ -198,6 +210,23 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
             let incarnation = state.workers()[&worker].incarnation;
             Command::Revoked(Revoked { worker, incarnation, attempts })
         }
+        Step::Suspect { worker, suspected } => match pick_worker(state, *worker) {
+            Some((worker, row)) => Command::SuspectWorker(SuspectWorker {
+                worker,
+                incarnation: row.incarnation,
+                session: row.session,
+                suspected: *suspected,
+            }),
+            None => Command::Tick,
+        },
+        Step::Lose { worker, late } => match pick_worker(state, *worker) {
+            Some((worker, row)) => Command::LoseWorker(LoseWorker {
+                worker,
+                incarnation: row.incarnation,
+                session: row.session - u64::from(*late),
+            }),
+            None => Command::Tick,
+        },
         Step::Timeout { job, number, tenant, timeout_ms } => {
             Command::ChangeTimeout(grey_core::ChangeTimeout {
                 tenant: TenantId(*tenant),
@@ -209,6 +238,11 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
     };
     let ms = if let Step::Tick { ms } = step { u64::from(*ms) } else { number };
     Entry { time_ms: state.meta().time_ms + ms, command }
+}
+
+fn pick_worker(state: &State, number: u8) -> Option<(WorkerId, Worker)> {
+    let workers: Vec<WorkerId> = state.workers().keys().copied().collect();
+    pick(&workers, number).map(|worker| (worker, state.workers()[&worker].clone()))
 }
 
 fn target(state: &State, job: bool, number: u8) -> Target {
@@ -286,7 +320,8 @@ fn random_register(state: &State, node: u8, restart: bool, hold: u8, slots: u8) 
     if hold == 7 {
         holding.push(AttemptId { task: TaskId(9_999), epoch: Epoch(1) });
     }
-    register(node, incarnation, u32::from(slots), holding)
+    let session = known.map_or(1, |(_, worker)| worker.session + u64::from(slots % 8 != 0));
+    announce(node, incarnation, session, u32::from(slots), holding)
 }
 
 fn random_report(state: &State, step: &Step) -> Command {

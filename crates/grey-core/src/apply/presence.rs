@@ -1,0 +1,73 @@
+//! Workers that are not heard of: suspected first, and lost once their lease has ended.
+
+use std::collections::BTreeSet;
+
+use super::{Application, Stop};
+use crate::attempt::AttemptId;
+use crate::command::{LoseWorker, SuspectWorker};
+use crate::effect::{Answer, Effect, Event, EventKind};
+use crate::ids::{JobId, WorkerId};
+use crate::rejection::Rejection;
+use crate::rows::Presence;
+
+impl Application<'_> {
+    /// Refuses what was said under another announcement than the worker's present one, or of a worker that is lost.
+    pub(super) fn check_session(&self, worker: WorkerId, session: u64) -> Result<(), Rejection> {
+        let row = self.rows.workers.get(&worker).ok_or(Rejection::UnknownWorker(worker))?;
+        if row.session != session {
+            return Err(Rejection::StaleSession { worker, given: session, present: row.session });
+        }
+        if row.presence == Presence::Lost { Err(Rejection::WorkerLost(worker)) } else { Ok(()) }
+    }
+
+    fn check_life(&self, worker: WorkerId, incarnation: u64, session: u64) -> Result<(), Rejection> {
+        let row = self.rows.workers.get(&worker).ok_or(Rejection::UnknownWorker(worker))?;
+        if row.incarnation != incarnation {
+            let present = row.incarnation;
+            return Err(Rejection::StaleIncarnation { worker, given: incarnation, present });
+        }
+        self.check_session(worker, session)
+    }
+
+    pub(super) fn suspect_worker(&mut self, body: &SuspectWorker) -> Result<Answer, Stop> {
+        self.check_life(body.worker, body.incarnation, body.session)?;
+        let presence = if body.suspected { Presence::Suspect } else { Presence::Present };
+        self.worker_mut(body.worker)?.presence = presence;
+        Ok(Answer::Done)
+    }
+
+    /// Everything that the worker held waits again. That all of it does at once is what the others need to know of it.
+    pub(super) fn lose_worker(&mut self, body: &LoseWorker) -> Result<Answer, Stop> {
+        self.check_life(body.worker, body.incarnation, body.session)?;
+        let worker = body.worker;
+        let held: Vec<AttemptId> = self
+            .rows
+            .base
+            .live
+            .iter()
+            .filter(|(_, live)| live.phase.worker() == Some(worker))
+            .map(|(task, live)| AttemptId { task: *task, epoch: live.epoch })
+            .collect();
+        let mut jobs = BTreeSet::new();
+        for attempt in held {
+            jobs.insert(self.lose_held(attempt)?);
+        }
+        self.worker_mut(worker)?.presence = Presence::Lost;
+        for job in jobs {
+            let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
+            self.end_job_if_done(job, wall_ms)?;
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Loses an attempt that a worker holds, and tells those who watch its job.
+    fn lose_held(&mut self, attempt: AttemptId) -> Result<JobId, Stop> {
+        let live = self.rows.live.get(&attempt.task).ok_or(Stop::Bug("a live task disappeared"))?;
+        let (job, _) = self.job_and_tenant(live.group)?;
+        self.lose(attempt)?;
+        let retry = self.rows.live.contains(&attempt.task);
+        let kind = EventKind::AttemptEnded { task: attempt.task, outcome: "lost", retry };
+        self.effects.push(Effect::Event(Event { index: self.index, job, kind }));
+        Ok(job)
+    }
+}

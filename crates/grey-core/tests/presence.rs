@@ -1,0 +1,106 @@
+//! Workers that are not heard of: what they hold, what they get, what they may still say.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use grey_core::{
+    Answer, AttemptId, Command, Epoch, LoseWorker, Outcome, Phase, Presence, Rejection, State, SuspectWorker,
+    TaskId, TaskRange, WorkerId, plan,
+};
+use support::{announce, applied, finished, founded, phase, register, report, spec, submit};
+
+const WORKER: WorkerId = WorkerId(1);
+
+/// A worker of one slot more than the job has tasks, all of them given to it, the first one started.
+fn busy() -> State {
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 4, vec![])).answer.unwrap();
+    applied(&mut state, Command::Submit(submit(vec![(spec("a"), 3)]))).answer.unwrap();
+    let planned = plan(&state, 10);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    let started = report(&state, WORKER, vec![attempt(1, 1)], vec![]);
+    applied(&mut state, Command::Report(started)).answer.unwrap();
+    state
+}
+
+fn attempt(task: u64, epoch: u32) -> AttemptId {
+    AttemptId { task: TaskId(task), epoch: Epoch(epoch) }
+}
+
+fn lose(session: u64) -> Command {
+    Command::LoseWorker(LoseWorker { worker: WORKER, incarnation: 1, session })
+}
+
+fn suspect(suspected: bool) -> Command {
+    Command::SuspectWorker(SuspectWorker { worker: WORKER, incarnation: 1, session: 1, suspected })
+}
+
+#[test]
+fn what_a_lost_worker_held_waits_again_and_goes_elsewhere_with_a_new_epoch() {
+    let mut state = busy();
+    applied(&mut state, lose(1)).answer.unwrap();
+    assert_eq!(state.workers()[&WORKER].presence, Presence::Lost);
+    assert_eq!((1..=3).map(|task| phase(&state, task)).collect::<Vec<_>>(), [Some(Phase::Ready); 3]);
+    assert!(plan(&state, 10).placements.is_empty(), "a lost worker gets nothing");
+
+    applied(&mut state, register(2, 1, 4, vec![])).answer.unwrap();
+    let planned = plan(&state, 10);
+    assert!(planned.placements.iter().all(|one| one.worker == WorkerId(2) && one.epoch == Epoch(2)));
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    assert_eq!(phase(&state, 3), Some(Phase::Assigned { worker: WorkerId(2) }));
+}
+
+#[test]
+fn a_lost_worker_may_say_nothing_until_it_announces_itself_and_then_holds_nothing() {
+    let mut state = busy();
+    let run = finished(TaskRange::single(TaskId(1)), Epoch(1), Outcome::Exited(0));
+    let late = report(&state, WORKER, vec![], vec![run]);
+    applied(&mut state, lose(1)).answer.unwrap();
+    let refused = applied(&mut state, Command::Report(late.clone())).answer;
+    assert_eq!(refused, Err(Rejection::WorkerLost(WORKER)));
+    assert_eq!(state.meta().log.size(), 0, "a result that cannot be proved is in no log");
+
+    let holding = vec![attempt(1, 1), attempt(2, 1)];
+    let answer = applied(&mut state, announce(1, 1, 2, 4, holding.clone())).answer;
+    assert_eq!(answer, Ok(Answer::Registered { worker: WORKER, unknown: holding }));
+    let refused = applied(&mut state, Command::Report(late)).answer;
+    assert_eq!(refused, Err(Rejection::StaleSession { worker: WORKER, given: 1, present: 2 }));
+    assert_eq!(state.workers()[&WORKER].presence, Presence::Present);
+}
+
+#[test]
+fn who_announced_itself_meanwhile_is_not_lost() {
+    let mut state = busy();
+    let holding = vec![attempt(1, 1), attempt(2, 1), attempt(3, 1)];
+    applied(&mut state, announce(1, 1, 2, 4, holding)).answer.unwrap();
+    let refused = applied(&mut state, lose(1)).answer;
+    assert_eq!(refused, Err(Rejection::StaleSession { worker: WORKER, given: 1, present: 2 }));
+    assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }));
+}
+
+#[test]
+fn an_announcement_that_comes_late_or_twice_changes_nothing() {
+    let mut state = busy();
+    let holding = vec![attempt(1, 1), attempt(2, 1), attempt(3, 1)];
+    applied(&mut state, announce(1, 1, 3, 4, holding)).answer.unwrap();
+    for session in [1, 2, 3] {
+        let refused = applied(&mut state, announce(1, 1, session, 4, vec![])).answer;
+        assert_eq!(refused, Err(Rejection::StaleSession { worker: WORKER, given: session, present: 3 }));
+    }
+    assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }), "it still holds all of it");
+}
+
+#[test]
+fn a_suspect_keeps_what_it_has_and_gets_nothing_new_until_it_is_heard_of() {
+    let mut state = busy();
+    applied(&mut state, Command::Submit(submit(vec![(spec("b"), 1)]))).answer.unwrap();
+    applied(&mut state, suspect(true)).answer.unwrap();
+    assert!(plan(&state, 10).placements.is_empty());
+    assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }));
+    let run = finished(TaskRange::single(TaskId(1)), Epoch(1), Outcome::Exited(0));
+    let body = report(&state, WORKER, vec![], vec![run]);
+    assert!(applied(&mut state, Command::Report(body)).answer.is_ok(), "its results count");
+
+    applied(&mut state, suspect(false)).answer.unwrap();
+    assert_eq!(plan(&state, 10).placements.len(), 1);
+}

@@ -1,0 +1,382 @@
+//! One server of the control plane: a replica, and what it does for workers while it leads. Sans-IO like the replica.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use grey_core::{
+    Answer, Applied, Command, Effect, FromWorker, Heartbeat, RegisterWorker, Rejection, Report, ReportAnswer,
+    ReportRefusal, State, ToWorker, WorkerId, WorkerMessage, check_report,
+};
+use grey_proof::{Digest, VerifyingKey};
+
+use crate::replica::{Output, Replica, ReplicaError, Ticket};
+use crate::watch::{Watch, WatchOptions};
+
+/// Tickets of the server's own proposals have this bit; clients' must not.
+const OWN: u64 = 1 << 63;
+
+/// What a server asks the outside to do, in order.
+#[derive(Debug)]
+pub enum ServerOutput {
+    /// What the replica asks for. Effects and answers that concern workers are taken out.
+    Replica(Output),
+    /// Tell a worker something.
+    ToWorker {
+        /// Which node.
+        node: Digest,
+        /// What.
+        message: ToWorker,
+    },
+    /// A proposal or a read was not taken.
+    Refused(Ticket, ReplicaError),
+}
+
+/// A worker that has announced itself to this server.
+struct Session {
+    incarnation: u64,
+    session: u64,
+    key: VerifyingKey,
+    /// Its number, once the announcement was applied.
+    worker: Option<WorkerId>,
+    next_number: u64,
+}
+
+/// Who is told what a proposal or a read of the server's own came to.
+enum Pending {
+    Registration { node: Digest, session: u64 },
+    Report { node: Digest, session: u64, sequence: u64 },
+    Revoked,
+    Watched(WorkerId),
+    Confirmation { asked_ms: u64 },
+}
+
+/// A replica with its workers.
+pub struct Server {
+    replica: Replica,
+    watch_options: Option<WatchOptions>,
+    watch: Option<Watch>,
+    sessions: BTreeMap<Digest, Session>,
+    pending: BTreeMap<u64, Pending>,
+    queue: Vec<(Ticket, Command)>,
+    outputs: VecDeque<ServerOutput>,
+    next_ticket: u64,
+    now_ms: u64,
+}
+
+impl Server {
+    /// A server around a replica. Without `watch` no worker is ever suspected or lost: for a cluster of one server whose
+    /// only worker lives in the same process.
+    pub fn new(replica: Replica, watch: Option<WatchOptions>) -> Server {
+        Server {
+            replica,
+            watch_options: watch,
+            watch: None,
+            sessions: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            queue: Vec::new(),
+            outputs: VecDeque::new(),
+            next_ticket: 1,
+            now_ms: 0,
+        }
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// The replica, for what concerns servers only: messages between them, disks, membership.
+    pub fn replica_mut(&mut self) -> &mut Replica {
+        &mut self.replica
+    }
+
+    /// The state as of the last applied entry.
+    pub fn state(&self) -> &State {
+        self.replica.state()
+    }
+
+    /// Proposes a command. Its fate comes with the same ticket, which must be below 2^63; nothing is proposed before
+    /// [`Server::flush`].
+    pub fn propose(&mut self, ticket: Ticket, command: Command) {
+        self.queue.push((ticket, command));
+    }
+
+    /// Asks for a linearizable read.
+    pub fn read(&mut self, ticket: Ticket) {
+        if let Err(error) = self.replica.read(ticket) {
+            self.outputs.push_back(ServerOutput::Refused(ticket, error));
+        }
+    }
+
+    /// Lets time pass, by the node's monotonic clock. To be called before anything that came meanwhile is taken in: what a
+    /// server grants depends on how long ago it was confirmed.
+    pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), ReplicaError> {
+        self.now_ms = self.now_ms.saturating_add(elapsed_ms);
+        self.replica.elapse(elapsed_ms)?;
+        let now_ms = self.now_ms;
+        let Some(watch) = &mut self.watch else { return Ok(()) };
+        let commands = watch.tick(self.replica.state(), now_ms);
+        if watch.wants_confirmation(now_ms) {
+            let ticket = self.ticket(Pending::Confirmation { asked_ms: now_ms });
+            if self.replica.read(ticket).is_err() {
+                self.pending.remove(&ticket.0);
+            }
+        }
+        for (worker, command) in commands {
+            let ticket = self.ticket(Pending::Watched(worker));
+            self.queue.push((ticket, command));
+        }
+        Ok(())
+    }
+
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        let number = OWN | self.next_ticket;
+        self.next_ticket += 1;
+        self.pending.insert(number, pending);
+        Ticket(number)
+    }
+
+    /// A worker says something; `key` is the one with which its connection was authenticated.
+    pub fn from_worker(&mut self, key: &VerifyingKey, message: FromWorker) {
+        let node = key.id();
+        match message {
+            FromWorker::Register(body) => self.announced(node, key, body),
+            FromWorker::Report(report) => self.reported(node, report),
+            FromWorker::Revoked(body) => {
+                let ticket = self.ticket(Pending::Revoked);
+                self.queue.push((ticket, Command::Revoked(body)));
+            }
+            FromWorker::Heartbeat(heartbeat) => self.heartbeat(node, heartbeat),
+        }
+    }
+
+    fn announced(&mut self, node: Digest, key: &VerifyingKey, body: RegisterWorker) {
+        let newer = |known: &Session| (body.incarnation, body.session) > (known.incarnation, known.session);
+        // A node speaks for itself only, and an announcement that was overtaken has been answered.
+        if body.node != node || self.sessions.get(&node).is_some_and(|known| !newer(known)) {
+            return;
+        }
+        if !self.replica.leads() {
+            return self.unavailable(node, body.incarnation, body.session);
+        }
+        let session = body.session;
+        let opened =
+            Session { incarnation: body.incarnation, session, key: *key, worker: None, next_number: 0 };
+        self.sessions.insert(node, opened);
+        let ticket = self.ticket(Pending::Registration { node, session });
+        self.queue.push((ticket, Command::RegisterWorker(body)));
+    }
+
+    fn unavailable(&mut self, node: Digest, incarnation: u64, session: u64) {
+        let message = WorkerMessage::Unavailable { leader: self.replica.leader() };
+        let message = ToWorker { incarnation, session, number: 0, message };
+        self.outputs.push_back(ServerOutput::ToWorker { node, message });
+    }
+
+    fn reported(&mut self, node: Digest, report: Report) {
+        let known = self.sessions.get(&node).filter(|known| {
+            (known.incarnation, known.session) == (report.incarnation, report.session)
+                && known.worker == Some(report.worker)
+        });
+        let Some(known) = known else {
+            return self.unavailable(node, report.incarnation, report.session);
+        };
+        let (session, sequence) = (report.session, report.sequence);
+        match check_report(self.replica.state(), &report, &known.key) {
+            Ok(()) => {
+                let ticket = self.ticket(Pending::Report { node, session, sequence });
+                self.queue.push((ticket, Command::Report(report)));
+            }
+            Err(ReportRefusal::NotHeld(attempts)) => {
+                self.answer_report(node, session, sequence, ReportAnswer::NotHeld(attempts));
+            }
+            Err(ReportRefusal::Unregistered | ReportRefusal::BadSignature | ReportRefusal::Malformed) => {
+                self.answer_report(node, session, sequence, ReportAnswer::Unregistered);
+            }
+        }
+    }
+
+    fn answer_report(&mut self, node: Digest, session: u64, sequence: u64, answer: ReportAnswer) {
+        self.send_in(node, session, WorkerMessage::Reported(sequence, answer));
+    }
+
+    fn heartbeat(&mut self, node: Digest, heartbeat: Heartbeat) {
+        let known = self.sessions.get(&node).is_some_and(|known| {
+            (known.incarnation, known.session) == (heartbeat.incarnation, heartbeat.session)
+                && known.worker == Some(heartbeat.worker)
+        });
+        if !known {
+            return self.unavailable(node, heartbeat.incarnation, heartbeat.session);
+        }
+        let granted = match &mut self.watch {
+            Some(watch) => watch.heard(heartbeat.worker, self.now_ms),
+            None => self.watch_options.is_none(),
+        };
+        if granted {
+            self.send_in(node, heartbeat.session, WorkerMessage::Heard(heartbeat.number));
+        }
+    }
+
+    /// Sends within a session, if it is still the node's.
+    fn send_in(&mut self, node: Digest, session: u64, message: WorkerMessage) {
+        let Some(known) = self.sessions.get_mut(&node).filter(|known| known.session == session) else {
+            return;
+        };
+        let (incarnation, number) = (known.incarnation, known.next_number);
+        known.next_number += 1;
+        let message = ToWorker { incarnation, session, number, message };
+        self.outputs.push_back(ServerOutput::ToWorker { node, message });
+    }
+
+    /// Sends to a worker that is registered here. To one that is not, nothing is lost: when it announces itself, what it
+    /// has not got is sent again.
+    fn send_to(&mut self, worker: WorkerId, message: WorkerMessage) {
+        let Some(node) = self.replica.state().workers().get(&worker).map(|row| row.node) else { return };
+        let session = self.sessions.get(&node).filter(|known| known.worker == Some(worker));
+        if let Some(session) = session.map(|known| known.session) {
+            self.send_in(node, session, message);
+        }
+    }
+
+    /// Proposes what has gathered: it shares one place in the disk's queue.
+    pub fn flush(&mut self) -> Result<(), ReplicaError> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let queue = core::mem::take(&mut self.queue);
+        for (ticket, error) in self.replica.propose_all(queue)? {
+            match self.pending.remove(&ticket.0) {
+                Some(pending) => self.came_to_nothing(&pending),
+                None => self.outputs.push_back(ServerOutput::Refused(ticket, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be done, in order. The caller drains it after every call.
+    pub fn outputs(&mut self) -> Result<Vec<ServerOutput>, ReplicaError> {
+        let replica: Vec<Output> = self.replica.outputs().collect();
+        for output in replica {
+            self.translate(output)?;
+        }
+        Ok(self.outputs.drain(..).collect())
+    }
+
+    fn translate(&mut self, output: Output) -> Result<(), ReplicaError> {
+        match output {
+            Output::Applied { term, index, ticket, leads, mut applied } => {
+                let pending = ticket.and_then(|ticket| self.pending.remove(&ticket.0));
+                let ticket = if pending.is_some() { None } else { ticket };
+                if let Some(pending) = pending {
+                    self.answered(&pending, &applied)?;
+                }
+                applied.effects = self.without_workers(applied.effects, leads);
+                let output = Output::Applied { term, index, ticket, leads, applied };
+                self.outputs.push_back(ServerOutput::Replica(output));
+            }
+            Output::Unknown(ticket) => match self.pending.remove(&ticket.0) {
+                Some(pending) => self.came_to_nothing(&pending),
+                None => self.outputs.push_back(ServerOutput::Replica(Output::Unknown(ticket))),
+            },
+            Output::Readable(ticket) => match self.pending.remove(&ticket.0) {
+                Some(Pending::Confirmation { asked_ms }) => {
+                    if let Some(watch) = &mut self.watch {
+                        watch.confirmed(asked_ms);
+                    }
+                }
+                _ => self.outputs.push_back(ServerOutput::Replica(Output::Readable(ticket))),
+            },
+            Output::Revoke { worker, attempts } => self.send_to(worker, WorkerMessage::Revoke(attempts)),
+            Output::Role { leads, leader, term } => {
+                self.change_role(leads)?;
+                self.outputs.push_back(ServerOutput::Replica(Output::Role { leads, leader, term }));
+            }
+            other => self.outputs.push_back(ServerOutput::Replica(other)),
+        }
+        Ok(())
+    }
+
+    fn change_role(&mut self, leads: bool) -> Result<(), ReplicaError> {
+        if !leads {
+            self.watch = None;
+            // Workers look for the new leader at once instead of waiting for an answer.
+            for (node, known) in core::mem::take(&mut self.sessions) {
+                self.unavailable(node, known.incarnation, known.session);
+            }
+        } else if self.watch.is_none()
+            && let Some(options) = &self.watch_options
+        {
+            self.watch = Some(Watch::new(options, self.replica.state(), self.now_ms)?);
+        }
+        Ok(())
+    }
+
+    fn without_workers(&mut self, effects: Vec<Effect>, leads: bool) -> Vec<Effect> {
+        let mut kept = Vec::with_capacity(effects.len());
+        for effect in effects {
+            match effect {
+                Effect::Assign(assignment) if leads => {
+                    let worker = assignment.placement.worker;
+                    self.send_to(worker, WorkerMessage::Assign(Box::new(assignment)));
+                }
+                Effect::Stop { worker, attempt } if leads => {
+                    self.send_to(worker, WorkerMessage::Stop(attempt));
+                }
+                Effect::ChangeTimeout { worker, attempts, timeout_ms } if leads => {
+                    self.send_to(worker, WorkerMessage::ChangeTimeout(attempts, timeout_ms));
+                }
+                Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
+                Effect::History(_) | Effect::LogGrew { .. } | Effect::Event(_) => kept.push(effect),
+            }
+        }
+        kept
+    }
+
+    /// A proposal of the server's own was applied.
+    fn answered(&mut self, pending: &Pending, applied: &Applied) -> Result<(), ReplicaError> {
+        match (pending, &applied.answer) {
+            (Pending::Registration { node, session }, Ok(Answer::Registered { worker, unknown })) => {
+                let Some(known) = self.sessions.get_mut(node).filter(|known| known.session == *session)
+                else {
+                    return Ok(());
+                };
+                known.worker = Some(*worker);
+                if let Some(watch) = &mut self.watch {
+                    watch.registered(*worker, self.now_ms)?;
+                }
+                let message = WorkerMessage::Registered { worker: *worker, unknown: unknown.clone() };
+                self.send_in(*node, *session, message);
+            }
+            (Pending::Registration { .. }, _) => self.came_to_nothing(pending),
+            (Pending::Report { node, session, sequence }, answer) => {
+                let answer = match answer {
+                    Ok(_) => ReportAnswer::Accepted,
+                    Err(Rejection::ReportOutOfOrder { .. }) => ReportAnswer::TooEarly,
+                    Err(_) => ReportAnswer::Unregistered,
+                };
+                self.answer_report(*node, *session, *sequence, answer);
+            }
+            (Pending::Watched(_), _) => self.came_to_nothing(pending),
+            (Pending::Revoked | Pending::Confirmation { .. }, _) => {}
+        }
+        Ok(())
+    }
+
+    /// What was proposed or asked will have no answer, or needs none.
+    fn came_to_nothing(&mut self, pending: &Pending) {
+        match pending {
+            Pending::Registration { node, session } | Pending::Report { node, session, .. } => {
+                let known = self.sessions.get(node).filter(|known| known.session == *session);
+                if let Some(incarnation) = known.map(|known| known.incarnation) {
+                    self.sessions.remove(node);
+                    self.unavailable(*node, incarnation, *session);
+                }
+            }
+            Pending::Watched(worker) => {
+                if let Some(watch) = &mut self.watch {
+                    watch.settled(*worker);
+                }
+            }
+            Pending::Revoked | Pending::Confirmation { .. } => {}
+        }
+    }
+}

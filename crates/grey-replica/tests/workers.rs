@@ -1,0 +1,362 @@
+//! What a leader does for its workers: sessions, leases, suspicion and loss. The workers are real agents; links and clocks are
+//! the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeSet, VecDeque};
+
+use grey_agent::{Agent, AgentOptions, KeepOptions, Output as AgentOutput, StopReason};
+use grey_core::{
+    AttemptId, AttemptResult, Bootstrap, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
+    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Submit, TaskDefaults, TaskSpec, TenantId,
+    TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+};
+use grey_proof::{Digest, SigningKey};
+use grey_replica::{
+    LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, Server, ServerOutput,
+    Ticket, WatchOptions,
+};
+
+const WORKER: WorkerId = WorkerId(1);
+/// How long at most until a silent worker is lost: lease, drift, rounding, and a tick.
+const LOST_AFTER_MS: u64 = 3_100;
+
+struct NoLog;
+
+impl LogReader for NoLog {
+    fn entries(&self, low: u64, _high: u64, _max_bytes: u64) -> Result<Vec<LogEntry>, ReadError> {
+        Err(ReadError::Missing(low))
+    }
+    fn term(&self, index: u64) -> Result<u64, ReadError> {
+        Err(ReadError::Missing(index))
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed([3; 32])
+}
+
+/// One server, one worker, and the link between them.
+struct House {
+    server: Server,
+    agent: Agent,
+    up: bool,
+    /// Messages to the worker that are swallowed before the next gets through.
+    swallow: usize,
+    running: BTreeSet<AttemptId>,
+    executed: Vec<AttemptId>,
+    stopped: Vec<AttemptId>,
+    held: VecDeque<ToWorker>,
+    hold: bool,
+    tickets: u64,
+}
+
+impl House {
+    fn new() -> House {
+        let membership = Membership { voters: vec![1], ..Membership::default() };
+        let recovered = Recovered { membership, ..Recovered::default() };
+        let options = Options { id: 1, seed: 5, checkpoint_bytes: u64::MAX };
+        let replica = Replica::new(&options, recovered, Box::new(NoLog)).unwrap();
+        let agent = AgentOptions {
+            signer: Signer {
+                cluster: Digest::of(b"c"),
+                node: key().verifying_key().id(),
+                certificate: Digest::of(b"certificate"),
+            },
+            name: "host".to_owned(),
+            incarnation: 1,
+            capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
+            sandbox: SandboxLevel::PidNamespace,
+            labels: Vec::new(),
+            devices: Vec::new(),
+            parallel: 4,
+            lease: Some(KeepOptions::default()),
+            salt_seed: [9; 32],
+        };
+        let mut house = House {
+            server: Server::new(replica, Some(WatchOptions::default())),
+            agent: Agent::new(agent, key(), []).unwrap(),
+            up: true,
+            swallow: 0,
+            running: BTreeSet::new(),
+            executed: Vec::new(),
+            stopped: Vec::new(),
+            held: VecDeque::new(),
+            hold: false,
+            tickets: 1,
+        };
+        house.settle();
+        let resources = Resources { cpu_millicores: 100, memory_bytes: 1, disk_bytes: 0 };
+        let defaults = TaskDefaults { resources, timeout_ms: 1_000, output_limit_bytes: 1_000, priority: 1 };
+        let tenants = vec![TenantRecord { name: "default".to_owned(), defaults }];
+        house.propose(Command::Bootstrap(Bootstrap { cluster: Digest::of(b"c"), wall_ms: 1, tenants }));
+        house.elapse(2_000);
+        assert_eq!(house.presence(), Presence::Present);
+        house
+    }
+
+    fn presence(&self) -> Presence {
+        self.server.state().workers()[&WORKER].presence
+    }
+
+    fn propose(&mut self, command: Command) {
+        self.server.propose(Ticket(self.tickets), command);
+        self.tickets += 1;
+        self.settle();
+    }
+
+    fn submit(&mut self, count: u32) {
+        let spec = TaskSpec {
+            name: String::new(),
+            executor: ExecutorKind::Process,
+            command: vec!["true".to_owned()],
+            environment: Vec::new(),
+            stdin: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            resources: Resources { cpu_millicores: 100, memory_bytes: 1, disk_bytes: 0 },
+            priority: 1,
+            devices: Vec::new(),
+            constraints: Default::default(),
+            retries: Retries::default(),
+            timeout_ms: 60_000,
+            output_limit_bytes: 1_000,
+        };
+        self.propose(Command::Submit(Submit {
+            tenant: TenantId(1),
+            submitter: String::new(),
+            name: String::new(),
+            labels: Vec::new(),
+            key: None,
+            groups: vec![GroupSubmission { spec, count }],
+            flow: Default::default(),
+            wall_ms: 1,
+        }));
+    }
+
+    /// Lets both clocks run, in steps of 50 ms.
+    fn elapse(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.server.elapse(50).unwrap();
+            self.agent.elapse(50_000);
+            if self.agent.is_down() && self.up {
+                self.agent.announce();
+            }
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            self.server.flush().unwrap();
+            for output in self.server.outputs().unwrap() {
+                moved = true;
+                match output {
+                    ServerOutput::Replica(Output::Persist(batch)) => {
+                        self.server.replica_mut().persisted(batch.number).unwrap();
+                    }
+                    ServerOutput::ToWorker { message, .. } if self.up => self.deliver(message),
+                    _ => {}
+                }
+            }
+            self.agent.settle().unwrap();
+            let outputs: Vec<AgentOutput> = self.agent.outputs().collect();
+            for output in outputs {
+                moved = true;
+                self.serve(output);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, message: ToWorker) {
+        if self.swallow > 0 && !matches!(message.message, WorkerMessage::Heard(_)) {
+            self.swallow -= 1;
+        } else if self.hold {
+            self.held.push_back(message);
+        } else {
+            self.agent.receive(message, 1);
+        }
+    }
+
+    fn serve(&mut self, output: AgentOutput) {
+        match output {
+            AgentOutput::Send(message) if self.up => {
+                self.server.from_worker(&key().verifying_key(), message);
+            }
+            AgentOutput::Execute(start) => {
+                self.executed.push(start.attempt);
+                self.running.insert(start.attempt);
+                self.agent.started(start.attempt);
+            }
+            AgentOutput::Stop(attempt, reason) => {
+                let outcome = match reason {
+                    StopReason::Cancelled => Outcome::Cancelled,
+                    StopReason::Infrastructure => Outcome::Infrastructure,
+                };
+                self.stopped.push(attempt);
+                self.finish(attempt, outcome);
+            }
+            AgentOutput::Persist(_) => self.agent.persisted(),
+            AgentOutput::Send(_) | AgentOutput::ChangeTimeout(..) => {}
+        }
+    }
+
+    fn finish(&mut self, attempt: AttemptId, outcome: Outcome) {
+        self.running.remove(&attempt);
+        let result = AttemptResult {
+            outcome,
+            sandbox: SandboxLevel::PidNamespace,
+            usage_source: UsageSource::None,
+            stdout: Content::EMPTY,
+            stderr: Content::EMPTY,
+            files: Vec::new(),
+            message: String::new(),
+        };
+        let usage = Usage { started_at_ms: 1, duration_us: 1, cpu_time_us: 1, peak_memory_bytes: 1 };
+        self.agent.finished(attempt, result, usage);
+    }
+
+    fn finish_all(&mut self) {
+        for attempt in self.running.clone() {
+            self.finish(attempt, Outcome::Exited(0));
+        }
+        self.settle();
+    }
+}
+
+#[test]
+fn a_worker_that_is_heard_keeps_its_lease_and_is_never_suspected() {
+    let mut house = House::new();
+    house.submit(2);
+    for _ in 0..600 {
+        house.elapse(50);
+        assert_eq!(house.presence(), Presence::Present);
+        assert!(house.agent.has_lease());
+    }
+    assert!(house.stopped.is_empty());
+    assert_eq!(house.running.len(), 2);
+}
+
+#[test]
+fn a_silent_worker_is_suspected_then_lost_and_its_lease_ended_before_that() {
+    let mut house = House::new();
+    house.submit(2);
+    house.elapse(200);
+    house.up = false;
+    let (mut suspected_ms, mut ended_ms) = (None, None);
+    let mut silent_ms = 0;
+    while house.presence() != Presence::Lost {
+        house.elapse(50);
+        silent_ms += 50;
+        if house.presence() == Presence::Suspect && suspected_ms.is_none() {
+            suspected_ms = Some(silent_ms);
+        }
+        if !house.agent.has_lease() && ended_ms.is_none() {
+            ended_ms = Some(silent_ms);
+        }
+        assert!(silent_ms <= LOST_AFTER_MS + 500, "it should be lost by now");
+    }
+    assert!(suspected_ms.unwrap() < silent_ms, "suspicion comes first");
+    assert!(ended_ms.unwrap() <= silent_ms, "the worker stopped before it was given up");
+    assert!(house.running.is_empty(), "nothing runs without a lease");
+
+    // When: it is heard of again, it runs the tasks anew, under a new epoch.
+    house.up = true;
+    house.elapse(1_500);
+    assert_eq!(house.presence(), Presence::Present);
+    assert_eq!(house.running.len(), 2);
+    assert!(house.running.iter().all(|attempt| attempt.epoch.0 == 2));
+    house.finish_all();
+    house.elapse(100);
+    assert!(house.server.state().jobs().is_empty(), "the job has ended");
+}
+
+#[test]
+fn a_message_that_does_not_arrive_is_made_good_by_a_new_announcement() {
+    let mut house = House::new();
+    house.swallow = 1;
+    house.submit(1);
+    assert!(house.running.is_empty(), "the assignment was lost");
+    house.elapse(1_000);
+    assert_eq!(house.running.len(), 1);
+    assert_eq!(house.executed[0].epoch.0, 1, "it is the same attempt, sent again");
+    assert_eq!(house.executed.len(), 1);
+}
+
+#[test]
+fn an_answer_to_a_report_that_does_not_arrive_costs_nothing_but_time() {
+    let mut house = House::new();
+    house.submit(1);
+    house.elapse(100);
+    house.swallow = 1;
+    house.finish_all();
+    house.elapse(1_500);
+    assert!(house.server.state().jobs().is_empty());
+    assert!(house.agent.is_idle());
+    assert_eq!(house.executed.len(), 1);
+    assert_eq!(house.server.state().meta().refused_results, 0);
+}
+
+#[test]
+fn what_was_said_in_an_earlier_session_is_passed_over() {
+    let mut house = House::new();
+    house.hold = true;
+    house.submit(1);
+    house.hold = false;
+    house.agent.unavailable();
+    house.elapse(100);
+    assert_eq!(house.executed.len(), 1, "the new session brought it");
+    for late in house.held.drain(..).collect::<Vec<_>>() {
+        house.agent.receive(late, 1);
+    }
+    house.elapse(2_000);
+    assert_eq!(house.executed.len(), 1);
+    assert!(house.agent.has_lease());
+}
+
+#[test]
+fn a_leader_that_was_paused_takes_nobody_for_lost() {
+    let mut house = House::new();
+    house.submit(1);
+    house.elapse(200);
+    // Given: the server's process stands still for a minute; the worker's heartbeats wait in its queue.
+    house.server.elapse(60_000).unwrap();
+    house.settle();
+    house.elapse(500);
+    assert_eq!(house.presence(), Presence::Present);
+    assert_eq!(house.running.len(), 1);
+}
+
+#[test]
+fn a_worker_that_was_paused_past_its_lease_stops_what_runs_at_once() {
+    let mut house = House::new();
+    house.submit(1);
+    house.elapse(200);
+    house.agent.elapse(10_000_000);
+    house.settle();
+    assert_eq!(house.stopped.len(), 1);
+    house.elapse(2_000);
+    assert_eq!(house.running.len(), 1, "it runs again under a new lease");
+}
+
+#[test]
+fn a_node_speaks_for_itself_only() {
+    let mut house = House::new();
+    let foreign = SigningKey::from_seed([7; 32]).verifying_key();
+    let row = house.server.state().workers()[&WORKER].clone();
+    let heartbeat = grey_core::Heartbeat {
+        worker: WORKER,
+        incarnation: row.incarnation,
+        session: row.session,
+        number: 9,
+    };
+    house.up = false;
+    for _ in 0..LOST_AFTER_MS / 50 + 10 {
+        house.server.from_worker(&foreign, FromWorker::Heartbeat(heartbeat));
+        house.elapse(50);
+    }
+    assert_eq!(house.presence(), Presence::Lost, "a stranger's heartbeats keep nobody alive");
+}
