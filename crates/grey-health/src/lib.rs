@@ -6,6 +6,9 @@
 //!
 //! Monotonic time must go on while the machine sleeps (`CLOCK_BOOTTIME` on Linux), or a lease outlives its length.
 
+mod backpressure;
+mod breaker;
+mod chance;
 mod detector;
 mod error;
 mod heartbeat;
@@ -14,11 +17,16 @@ pub mod limits;
 mod options;
 mod phi;
 mod phi_value;
+mod retry;
 mod samples;
 
+pub use backpressure::{Advice, Backpressure, BackpressureOptions, Level, fill_permille};
+pub use breaker::{BreakerOptions, BreakerState, Call, CallOutcome, CallRefused, CircuitBreaker};
+pub use chance::Chance;
 pub use detector::Heard;
 pub use error::HealthError;
 pub use heartbeat::{HeartbeatDetector, HeartbeatOptions};
 pub use lease::{Grant, LeaderLeases, LeaseOptions, WorkerLease};
 pub use options::OptionProblem;
 pub use phi::{PhiDetector, PhiOptions};
+pub use retry::{Backoff, BackoffOptions, RetryBudget, RetryBudgetOptions};

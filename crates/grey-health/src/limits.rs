@@ -12,6 +12,8 @@ pub const PHI_SAMPLE_MS: u64 = 3_600 * 1_000;
 pub const PHI_MILLI: u32 = 100_000;
 /// Heartbeats whose sending a worker remembers while no answer came; an answer to an older one renews nothing.
 pub const HEARTBEATS_IN_FLIGHT: usize = 64;
+/// Calls that a circuit breaker remembers, and probes that it has under way.
+pub const BREAKER_CALLS: usize = 1_000;
 
 // Sums of samples and of their squares stay far from the end of their integers.
 const _: () = assert!((PHI_SAMPLES as u128) * (PHI_SAMPLE_MS as u128) < u64::MAX as u128);
