@@ -8,6 +8,7 @@
 
 mod backpressure;
 mod breaker;
+mod capacity;
 mod chance;
 mod detector;
 mod error;
@@ -15,18 +16,23 @@ mod heartbeat;
 mod lease;
 pub mod limits;
 mod options;
+mod outbox;
 mod phi;
 mod phi_value;
 mod retry;
 mod samples;
+mod shed;
 
 pub use backpressure::{Advice, Backpressure, BackpressureOptions, Level, fill_permille};
 pub use breaker::{BreakerOptions, BreakerState, Call, CallOutcome, CallRefused, CircuitBreaker};
+pub use capacity::{Amount, CapacityOptions, Class};
 pub use chance::Chance;
 pub use detector::Heard;
 pub use error::HealthError;
 pub use heartbeat::{HeartbeatDetector, HeartbeatOptions};
 pub use lease::{Grant, LeaderLeases, LeaseOptions, WorkerLease};
 pub use options::OptionProblem;
+pub use outbox::{NotTaken, OutboxOptions, Overdue, PeerOutbox, Sending};
 pub use phi::{PhiDetector, PhiOptions};
 pub use retry::{Backoff, BackoffOptions, RetryBudget, RetryBudgetOptions};
+pub use shed::{DelayShedder, ShedOptions};

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use grey_health::{
-    Backoff, BackoffOptions, Backpressure, BackpressureOptions, Chance, Level, RetryBudget,
-    RetryBudgetOptions,
+    Backoff, BackoffOptions, Backpressure, BackpressureOptions, Chance, DelayShedder, Level, RetryBudget,
+    RetryBudgetOptions, ShedOptions,
 };
 use proptest::prelude::*;
 
@@ -84,6 +84,38 @@ proptest! {
             let wait_ms = backoff.wait_ms(hint, &mut chance);
             prop_assert!((hint.unwrap_or(0)..=hint.unwrap_or(0) + ceiling).contains(&wait_ms));
             prop_assert_eq!(again.wait_ms(hint, &mut same_chance), wait_ms, "a seed replays");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn work_is_refused_exactly_while_every_delay_of_an_interval_was_above_the_target(
+        observations in prop::collection::vec((0u64..700, 0u64..120), 1..120),
+        asked_after_ms in 0u64..700,
+    ) {
+        let options = ShedOptions { target_ms: 50, interval_ms: 500, longest_retry_after_ms: 1_000 };
+        let mut shedder = DelayShedder::new(options).unwrap();
+        let mut history: Vec<(u64, u64)> = Vec::new();
+        let mut now_ms = 0;
+        for (gap_ms, delay_ms) in observations {
+            // Mostly dense, now and then with a gap.
+            now_ms += if gap_ms < 600 { gap_ms / 10 } else { gap_ms };
+            shedder.observe(delay_ms, now_ms);
+            history.push((now_ms, delay_ms));
+            for asked_ms in [now_ms, now_ms + asked_after_ms] {
+                // Backwards from the question: every observation above the target, none further than an interval from the next.
+                let (mut after_ms, mut reached) = (asked_ms, false);
+                for (at_ms, delay_ms) in history.iter().rev() {
+                    if *delay_ms <= 50 || after_ms - at_ms > 500 {
+                        break;
+                    }
+                    after_ms = *at_ms;
+                    reached |= asked_ms - at_ms >= 500;
+                }
+                let expected = reached.then(|| delay_ms - 50);
+                prop_assert_eq!(shedder.retry_after_ms(asked_ms), expected);
+            }
         }
     }
 }
