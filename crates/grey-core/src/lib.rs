@@ -13,6 +13,7 @@ mod constraint;
 mod effect;
 mod entry;
 mod flow;
+mod gcra;
 mod history;
 mod ids;
 mod invariants;
@@ -45,6 +46,7 @@ pub use entry::{Entry, EntryError, FEATURE_LEVEL};
 pub use flow::{
     Broken, Flow, FlowSubmission, OutputsOf, Source, Stage, StageInput, StageProgress, StageSubmission,
 };
+pub use gcra::{Gcra, RateLimit, RateRefusal};
 pub use history::{
     AttemptPointer, FlowRecord, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext,
 };

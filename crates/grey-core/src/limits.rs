@@ -62,6 +62,10 @@ pub const OUTPUT_LIMIT_BYTES: u64 = 1 << 40;
 pub const RESOURCE_TOTAL: u64 = 1 << 48;
 /// Tasks of a tenant that wait or run.
 pub const TENANT_QUEUED_TASKS: u64 = 2_000_000;
+/// Tasks a second that a tenant's rate may allow.
+pub const RATE_TASKS_PER_SECOND: u64 = 10_000_000;
+/// Tasks that a tenant's rate may allow at once; an array of any size can fit.
+pub const RATE_BURST_TASKS: u64 = 100_000_000;
 /// Idempotency keys kept for a tenant; at the bound a new key is refused, none is evicted.
 pub const TENANT_KEYS: u64 = 1_000_000;
 /// How long an idempotency key is kept after its job has ended, in milliseconds.
@@ -84,4 +88,5 @@ pub const EXPIRIES_PER_ENTRY: usize = 4_096;
 
 const _: () = assert!(ENTRY_BYTES > SUBMISSION_BYTES && ENTRY_BYTES > REPORT_BYTES);
 const _: () = assert!(REPORT_ATTEMPTS <= PLAN_TASKS as usize);
+const _: () = assert!(RATE_BURST_TASKS >= ARRAY_TASKS as u64);
 const _: () = assert!(BACKOFF_FIRST_MS < BACKOFF_LONGEST_MS);
