@@ -20,6 +20,7 @@ mod invariants;
 pub mod limits;
 mod overlay;
 mod plan;
+mod quarantine;
 mod range_set;
 mod rejection;
 mod report_check;
@@ -52,6 +53,7 @@ pub use history::{
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
 pub use plan::{PLAN_VERSION, plan};
+pub use quarantine::{Consequence, HealthEvent, Quarantine, QuarantineOptions, Standing};
 pub use range_set::RangeSet;
 pub use rejection::Rejection;
 pub use report_check::{ReportRefusal, check_report};

@@ -74,6 +74,10 @@ pub const KEY_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 pub const WORKERS: usize = 10_000;
 /// Attempts that one worker may hold, started or not.
 pub const WORKER_SLOTS: u32 = 16_384;
+/// The longest quarantine of a worker: a week, in milliseconds.
+pub const QUARANTINE_MS: u64 = 7 * 24 * 3_600 * 1_000;
+/// The longest time after which a worker's quarantines are forgotten: a year, in milliseconds.
+pub const QUARANTINE_FORGET_MS: u64 = 365 * 24 * 3_600 * 1_000;
 /// The longest step of cluster time between two entries, in milliseconds: a jump of a clock moves deadlines no further.
 pub const TIME_STEP_MS: u64 = 10_000;
 /// How long a task waits for each level of priority that it gains on later ones, in cluster milliseconds. A task of the
@@ -89,4 +93,5 @@ pub const EXPIRIES_PER_ENTRY: usize = 4_096;
 const _: () = assert!(ENTRY_BYTES > SUBMISSION_BYTES && ENTRY_BYTES > REPORT_BYTES);
 const _: () = assert!(REPORT_ATTEMPTS <= PLAN_TASKS as usize);
 const _: () = assert!(RATE_BURST_TASKS >= ARRAY_TASKS as u64);
+const _: () = assert!(QUARANTINE_MS <= QUARANTINE_FORGET_MS);
 const _: () = assert!(BACKOFF_FIRST_MS < BACKOFF_LONGEST_MS);
