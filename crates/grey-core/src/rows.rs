@@ -11,6 +11,7 @@ use crate::command::TaskDefaults;
 use crate::constraint::{Constraints, Devices, Tier};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
+use crate::quarantine::{Quarantine, QuarantineOptions, Standing};
 use crate::range_set::RangeSet;
 use crate::spec::{Resources, TaskSpec};
 
@@ -33,6 +34,8 @@ pub struct Meta {
     pub stale_placements: u64,
     /// Results that were refused because another attempt or a cancel came first.
     pub refused_results: u64,
+    /// Workers that belonged in quarantine while too many were there already: the cause is likely not theirs.
+    pub quarantine_alerts: u64,
     /// Entries whose effects were discarded because an invariant broke.
     pub internal_bugs: u64,
     /// The cluster's log of reports, as a frontier.
@@ -61,10 +64,8 @@ pub struct Tenant {
 /// Whether a worker can be reached, as far as the cluster has agreed on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Presence {
-    /// It gets work.
+    /// It has announced itself.
     Present,
-    /// It was not heard of for some time: it keeps what it has and gets nothing new.
-    Suspect,
     /// Its lease has ended: it holds nothing, until it announces itself.
     Lost,
 }
@@ -74,7 +75,6 @@ impl Presence {
     pub fn name(self) -> &'static str {
         match self {
             Presence::Present => "present",
-            Presence::Suspect => "suspect",
             Presence::Lost => "lost",
         }
     }
@@ -93,6 +93,8 @@ pub struct Worker {
     pub session: u64,
     /// Whether it can be reached.
     pub presence: Presence,
+    /// What its troubles cost it.
+    pub quarantine: Quarantine,
     /// The last report of that life.
     pub last_sequence: u64,
     /// What it has to give.
@@ -145,6 +147,22 @@ impl Worker {
         devices.iter().all(|needed| {
             self.devices.iter().any(|kind| kind.name == needed.name && kind.count >= needed.count)
         })
+    }
+
+    /// How many attempts it may hold, as things stand.
+    pub fn usable_slots(&self) -> u32 {
+        match self.presence {
+            Presence::Present => self.quarantine.slots(self.slots, &QuarantineOptions::default()),
+            Presence::Lost => 0,
+        }
+    }
+
+    /// Whether it has not been heard of for some time.
+    pub fn is_suspect(&self) -> bool {
+        matches!(
+            self.quarantine.standing,
+            Standing::Suspect { .. } | Standing::Quarantined { silent: true, .. }
+        )
     }
 
     /// Whether a task could be started here at once.

@@ -26,8 +26,7 @@ impl Seat {
             memory_bytes: capacity.memory_bytes.saturating_sub(charged.memory_bytes),
             disk_bytes: capacity.disk_bytes.saturating_sub(charged.disk_bytes),
         };
-        let slots = if row.presence == Presence::Present { row.slots } else { 0 };
-        Seat { worker, free, capacity: *capacity, slots_free: slots.saturating_sub(row.held) }
+        Seat { worker, free, capacity: *capacity, slots_free: row.usable_slots().saturating_sub(row.held) }
     }
 }
 

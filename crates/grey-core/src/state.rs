@@ -33,6 +33,8 @@ pub enum Deadline {
     Backoff(TaskId),
     /// An idempotency key is forgotten.
     Key(KeyId),
+    /// A worker's quarantine ends.
+    Quarantine(WorkerId),
 }
 
 /// Why rows are not a state.
@@ -371,8 +373,12 @@ impl State {
 
     fn index_worker(&mut self, worker: WorkerId, present: bool) {
         let Some(row) = self.workers.get(&worker) else { return };
+        let deadline_ms = row.quarantine.deadline_ms();
         self.seats.set(&Seat::of(worker, row), present);
         self.totals.set(row, present);
+        if let Some(due_ms) = deadline_ms {
+            self.set_deadline(due_ms, Deadline::Quarantine(worker), present);
+        }
     }
 
     fn set_ready(&mut self, tenant: TenantId, key: ReadyKey, present: bool) {

@@ -49,7 +49,8 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         if !holder.is_overcharged() {
             continue;
         }
-        let taker = idle.iter_mut().find(|taker| taker.slots > taker.held && taker.could_start(spec));
+        let taker =
+            idle.iter_mut().find(|taker| taker.usable_slots() > taker.held && taker.could_start(spec));
         let Some(taker) = taker else { continue };
         if holder.release(spec).is_none() || taker.charge(spec, 1).is_none() {
             continue;

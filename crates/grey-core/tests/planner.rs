@@ -96,7 +96,7 @@ fn seat(worker: WorkerId, row: &Worker) -> Seat<'_> {
         (kind.name.as_str(), free)
     });
     let devices = devices.collect();
-    let slots = if row.presence == Presence::Present { row.slots } else { 0 };
+    let slots = row.usable_slots();
     Seat { row, devices, worker, free, slots_free: slots.saturating_sub(row.held) }
 }
 

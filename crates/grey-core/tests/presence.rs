@@ -4,8 +4,8 @@
 mod support;
 
 use grey_core::{
-    Answer, AttemptId, Command, Epoch, LoseWorker, Outcome, Phase, Presence, Rejection, State, SuspectWorker,
-    TaskId, TaskRange, WorkerId, plan,
+    Answer, AttemptId, Command, Entry, Epoch, LoseWorker, Outcome, Phase, Presence, QuarantineOptions,
+    Rejection, Standing, State, SuspectWorker, TaskId, TaskRange, WorkerId, apply, plan,
 };
 use support::{announce, applied, finished, founded, phase, register, report, spec, submit};
 
@@ -95,6 +95,7 @@ fn a_suspect_keeps_what_it_has_and_gets_nothing_new_until_it_is_heard_of() {
     let mut state = busy();
     applied(&mut state, Command::Submit(submit(vec![(spec("b"), 1)]))).answer.unwrap();
     applied(&mut state, suspect(true)).answer.unwrap();
+    assert!(state.workers()[&WORKER].is_suspect());
     assert!(plan(&state, 10).placements.is_empty());
     assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }));
     let run = finished(TaskRange::single(TaskId(1)), Epoch(1), Outcome::Exited(0));
@@ -103,4 +104,76 @@ fn a_suspect_keeps_what_it_has_and_gets_nothing_new_until_it_is_heard_of() {
 
     applied(&mut state, suspect(false)).answer.unwrap();
     assert_eq!(plan(&state, 10).placements.len(), 1);
+}
+
+/// Lets cluster time pass, step by step, as it is bound to.
+fn pass(state: &mut State, ms: u64) {
+    let target_ms = state.meta().time_ms + ms;
+    while state.meta().time_ms < target_ms {
+        let entry = Entry { time_ms: target_ms, command: Command::Tick };
+        let index = state.applied_index() + 1;
+        apply(state, 1, index, &entry.encode().unwrap()).unwrap();
+        state.check().unwrap();
+    }
+}
+
+fn standing(state: &State) -> Standing {
+    state.workers()[&WORKER].quarantine.standing
+}
+
+#[test]
+fn who_was_lost_comes_back_through_quarantine_and_probation() {
+    let mut state = busy();
+    applied(&mut state, lose(1)).answer.unwrap();
+    applied(&mut state, announce(1, 1, 2, 4, vec![])).answer.unwrap();
+    assert!(matches!(standing(&state), Standing::Quarantined { silent: false, .. }));
+    assert!(plan(&state, 10).placements.is_empty(), "in quarantine it gets nothing");
+    assert!(
+        state.next_deadline_ms().is_some(),
+        "its end is a deadline, so that an idle cluster wakes up for it"
+    );
+
+    pass(&mut state, 30_000);
+    assert_eq!(standing(&state), Standing::Probation { successes: 0 });
+    applied(&mut state, Command::Submit(submit(vec![(spec("b"), 20)]))).answer.unwrap();
+    let mut done = 0;
+    while standing(&state) != Standing::Active {
+        let planned = plan(&state, 10);
+        applied(&mut state, Command::Plan(planned)).answer.unwrap();
+        assert_eq!(state.workers()[&WORKER].held, 2, "on probation it gets a little");
+        let live = state.live().iter().find(|(_, live)| live.phase.worker() == Some(WORKER));
+        let (task, epoch) = live.map(|(task, live)| (*task, live.epoch)).unwrap();
+        let run = finished(TaskRange::single(task), epoch, Outcome::Exited(0));
+        let body = report(&state, WORKER, vec![], vec![run]);
+        applied(&mut state, Command::Report(body)).answer.unwrap();
+        done += 1;
+    }
+    assert_eq!(done, QuarantineOptions::default().probation_successes);
+    let planned = plan(&state, 10);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    assert_eq!(state.workers()[&WORKER].held, 4);
+}
+
+#[test]
+fn a_tenth_of_the_workers_may_be_in_quarantine_and_beyond_that_an_alert_is_counted() {
+    let (mut state, _) = founded();
+    for node in 1..=20 {
+        applied(&mut state, register(node, 1, 4, vec![])).answer.unwrap();
+    }
+    for worker in (1..=20).map(WorkerId) {
+        applied(&mut state, Command::LoseWorker(LoseWorker { worker, incarnation: 1, session: 1 }))
+            .answer
+            .unwrap();
+    }
+    let quarantined = state
+        .workers()
+        .values()
+        .filter(|row| matches!(row.quarantine.standing, Standing::Quarantined { .. }))
+        .count();
+    assert_eq!((quarantined, state.meta().quarantine_alerts), (2, 18));
+    for node in 1..=20 {
+        applied(&mut state, announce(node, 1, 2, 4, vec![])).answer.unwrap();
+    }
+    let working = state.workers().values().filter(|row| row.usable_slots() > 0).count();
+    assert_eq!(working, 18, "what the whole cluster suffers shuts out a tenth of it");
 }

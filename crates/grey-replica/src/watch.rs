@@ -93,7 +93,7 @@ impl Watch {
             let suspected = self.phi.is_suspect(&worker);
             let command = if self.gone.contains(&worker) {
                 Command::LoseWorker(LoseWorker { worker, incarnation, session })
-            } else if suspected != (row.presence == Presence::Suspect) {
+            } else if suspected != row.is_suspect() {
                 Command::SuspectWorker(SuspectWorker { worker, incarnation, session, suspected })
             } else {
                 continue;

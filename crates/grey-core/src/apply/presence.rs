@@ -7,8 +7,9 @@ use crate::attempt::AttemptId;
 use crate::command::{LoseWorker, SuspectWorker};
 use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::ids::{JobId, WorkerId};
+use crate::quarantine::{Consequence, HealthEvent, QuarantineOptions, Standing};
 use crate::rejection::Rejection;
-use crate::rows::Presence;
+use crate::rows::{Presence, Worker};
 
 impl Application<'_> {
     /// Refuses what was said under another announcement than the worker's present one, or of a worker that is lost.
@@ -31,9 +32,29 @@ impl Application<'_> {
 
     pub(super) fn suspect_worker(&mut self, body: &SuspectWorker) -> Result<Answer, Stop> {
         self.check_life(body.worker, body.incarnation, body.session)?;
-        let presence = if body.suspected { Presence::Suspect } else { Presence::Present };
-        self.worker_mut(body.worker)?.presence = presence;
+        let event = if body.suspected { HealthEvent::Suspected } else { HealthEvent::Heard };
+        self.judge(body.worker, event)?;
         Ok(Answer::Done)
+    }
+
+    /// What an event costs or brings a worker, by the policy of quarantine.
+    pub(super) fn judge(&mut self, worker: WorkerId, event: HealthEvent) -> Result<(), Stop> {
+        let options = QuarantineOptions::default();
+        let room = event != HealthEvent::Failed || self.has_quarantine_room(&options);
+        let now_ms = self.rows.meta.time_ms;
+        let row = self.worker_mut(worker)?;
+        let (quarantine, consequence) = row.quarantine.after(event, now_ms, room, &options);
+        row.quarantine = quarantine;
+        if consequence == Consequence::Alert {
+            self.rows.meta.quarantine_alerts = self.rows.meta.quarantine_alerts.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn has_quarantine_room(&self, options: &QuarantineOptions) -> bool {
+        let workers = &self.rows.base.workers;
+        let in_quarantine = |row: &&Worker| matches!(row.quarantine.standing, Standing::Quarantined { .. });
+        options.has_room(workers.values().filter(in_quarantine).count() as u64, workers.len() as u64)
     }
 
     /// Everything that the worker held waits again. That all of it does at once is what the others need to know of it.
@@ -53,6 +74,8 @@ impl Application<'_> {
             jobs.insert(self.lose_held(attempt)?);
         }
         self.worker_mut(worker)?.presence = Presence::Lost;
+        self.judge(worker, HealthEvent::Suspected)?;
+        self.judge(worker, HealthEvent::Failed)?;
         for job in jobs {
             let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
             self.end_job_if_done(job, wall_ms)?;

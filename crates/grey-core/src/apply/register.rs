@@ -9,6 +9,7 @@ use crate::constraint::{Devices, Tier};
 use crate::effect::{Answer, Assignment, Effect};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::limits;
+use crate::quarantine::{HealthEvent, Quarantine};
 use crate::rejection::Rejection;
 use crate::rows::{LiveTask, Phase, Presence, Worker, WorkerDevices};
 use crate::spec::Resources;
@@ -34,13 +35,15 @@ impl Application<'_> {
             Some((worker, row)) => {
                 let sequence = if body.incarnation == row.incarnation { row.last_sequence } else { 0 };
                 let devices = row.devices.clone();
-                let kept = Kept { last_sequence: sequence, charged: row.charged, held: row.held, devices };
+                let (charged, held, quarantine) = (row.charged, row.held, row.quarantine);
+                let kept = Kept { last_sequence: sequence, charged, held, devices, quarantine };
                 let worker = *worker;
                 self.rows.workers.insert(worker, worker_row(&body, kept));
                 worker
             }
             None => self.first_registration(&body)?,
         };
+        self.judge(worker, HealthEvent::Heard)?;
         let unknown = self.reconcile(worker, &body)?;
         Ok(Answer::Registered { worker, unknown })
     }
@@ -54,8 +57,7 @@ impl Application<'_> {
         }
         let number = registered.checked_add(1).ok_or_else(|| Rejection::Exhausted("worker".to_owned()))?;
         self.rows.meta.workers_registered = number;
-        let kept = Kept { last_sequence: 0, charged: Resources::default(), held: 0, devices: Vec::new() };
-        self.rows.workers.insert(WorkerId(number), worker_row(body, kept));
+        self.rows.workers.insert(WorkerId(number), worker_row(body, Kept::default()));
         Ok(WorkerId(number))
     }
 
@@ -119,11 +121,13 @@ impl Application<'_> {
 }
 
 /// What a worker's row keeps over a new announcement.
+#[derive(Default)]
 struct Kept {
     last_sequence: u64,
     charged: Resources,
     held: u32,
     devices: Vec<WorkerDevices>,
+    quarantine: Quarantine,
 }
 
 /// The devices that a worker announces, charged as they were. Those of a kind that it has no longer stay while attempts
@@ -148,6 +152,7 @@ fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
         incarnation: body.incarnation,
         session: body.session,
         presence: Presence::Present,
+        quarantine: kept.quarantine,
         last_sequence: kept.last_sequence,
         capacity: body.capacity,
         charged: kept.charged,

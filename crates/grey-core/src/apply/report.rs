@@ -12,6 +12,7 @@ use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::history::{AttemptPointer, HistoryRecord, ReportRecord, ReportedRun, RunContext};
 use crate::ids::{JobId, TaskId, TaskRange, WorkerId};
 use crate::limits;
+use crate::quarantine::{HealthEvent, Standing};
 use crate::rejection::Rejection;
 use crate::rows::{LiveTask, Phase};
 use crate::statement::report_digest;
@@ -197,6 +198,9 @@ impl Application<'_> {
         } else {
             self.release(worker, live.group)?;
             if outcome.is_success() {
+                if matches!(self.worker_mut(worker)?.quarantine.standing, Standing::Probation { .. }) {
+                    self.judge(worker, HealthEvent::Succeeded)?;
+                }
                 self.end_task(attempt.task, job, from, End::Completed)?;
             } else if live.failures < spec.retries.failure {
                 retry = true;

@@ -7,7 +7,7 @@ use crate::effect::{Assignment, Effect, Event, EventKind};
 use crate::history::{FlowRecord, HistoryRecord, JobRecord};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
-use crate::rows::{Counts, Group, Job, LiveTask, Phase, Presence, Tenant, Worker};
+use crate::rows::{Counts, Group, Job, LiveTask, Phase, Tenant, Worker};
 use crate::spec::Resources;
 
 /// Where a task goes that leaves a count.
@@ -74,10 +74,7 @@ impl Application<'_> {
     pub(super) fn place(&mut self, placement: &Placement) -> Result<bool, Stop> {
         let count = placement.tasks.count;
         let Some(worker) = self.rows.workers.get(&placement.worker) else { return Ok(false) };
-        if worker.presence != Presence::Present {
-            return Ok(false);
-        }
-        let room = worker.slots.saturating_sub(worker.held);
+        let room = worker.usable_slots().saturating_sub(worker.held);
         let Some(group_id) = self.group_for(placement) else { return Ok(false) };
         let spec =
             self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?.clone();

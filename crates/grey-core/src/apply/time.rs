@@ -2,6 +2,7 @@
 
 use super::{Application, Stop};
 use crate::limits;
+use crate::quarantine::HealthEvent;
 use crate::rows::Phase;
 use crate::state::Deadline;
 
@@ -27,6 +28,7 @@ impl Application<'_> {
                         self.rows.live.get_mut(&task).ok_or(Stop::Bug("a back-off without its task"))?;
                     live.phase = Phase::Ready;
                 }
+                Deadline::Quarantine(worker) => self.judge(worker, HealthEvent::Passed)?,
                 Deadline::Key(key) => {
                     let tenant =
                         self.rows.tenants.get_mut(&key.0).ok_or(Stop::Bug("a key without its tenant"))?;

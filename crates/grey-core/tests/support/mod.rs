@@ -320,7 +320,7 @@ fn random_register(state: &State, node: u8, restart: bool, hold: u8, slots: u8) 
     if hold == 7 {
         holding.push(AttemptId { task: TaskId(9_999), epoch: Epoch(1) });
     }
-    let session = known.map_or(1, |(_, worker)| worker.session + u64::from(slots % 8 != 0));
+    let session = known.map_or(1, |(_, worker)| worker.session + u64::from(!slots.is_multiple_of(8)));
     announce(node, incarnation, session, u32::from(slots), holding)
 }
 
