@@ -8,6 +8,7 @@
 
 mod apply;
 mod attempt;
+mod changed;
 mod command;
 mod constraint;
 mod effect;
@@ -30,6 +31,7 @@ mod spec;
 mod state;
 mod statement;
 mod steal;
+mod table;
 pub mod validate;
 mod worker_message;
 
@@ -65,4 +67,5 @@ pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskS
 pub use state::{Deadline, LoadError, ReadyKey, State};
 pub use statement::{Signer, leaves, report_header, report_root, statement};
 pub use steal::steal;
+pub use table::{Numbered, Rows, Table};
 pub use worker_message::{FromWorker, Heartbeat, ReportAnswer, ToWorker, WorkerMessage};

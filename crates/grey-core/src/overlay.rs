@@ -4,25 +4,27 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Tenant, Worker};
 use crate::spec::TaskSpec;
 use crate::state::State;
+use crate::table::{Numbered, Table};
 
 /// One table's changes above its rows.
 pub(crate) struct Layer<'a, K, V> {
-    base: &'a BTreeMap<K, V>,
-    changes: BTreeMap<K, Option<V>>,
+    base: &'a Table<K, V>,
+    changes: Changed<K, V>,
 }
 
-impl<'a, K: Ord + Clone, V: Clone> Layer<'a, K, V> {
-    fn new(base: &'a BTreeMap<K, V>) -> Layer<'a, K, V> {
-        Layer { base, changes: BTreeMap::new() }
+impl<'a, K: Numbered, V: Clone> Layer<'a, K, V> {
+    fn new(base: &'a Table<K, V>) -> Layer<'a, K, V> {
+        Layer { base, changes: Changed::default() }
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        match self.changes.get(key) {
+        match self.changes.get(*key) {
             Some(changed) => changed.as_ref(),
             None => self.base.get(key),
         }
@@ -30,11 +32,8 @@ impl<'a, K: Ord + Clone, V: Clone> Layer<'a, K, V> {
 
     /// The row for writing; it counts as changed from here on.
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        if !self.changes.contains_key(key) {
-            let row = self.base.get(key)?.clone();
-            self.changes.insert(key.clone(), Some(row));
-        }
-        self.changes.get_mut(key)?.as_mut()
+        let base = self.base;
+        self.changes.get_or_add(*key, || base.get(key).cloned())?.as_mut()
     }
 
     pub(crate) fn contains(&self, key: &K) -> bool {
@@ -42,10 +41,44 @@ impl<'a, K: Ord + Clone, V: Clone> Layer<'a, K, V> {
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
-        self.changes.insert(key, Some(value));
+        self.changes.set(key, Some(value));
     }
 
     pub(crate) fn remove(&mut self, key: &K) {
+        if self.changes.get(*key).is_some() || self.base.contains_key(key) {
+            self.changes.set(*key, None);
+        }
+    }
+}
+
+/// The changes of idempotency keys, which are no numbers, above their rows.
+pub(crate) struct KeyLayer<'a> {
+    base: &'a BTreeMap<KeyId, KeyRecord>,
+    changes: BTreeMap<KeyId, Option<KeyRecord>>,
+}
+
+impl KeyLayer<'_> {
+    pub(crate) fn get(&self, key: &KeyId) -> Option<&KeyRecord> {
+        match self.changes.get(key) {
+            Some(changed) => changed.as_ref(),
+            None => self.base.get(key),
+        }
+    }
+
+    /// The row for writing; it counts as changed from here on.
+    pub(crate) fn get_mut(&mut self, key: &KeyId) -> Option<&mut KeyRecord> {
+        if !self.changes.contains_key(key) {
+            let row = self.base.get(key)?.clone();
+            self.changes.insert(key.clone(), Some(row));
+        }
+        self.changes.get_mut(key)?.as_mut()
+    }
+
+    pub(crate) fn insert(&mut self, key: KeyId, value: KeyRecord) {
+        self.changes.insert(key, Some(value));
+    }
+
+    pub(crate) fn remove(&mut self, key: &KeyId) {
         if self.base.contains_key(key) {
             self.changes.insert(key.clone(), None);
         } else {
@@ -64,7 +97,7 @@ pub(crate) struct Overlay<'a> {
     pub(crate) groups: Layer<'a, TaskId, Group>,
     pub(crate) specs: Layer<'a, TaskId, Arc<TaskSpec>>,
     pub(crate) live: Layer<'a, TaskId, LiveTask>,
-    pub(crate) keys: Layer<'a, KeyId, KeyRecord>,
+    pub(crate) keys: KeyLayer<'a>,
     pub(crate) flows: Layer<'a, JobId, Arc<Flow>>,
     pub(crate) progress: Layer<'a, TaskId, StageProgress>,
 }
@@ -73,15 +106,15 @@ pub(crate) struct Overlay<'a> {
 #[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) meta: Meta,
-    pub(crate) tenants: BTreeMap<TenantId, Option<Tenant>>,
-    pub(crate) workers: BTreeMap<WorkerId, Option<Worker>>,
-    pub(crate) jobs: BTreeMap<JobId, Option<Job>>,
-    pub(crate) groups: BTreeMap<TaskId, Option<Group>>,
-    pub(crate) specs: BTreeMap<TaskId, Option<Arc<TaskSpec>>>,
-    pub(crate) live: BTreeMap<TaskId, Option<LiveTask>>,
+    pub(crate) tenants: Changed<TenantId, Tenant>,
+    pub(crate) workers: Changed<WorkerId, Worker>,
+    pub(crate) jobs: Changed<JobId, Job>,
+    pub(crate) groups: Changed<TaskId, Group>,
+    pub(crate) specs: Changed<TaskId, Arc<TaskSpec>>,
+    pub(crate) live: Changed<TaskId, LiveTask>,
     pub(crate) keys: BTreeMap<KeyId, Option<KeyRecord>>,
-    pub(crate) flows: BTreeMap<JobId, Option<Arc<Flow>>>,
-    pub(crate) progress: BTreeMap<TaskId, Option<StageProgress>>,
+    pub(crate) flows: Changed<JobId, Arc<Flow>>,
+    pub(crate) progress: Changed<TaskId, StageProgress>,
 }
 
 impl<'a> Overlay<'a> {
@@ -95,7 +128,7 @@ impl<'a> Overlay<'a> {
             groups: Layer::new(&base.groups),
             specs: Layer::new(&base.specs),
             live: Layer::new(&base.live),
-            keys: Layer::new(&base.keys),
+            keys: KeyLayer { base: &base.keys, changes: BTreeMap::new() },
             flows: Layer::new(&base.flows),
             progress: Layer::new(&base.progress),
         }

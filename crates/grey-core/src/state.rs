@@ -8,12 +8,14 @@ use grey_proof::{Digest, DigestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
 use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::overlay::Changes;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
 use crate::seats::{Seat, Seats, Totals};
 use crate::spec::TaskSpec;
+use crate::table::{Numbered, Table};
 
 /// Where a waiting task stands in its tenant's line: priority and age first, then the order of submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,22 +62,22 @@ pub struct State {
     pub(crate) applied_term: u64,
     pub(crate) hash: Digest,
     pub(crate) meta: Meta,
-    pub(crate) tenants: BTreeMap<TenantId, Tenant>,
-    pub(crate) workers: BTreeMap<WorkerId, Worker>,
-    pub(crate) jobs: BTreeMap<JobId, Job>,
-    pub(crate) groups: BTreeMap<TaskId, Group>,
-    pub(crate) specs: BTreeMap<TaskId, Arc<TaskSpec>>,
-    pub(crate) live: BTreeMap<TaskId, LiveTask>,
+    pub(crate) tenants: Table<TenantId, Tenant>,
+    pub(crate) workers: Table<WorkerId, Worker>,
+    pub(crate) jobs: Table<JobId, Job>,
+    pub(crate) groups: Table<TaskId, Group>,
+    pub(crate) specs: Table<TaskId, Arc<TaskSpec>>,
+    pub(crate) live: Table<TaskId, LiveTask>,
     pub(crate) keys: BTreeMap<KeyId, KeyRecord>,
-    pub(crate) flows: BTreeMap<JobId, Arc<Flow>>,
-    pub(crate) progress: BTreeMap<TaskId, StageProgress>,
+    pub(crate) flows: Table<JobId, Arc<Flow>>,
+    pub(crate) progress: Table<TaskId, StageProgress>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
     pub(crate) seats: Seats,
     pub(crate) totals: Totals,
-    /// Rows that changed since the last checkpoint, and whether that checkpoint has them. A row that came and went in
-    /// between leaves no trace, so that this follows live work and not the length of the log.
-    pub(crate) dirty: BTreeMap<RowName, bool>,
+    /// Keys that changed since the last checkpoint, and whether that checkpoint has them; the tables know it of their rows
+    /// themselves. What came and went in between leaves no trace.
+    pub(crate) dirty_keys: BTreeMap<KeyId, bool>,
 }
 
 const TABLE_META: u8 = 1;
@@ -90,26 +92,21 @@ const TABLE_POSITION: u8 = 9;
 const TABLE_FLOW: u8 = 10;
 const TABLE_PROGRESS: u8 = 11;
 
-/// A row by its table and key. Most are numbers, which cost no allocation.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum RowName {
-    Numbered { table: u8, number: u64 },
-    Key(KeyId),
-}
-
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
-    fn name(&self, table: u8) -> RowName;
     fn write(&self, out: &mut Vec<u8>);
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
 macro_rules! numeric_row_key {
     ($($name:ident($inner:ty)),*) => {$(
-        impl RowKey for $name {
-            fn name(&self, table: u8) -> RowName {
-                RowName::Numbered { table, number: u64::from(self.0) }
+        impl Numbered for $name {
+            fn number(self) -> u64 {
+                u64::from(self.0)
             }
+        }
+
+        impl RowKey for $name {
             fn write(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.0.to_be_bytes());
             }
@@ -122,9 +119,6 @@ macro_rules! numeric_row_key {
 numeric_row_key!(TenantId(u32), WorkerId(u32), JobId(u64), TaskId(u64));
 
 impl RowKey for KeyId {
-    fn name(&self, _table: u8) -> RowName {
-        RowName::Key(self.clone())
-    }
     fn write(&self, out: &mut Vec<u8>) {
         self.0.write(out);
         out.extend_from_slice(self.1.as_bytes());
@@ -156,56 +150,131 @@ fn encode<V: Serialize>(value: &V) -> Vec<u8> {
     postcard::to_allocvec(value).unwrap_or_default()
 }
 
-/// Hashes an entry's changes and moves them into a table, marking the rows for the next checkpoint.
-struct Committer<'a> {
-    hash: &'a mut DigestBuilder,
-    dirty: &'a mut BTreeMap<RowName, bool>,
-    /// A row's key, then its value.
-    scratch: (Vec<u8>, Vec<u8>),
+/// Takes what is encoded into a buffer that has something in it already.
+struct Sink<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Sink<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
 }
 
-impl Committer<'_> {
-    /// Notes a changed row. Untouched so far, the last checkpoint has it exactly when it was there until now.
-    fn mark(&mut self, row: RowName, was_there: bool, is_there: bool) {
-        match self.dirty.entry(row) {
-            Entry::Occupied(noted) => {
-                if !is_there && !noted.get() {
-                    noted.remove();
-                }
+/// So many bytes of changes are gathered before they are hashed.
+const HASHED_BYTES: usize = 4_096;
+
+/// Hashes an entry's changes and moves them into a table, which marks the rows for the next checkpoint.
+struct Committer {
+    hash: DigestBuilder,
+    /// Fields that are not hashed yet.
+    fields: Vec<u8>,
+}
+
+impl Committer {
+    /// Gathers a field: its length, then what `write` writes.
+    fn field(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.fields.len();
+        self.fields.extend_from_slice(&[0; 8]);
+        write(&mut self.fields);
+        let size_bytes = (self.fields.len() - start).saturating_sub(8) as u64;
+        if let Some(length) = self.fields.get_mut(start..start + 8) {
+            length.copy_from_slice(&size_bytes.to_le_bytes());
+        }
+        if self.fields.len() >= HASHED_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.hash.fields(&self.fields);
+        self.fields.clear();
+    }
+
+    fn value<V: Serialize>(&mut self, value: Option<&V>) {
+        self.field(|fields| {
+            let encoded = value.map(|value| postcard::serialize_with_flavor(value, Sink(fields)));
+            // As of `encode`: rows have no types that do not encode.
+            debug_assert!(encoded.is_none_or(|encoded| encoded.is_ok()));
+        });
+    }
+
+    fn row<K: RowKey, V: Serialize>(&mut self, table: u8, key: &K, value: Option<&V>) {
+        self.field(|fields| {
+            fields.push(table);
+            key.write(fields);
+        });
+        self.value(value);
+    }
+
+    fn table<K: RowKey + Numbered, V: Serialize>(
+        &mut self,
+        table: u8,
+        base: &mut Table<K, V>,
+        changes: Changed<K, V>,
+    ) {
+        for (key, value) in changes.into_ascending() {
+            // What came and went within the entry has not changed.
+            if value.is_some() || base.contains_key(&key) {
+                self.row(table, &key, value.as_ref());
+                base.set(key, value);
             }
-            Entry::Vacant(place) => {
-                if is_there || was_there {
-                    place.insert(was_there);
+        }
+    }
+
+    fn keys(
+        &mut self,
+        base: &mut BTreeMap<KeyId, KeyRecord>,
+        dirty: &mut BTreeMap<KeyId, bool>,
+        changes: BTreeMap<KeyId, Option<KeyRecord>>,
+    ) {
+        for (key, value) in changes {
+            self.row(TABLE_KEY, &key, value.as_ref());
+            let is_there = value.is_some();
+            let before = match value {
+                Some(value) => base.insert(key.clone(), value),
+                None => base.remove(&key),
+            };
+            match dirty.entry(key) {
+                Entry::Occupied(noted) => {
+                    if !is_there && !noted.get() {
+                        noted.remove();
+                    }
+                }
+                // Untouched so far, the last checkpoint has it exactly when it was there until now.
+                Entry::Vacant(place) => {
+                    if is_there || before.is_some() {
+                        place.insert(before.is_some());
+                    }
                 }
             }
         }
     }
 
-    fn table<K: RowKey, V: Serialize>(
-        &mut self,
-        table: u8,
-        base: &mut BTreeMap<K, V>,
-        changes: BTreeMap<K, Option<V>>,
-    ) {
-        for (key, value) in changes {
-            let (row, encoded) = &mut self.scratch;
-            row.clear();
-            row.push(table);
-            key.write(row);
-            self.hash.field(row);
-            encoded.clear();
-            if let Some(value) = &value {
-                *encoded = postcard::to_extend(value, core::mem::take(encoded)).unwrap_or_default();
-            }
-            self.hash.field(encoded);
-            let (name, is_there) = (key.name(table), value.is_some());
-            let before = match value {
-                Some(value) => base.insert(key, value),
-                None => base.remove(&key),
-            };
-            self.mark(name, before.is_some(), is_there);
-        }
+    fn finish(mut self) -> Digest {
+        self.flush();
+        self.hash.finish()
     }
+}
+
+/// What is to be found in the indexes once the changes of an entry are taken over.
+#[derive(Default)]
+struct Indexed {
+    groups: Vec<TaskId>,
+    released: Vec<TaskRange>,
+    live: Vec<TaskId>,
+    keys: Vec<KeyId>,
+    workers: Vec<WorkerId>,
 }
 
 impl State {
@@ -235,7 +304,7 @@ impl State {
     }
 
     /// All tenants.
-    pub fn tenants(&self) -> &BTreeMap<TenantId, Tenant> {
+    pub fn tenants(&self) -> &Table<TenantId, Tenant> {
         &self.tenants
     }
 
@@ -245,22 +314,22 @@ impl State {
     }
 
     /// All workers.
-    pub fn workers(&self) -> &BTreeMap<WorkerId, Worker> {
+    pub fn workers(&self) -> &Table<WorkerId, Worker> {
         &self.workers
     }
 
     /// Jobs that have not ended.
-    pub fn jobs(&self) -> &BTreeMap<JobId, Job> {
+    pub fn jobs(&self) -> &Table<JobId, Job> {
         &self.jobs
     }
 
     /// Groups of those jobs.
-    pub fn groups(&self) -> &BTreeMap<TaskId, Group> {
+    pub fn groups(&self) -> &Table<TaskId, Group> {
         &self.groups
     }
 
     /// Tasks that were assigned at least once and have not ended.
-    pub fn live(&self) -> &BTreeMap<TaskId, LiveTask> {
+    pub fn live(&self) -> &Table<TaskId, LiveTask> {
         &self.live
     }
 
@@ -302,16 +371,10 @@ impl State {
         hash.field(&self.hash.0);
         hash.number(index);
         hash.number(term);
-        self.unindex(&changes);
-        let touched_groups: Vec<TaskId> = changes.groups.keys().copied().collect();
-        let touched_live: Vec<TaskId> = changes.live.keys().copied().collect();
-        let touched_workers: Vec<WorkerId> = changes.workers.keys().copied().collect();
-        let touched_keys: Vec<KeyId> = changes.keys.keys().cloned().collect();
-        let released = self.released(&changes);
-        let mut committer =
-            Committer { hash: &mut hash, dirty: &mut self.dirty, scratch: Default::default() };
+        let indexed = self.unindex(&changes);
+        let mut committer = Committer { hash, fields: Vec::with_capacity(256) };
         if changes.meta != self.meta {
-            committer.hash.field(&encode(&changes.meta));
+            committer.value(Some(&changes.meta));
             self.meta = changes.meta;
         }
         committer.table(TABLE_TENANT, &mut self.tenants, changes.tenants);
@@ -320,54 +383,65 @@ impl State {
         committer.table(TABLE_GROUP, &mut self.groups, changes.groups);
         committer.table(TABLE_SPEC, &mut self.specs, changes.specs);
         committer.table(TABLE_LIVE, &mut self.live, changes.live);
-        committer.table(TABLE_KEY, &mut self.keys, changes.keys);
+        committer.keys(&mut self.keys, &mut self.dirty_keys, changes.keys);
         committer.table(TABLE_FLOW, &mut self.flows, changes.flows);
         committer.table(TABLE_PROGRESS, &mut self.progress, changes.progress);
-        self.hash = hash.finish();
+        self.hash = committer.finish();
         self.applied_index = index;
         self.applied_term = term;
-        for group in touched_groups {
-            self.index_group(group, true);
-        }
-        for tasks in released {
-            let groups = self.groups.range(tasks.first..tasks.end()).map(|(first, _)| *first);
-            for group in groups.collect::<Vec<_>>() {
-                self.index_group(group, true);
-            }
-        }
-        for task in touched_live {
-            self.index_live(task, true);
-        }
-        for key in touched_keys {
-            self.index_key(&key, true);
-        }
-        for worker in touched_workers {
-            self.index_worker(worker, true);
-        }
+        self.index(indexed);
     }
 
     /// Stages whose tasks need wait for others no longer.
     fn released(&self, changes: &Changes) -> Vec<TaskRange> {
         let went_on = changes.progress.iter().filter_map(|(first, now)| {
-            let before = self.progress.get(first)?;
-            let now = now.as_ref()?;
+            let before = self.progress.get(&first)?;
+            let now = now?;
             (before.waiting && !now.waiting).then_some(now.tasks)
         });
         went_on.collect()
     }
 
-    fn unindex(&mut self, changes: &Changes) {
-        for group in changes.groups.keys() {
-            self.index_group(*group, false);
+    /// Takes what is about to change out of the indexes; returns what is to be put in again.
+    fn unindex(&mut self, changes: &Changes) -> Indexed {
+        let mut indexed = Indexed { released: self.released(changes), ..Indexed::default() };
+        for (group, now) in changes.groups.iter() {
+            self.index_group(group, false);
+            indexed.groups.extend(now.filter(|now| !now.pending.is_empty()).map(|_| group));
         }
-        for task in changes.live.keys() {
-            self.index_live(*task, false);
+        for (task, now) in changes.live.iter() {
+            self.index_live(task, false);
+            indexed.live.extend(now.filter(|now| now.phase.worker().is_none()).map(|_| task));
         }
-        for key in changes.keys.keys() {
+        for (key, now) in &changes.keys {
             self.index_key(key, false);
+            indexed.keys.extend(now.as_ref().map(|_| key.clone()));
         }
-        for worker in changes.workers.keys() {
-            self.index_worker(*worker, false);
+        for (worker, _) in changes.workers.iter() {
+            self.index_worker(worker, false);
+            indexed.workers.push(worker);
+        }
+        indexed
+    }
+
+    fn index(&mut self, indexed: Indexed) {
+        for group in indexed.groups {
+            self.index_group(group, true);
+        }
+        for tasks in indexed.released {
+            let groups = self.groups.range(tasks.first..tasks.end()).map(|(first, _)| *first);
+            for group in groups.collect::<Vec<_>>() {
+                self.index_group(group, true);
+            }
+        }
+        for task in indexed.live {
+            self.index_live(task, true);
+        }
+        for key in indexed.keys {
+            self.index_key(&key, true);
+        }
+        for worker in indexed.workers {
+            self.index_worker(worker, true);
         }
     }
 
@@ -434,29 +508,35 @@ impl State {
     /// The rows that changed since the last call; `None` deletes a row. Together with all earlier ones
     /// they are the state at [`State::applied_index`].
     pub fn take_dirty_rows(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        let dirty = core::mem::take(&mut self.dirty);
-        let position = (self.applied_index, self.applied_term, self.hash);
+        type DirtyRows = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+        fn table<K: Numbered, V: Serialize>(out: &mut DirtyRows, number: u8, rows: &mut Table<K, V>) {
+            rows.take_changed(|key, value| out.push((numbered_row(number, key), value.map(encode))));
+        }
         let mut rows = vec![(vec![TABLE_META], Some(encode(&self.meta)))];
-        rows.extend(dirty.into_keys().map(|name| {
-            let row = match &name {
-                RowName::Numbered { table, number } => numbered_row(*table, *number),
-                RowName::Key(key) => row_key(TABLE_KEY, key),
-            };
-            let value = self.encode_row(&row);
-            (row, value)
-        }));
+        table(&mut rows, TABLE_TENANT, &mut self.tenants);
+        table(&mut rows, TABLE_WORKER, &mut self.workers);
+        table(&mut rows, TABLE_JOB, &mut self.jobs);
+        table(&mut rows, TABLE_GROUP, &mut self.groups);
+        table(&mut rows, TABLE_SPEC, &mut self.specs);
+        table(&mut rows, TABLE_LIVE, &mut self.live);
+        table(&mut rows, TABLE_FLOW, &mut self.flows);
+        table(&mut rows, TABLE_PROGRESS, &mut self.progress);
+        for key in core::mem::take(&mut self.dirty_keys).into_keys() {
+            rows.push((row_key(TABLE_KEY, &key), self.keys.get(&key).map(encode)));
+        }
+        let position = (self.applied_index, self.applied_term, self.hash);
         rows.push((vec![TABLE_POSITION], Some(encode(&position))));
         rows
     }
 
     /// Every row, in key order.
     pub fn all_rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        fn table<K: RowKey, V: Serialize>(
+        fn table<'a, K: RowKey + 'a, V: Serialize + 'a>(
             out: &mut Vec<(Vec<u8>, Vec<u8>)>,
             number: u8,
-            rows: &BTreeMap<K, V>,
+            rows: impl IntoIterator<Item = (&'a K, &'a V)>,
         ) {
-            out.extend(rows.iter().map(|(key, value)| (row_key(number, key), encode(value))));
+            out.extend(rows.into_iter().map(|(key, value)| (row_key(number, key), encode(value))));
         }
         let mut rows = vec![(vec![TABLE_META], encode(&self.meta))];
         table(&mut rows, TABLE_TENANT, &self.tenants);
@@ -470,25 +550,6 @@ impl State {
         table(&mut rows, TABLE_FLOW, &self.flows);
         table(&mut rows, TABLE_PROGRESS, &self.progress);
         rows
-    }
-
-    fn encode_row(&self, row: &[u8]) -> Option<Vec<u8>> {
-        fn find<K: RowKey, V: Serialize>(rows: &BTreeMap<K, V>, key: &[u8]) -> Option<Vec<u8>> {
-            rows.get(&K::read(key)?).map(encode)
-        }
-        let (table, key) = row.split_first()?;
-        match *table {
-            TABLE_TENANT => find(&self.tenants, key),
-            TABLE_WORKER => find(&self.workers, key),
-            TABLE_JOB => find(&self.jobs, key),
-            TABLE_GROUP => find(&self.groups, key),
-            TABLE_SPEC => find(&self.specs, key),
-            TABLE_LIVE => find(&self.live, key),
-            TABLE_KEY => find(&self.keys, key),
-            TABLE_FLOW => find(&self.flows, key),
-            TABLE_PROGRESS => find(&self.progress, key),
-            _ => None,
-        }
     }
 
     /// Rebuilds a state from the rows of a checkpoint, its indexes included, and checks its invariants.
@@ -524,12 +585,12 @@ impl State {
                 _ => None,
             }
         }
-        fn insert<K: RowKey, V: DeserializeOwned>(
-            rows: &mut BTreeMap<K, V>,
+        fn insert<K: RowKey + Numbered, V: DeserializeOwned>(
+            rows: &mut Table<K, V>,
             key: &[u8],
             value: &[u8],
         ) -> Option<()> {
-            rows.insert(K::read(key)?, decode(value)?);
+            rows.load(K::read(key)?, decode(value)?);
             Some(())
         }
         match table {
@@ -540,7 +601,7 @@ impl State {
             TABLE_GROUP => insert(&mut self.groups, key, value)?,
             TABLE_SPEC => insert(&mut self.specs, key, value)?,
             TABLE_LIVE => insert(&mut self.live, key, value)?,
-            TABLE_KEY => insert(&mut self.keys, key, value)?,
+            TABLE_KEY => drop(self.keys.insert(KeyId::read(key)?, decode(value)?)),
             TABLE_FLOW => insert(&mut self.flows, key, value)?,
             TABLE_PROGRESS => insert(&mut self.progress, key, value)?,
             TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
