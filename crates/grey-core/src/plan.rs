@@ -8,7 +8,8 @@
 //! many workers, tenants or tasks there are.
 
 use core::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet};
+use core::slice;
+use std::collections::{BTreeMap, BTreeSet, btree_set};
 
 use crate::apply::multiplied;
 use crate::command::{Placement, Plan};
@@ -42,14 +43,18 @@ struct Line<'a> {
     weight_milli: u32,
     usage: Resources,
     held: u64,
-    waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a>,
-    current: Option<Run>,
+    waiting: btree_set::Iter<'a, ReadyKey>,
+    current: Option<Run<'a>>,
 }
 
 /// Waiting tasks of one group, next to one another.
-struct Run {
+struct Run<'a> {
     group: TaskId,
-    ranges: Vec<TaskRange>,
+    spec: &'a TaskSpec,
+    /// Those that are next.
+    range: TaskRange,
+    /// Those that come after them.
+    others: slice::Iter<'a, TaskRange>,
     epoch: Epoch,
 }
 
@@ -117,7 +122,7 @@ pub fn plan(state: &State, budget: u32) -> Plan {
     let mut lines: BTreeMap<TenantId, Line<'_>> = state
         .ready()
         .iter()
-        .filter_map(|(id, keys)| Some((*id, line(state.tenants().get(id)?, Box::new(keys.iter())))))
+        .filter_map(|(id, keys)| Some((*id, line(state.tenants().get(id)?, keys.iter()))))
         .collect();
     let mut shares: BTreeSet<Share> = lines.iter().map(|(id, line)| share(*id, line, &totals)).collect();
     let none = Seats::default();
@@ -150,7 +155,7 @@ pub fn plan(state: &State, budget: u32) -> Plan {
     Plan { version: PLAN_VERSION, placements }
 }
 
-fn line<'a>(tenant: &Tenant, waiting: Box<dyn Iterator<Item = &'a ReadyKey> + 'a>) -> Line<'a> {
+fn line<'a>(tenant: &Tenant, waiting: btree_set::Iter<'a, ReadyKey>) -> Line<'a> {
     Line {
         weight_milli: tenant.weight_milli.max(1),
         usage: tenant.usage,
@@ -173,26 +178,22 @@ fn share(tenant: TenantId, line: &Line<'_>, totals: &[u64; 3]) -> Share {
 
 impl<'a> Floor<'a> {
     /// The next placement of a tenant, of at most `most` tasks; `None` when none of its waiting tasks can be placed.
-    fn place_next(&mut self, line: &mut Line<'_>, most: u32) -> Option<Placement> {
+    fn place_next(&mut self, line: &mut Line<'a>, most: u32) -> Option<Placement> {
         loop {
             if self.with_slots == 0 {
                 return None;
             }
             if line.current.is_none() {
                 let key = line.waiting.next()?;
-                if self.is_unfit(self.state.spec(key.group)?) {
+                let spec: &'a TaskSpec = self.state.spec(key.group)?;
+                if self.is_unfit(spec) {
                     self.patience = self.patience.checked_sub(1)?;
                     continue;
                 }
-                line.current = Some(next_run(self.state, key)?);
+                line.current = next_run(self.state, key, spec)?;
             }
-            let run = line.current.as_mut()?;
-            let Some(range) = run.ranges.last().copied() else {
-                line.current = None;
-                continue;
-            };
-            let (group, epoch) = (run.group, run.epoch);
-            let spec: &'a TaskSpec = self.state.spec(group)?;
+            let Some(Run { group, spec, range, epoch, .. }) = &line.current else { continue };
+            let (group, spec, range, epoch) = (*group, *spec, *range, *epoch);
             let found = if self.room_of_job(group) == Some(0) { None } else { self.choose(spec) };
             let looks = core::mem::take(&mut self.looked_at) / LOOKS;
             self.patience = self.patience.checked_sub(u32::try_from(looks).unwrap_or(u32::MAX))?;
@@ -210,11 +211,14 @@ impl<'a> Floor<'a> {
             }
             let worker = seat.worker;
             self.take(&mut seat, line, spec, count)?;
-            let run = line.current.as_mut()?;
-            run.ranges.pop();
             let tasks = TaskRange { first: range.first, count };
+            let run = line.current.as_mut()?;
             if count < range.count {
-                run.ranges.push(TaskRange { first: tasks.end(), count: range.count - count });
+                run.range = TaskRange { first: tasks.end(), count: range.count - count };
+            } else if let Some(next) = run.others.next() {
+                run.range = *next;
+            } else {
+                line.current = None;
             }
             return Some(Placement { worker, tasks, epoch });
         }
@@ -236,7 +240,7 @@ impl<'a> Floor<'a> {
         Some(*self.rooms.entry(job).or_insert(parallel.saturating_sub(held)))
     }
 
-    fn take(&mut self, seat: &mut Seat, line: &mut Line<'_>, spec: &'a TaskSpec, count: u32) -> Option<()> {
+    fn take(&mut self, seat: &mut Seat, line: &mut Line<'a>, spec: &'a TaskSpec, count: u32) -> Option<()> {
         let total = multiplied(&spec.resources, count)?;
         for kind in &spec.devices {
             let given = self.devices.entry((seat.worker, &kind.name)).or_default();
@@ -330,6 +334,9 @@ impl<'a> Floor<'a> {
 
     /// How often the devices that a task asks for are free on a worker.
     fn times_devices_free(&self, spec: &TaskSpec, worker: WorkerId) -> u32 {
+        if spec.devices.is_empty() {
+            return u32::MAX;
+        }
         let Some(row) = self.state.workers.get(&worker) else { return 0 };
         let times = spec.devices.iter().map(|needed| {
             let kind = row.devices.iter().find(|kind| kind.name == needed.name);
@@ -441,17 +448,15 @@ impl<'a> Floor<'a> {
     }
 }
 
-fn next_run(state: &State, key: &ReadyKey) -> Option<Run> {
+/// The waiting tasks of a place in a line; nothing where the outer answer is none, no tasks where the inner one is.
+fn next_run<'a>(state: &'a State, key: &ReadyKey, spec: &'a TaskSpec) -> Option<Option<Run<'a>>> {
+    let group = key.group;
     if let Some(live) = state.live().get(&key.task) {
-        return Some(Run {
-            group: key.group,
-            ranges: vec![TaskRange::single(key.task)],
-            epoch: live.epoch.next()?,
-        });
+        let (range, others) = (TaskRange::single(key.task), [].iter());
+        return Some(Some(Run { group, spec, range, others, epoch: live.epoch.next()? }));
     }
-    let mut ranges = state.groups().get(&key.group)?.pending.ranges().to_vec();
-    ranges.reverse();
-    Some(Run { group: key.group, ranges, epoch: Epoch(1) })
+    let mut others = state.groups().get(&group)?.pending.ranges().iter();
+    Some(others.next().map(|range| Run { group, spec, range: *range, others, epoch: Epoch(1) }))
 }
 
 /// How often `resources` fits into `room`; at least once, as the caller has seen.

@@ -72,28 +72,32 @@ impl Application<'_> {
 
     /// Checks one placement against the state as it is now and carries it out; `false` when it has become stale.
     pub(super) fn place(&mut self, placement: &Placement) -> Result<bool, Stop> {
-        let count = placement.tasks.count;
+        let (tasks, count) = (placement.tasks, placement.tasks.count);
         let Some(worker) = self.rows.workers.get(&placement.worker) else { return Ok(false) };
         let room = worker.usable_slots().saturating_sub(worker.held);
-        let Some(group_id) = self.group_for(placement) else { return Ok(false) };
-        let spec =
-            self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?.clone();
-        if count == 0 || count > room || count > limits::PLAN_TASKS || !worker.suits(&spec) {
+        let live = self.rows.live.get(&tasks.first);
+        let Some((group_id, job)) = self.group_for(tasks, live) else { return Ok(false) };
+        let spec = self.rows.specs.get(&group_id).ok_or(Stop::Bug("a group without its specification"))?;
+        if count == 0 || count > room || count > limits::PLAN_TASKS || !worker.suits(spec) {
             return Ok(false);
         }
         let Some(total) = multiplied(&spec.resources, count) else { return Ok(false) };
-        let (job, _) = self.job_and_tenant(group_id)?;
+        let (was_live, timeout_ms) = (live.is_some(), live.and_then(|live| live.timeout_ms));
+        let spec = spec.clone();
         let row = self.rows.jobs.get(&job).ok_or(Stop::Bug("a group without its job"))?;
-        let waits = self.stage_of(job, group_id).is_some_and(|stage| {
+        let tenant_id = row.info.tenant;
+        let stage = self.stage_of(job, group_id);
+        let waits = stage.as_ref().is_some_and(|stage| {
             self.rows.progress.get(&stage.tasks.first).is_some_and(|progress| progress.waiting)
         });
         if waits || self.job_room(row, job) < u64::from(count) {
             return Ok(false);
         }
-        if !self.take_waiting(group_id, placement)? {
+        let taken =
+            if was_live { self.take_again(placement)? } else { self.take_pending(group_id, placement)? };
+        if !taken {
             return Ok(false);
         }
-        let (job, tenant_id) = self.job_and_tenant(group_id)?;
         self.move_count(job, PENDING, ASSIGNED, u64::from(count))?;
         let tenant = self.tenant_mut(tenant_id)?;
         take(&mut tenant.queued_tasks, u64::from(count), "a tenant's queued tasks fell below zero")?;
@@ -102,49 +106,49 @@ impl Application<'_> {
         let tenant_name = tenant.name.clone();
         let worker = self.worker_mut(placement.worker)?;
         worker.charge(&spec, count).ok_or(Stop::Bug("a worker's charge overflowed"))?;
-        let live = self.rows.live.get(&placement.tasks.first);
-        let timeout_ms = live.and_then(|live| live.timeout_ms).unwrap_or(spec.timeout_ms);
         self.effects.push(Effect::Assign(Assignment {
             placement: *placement,
             job,
             group: group_id,
             tenant: tenant_name,
+            timeout_ms: timeout_ms.unwrap_or(spec.timeout_ms),
             spec,
-            stage: self.stage_of(job, group_id),
-            timeout_ms,
+            stage,
             term: self.term,
             index: self.index,
         }));
         Ok(true)
     }
 
-    /// The group that holds every task of a placement.
-    fn group_for(&self, placement: &Placement) -> Option<TaskId> {
-        let tasks = placement.tasks;
-        if let Some(live) = self.rows.live.get(&tasks.first) {
-            return (tasks.count == 1).then_some(live.group);
+    /// The group that holds every task of a placement, and its job; `live` is the row of the first.
+    fn group_for(&self, tasks: TaskRange, live: Option<&LiveTask>) -> Option<(TaskId, JobId)> {
+        if let Some(live) = live {
+            let group = self.rows.groups.get(&live.group).filter(|_| tasks.count == 1)?;
+            return Some((live.group, group.job));
         }
         // Plans come after submissions, so the group is in the state already, not only in this entry.
         let (first, _) = self.rows.base.group_of(tasks.first)?;
         let group = self.rows.groups.get(&first)?;
-        (tasks.end() <= group.tasks.end()).then_some(first)
+        (tasks.end() <= group.tasks.end()).then_some((first, group.job))
     }
 
-    fn take_waiting(&mut self, group_id: TaskId, placement: &Placement) -> Result<bool, Stop> {
-        let (term, index) = (self.term, self.index);
-        let phase = Phase::Assigned { worker: placement.worker };
-        if let Some(live) = self.rows.live.get(&placement.tasks.first) {
-            if live.phase != Phase::Ready || live.epoch.next() != Some(placement.epoch) {
-                return Ok(false);
-            }
-            let live =
-                self.rows.live.get_mut(&placement.tasks.first).ok_or(Stop::Bug("a live task disappeared"))?;
-            live.phase = phase;
-            live.epoch = placement.epoch;
-            live.assigned_term = term;
-            live.assigned_index = index;
-            return Ok(true);
+    /// Takes a task that waits again.
+    fn take_again(&mut self, placement: &Placement) -> Result<bool, Stop> {
+        let first = placement.tasks.first;
+        let live = self.rows.live.get(&first).ok_or(Stop::Bug("a live task disappeared"))?;
+        if live.phase != Phase::Ready || live.epoch.next() != Some(placement.epoch) {
+            return Ok(false);
         }
+        let live = self.rows.live.get_mut(&first).ok_or(Stop::Bug("a live task disappeared"))?;
+        live.phase = Phase::Assigned { worker: placement.worker };
+        live.epoch = placement.epoch;
+        live.assigned_term = self.term;
+        live.assigned_index = self.index;
+        Ok(true)
+    }
+
+    /// Takes tasks that were never assigned.
+    fn take_pending(&mut self, group_id: TaskId, placement: &Placement) -> Result<bool, Stop> {
         let group = self.rows.groups.get_mut(&group_id).ok_or(Stop::Bug("a live task without its group"))?;
         if placement.epoch != Epoch(1) || !group.pending.remove(placement.tasks) {
             return Ok(false);
@@ -153,12 +157,12 @@ impl Application<'_> {
             let live = LiveTask {
                 group: group_id,
                 epoch: Epoch(1),
-                assigned_term: term,
-                assigned_index: index,
+                assigned_term: self.term,
+                assigned_index: self.index,
                 failures: 0,
                 losses: 0,
                 timeout_ms: None,
-                phase,
+                phase: Phase::Assigned { worker: placement.worker },
             };
             self.rows.live.insert(task, live);
         }
