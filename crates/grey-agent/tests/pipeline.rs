@@ -115,6 +115,15 @@ impl House {
         applied.answer
     }
 
+    /// Lets cluster time pass, step by step, as it is bound to.
+    fn pass(&mut self, ms: u64) {
+        let target_ms = self.state.meta().time_ms + ms;
+        while self.state.meta().time_ms < target_ms {
+            let index = self.state.applied_index() + 1;
+            apply_entry(&mut self.state, 1, index, Entry { time_ms: target_ms, command: Command::Tick });
+        }
+    }
+
     fn submit(&mut self, tasks: u32) -> JobId {
         self.submit_with_devices(tasks, &[])
     }
@@ -368,7 +377,10 @@ fn results_of_a_worker_that_was_taken_for_lost_are_left_out_and_their_tasks_run_
     while let Some(attempt) = house.running.pop_front() {
         house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
     }
-    // When: it reports, it is told to announce itself, and to leave those results out.
+    house.run(true);
+    assert_eq!(house.executed.len(), before.len(), "in quarantine it gets nothing");
+    house.pass(30_000);
+    // Then: it was told to announce itself, and to leave those results out.
     house.run(true);
     assert_eq!(house.counts[&job].completed, 3);
     assert_eq!(house.state.meta().refused_results, 0);

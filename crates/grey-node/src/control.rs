@@ -272,6 +272,8 @@ impl Control {
                 }
                 // The server has sent it to the worker.
                 Output::Revoke { .. } => {}
+                // A local cluster has one member, for good.
+                Output::Reconfigured { .. } | Output::Installed { .. } => {}
                 Output::Role { leads, term, .. } => {
                     tracing::info!(leads, term, "role");
                     self.wiring.role.send_replace(leads);

@@ -4,16 +4,20 @@
 //! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them. A [`Server`] is a replica with what
 //! it does for workers while it leads.
 
+mod installation;
 mod ports;
+mod reconfigure;
 mod replica;
 mod server;
 mod watch;
 mod window;
 
+pub use installation::Installation;
 pub use ports::{
     Checkpoint, HardState, LogEntry, LogEntryKind, LogReader, Membership, PersistBatch, ReadError, Recovered,
     RowChange,
 };
+pub use reconfigure::MemberChange;
 pub use replica::{Options, Output, Replica, ReplicaError, TICK_MS, Ticket};
 pub use server::{Server, ServerOutput};
 pub use watch::WatchOptions;

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::installation::Installation;
+
 /// The engine's durable promise: never granted again after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HardState {
@@ -56,6 +58,8 @@ pub struct Membership {
 pub struct PersistBatch {
     /// Consecutive from 1 in each life of a replica.
     pub number: u64,
+    /// A whole state that replaces everything, in one step with the hard state and before the entries.
+    pub installation: Option<Box<Installation>>,
     /// The new hard state, if it changed.
     pub hard_state: Option<HardState>,
     /// Entries to append; the first may lie at or below the end of the log, and then everything from it on is replaced.

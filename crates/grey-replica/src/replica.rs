@@ -7,9 +7,10 @@ use grey_core::{
     Applied, AttemptId, Command, Entry, EntryError, LoadError, State, WorkerId, limits, plan, steal,
 };
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message};
-use raft::{Config, RawNode, Ready, StateRole};
+use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType, Snapshot};
+use raft::{Config, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
 
+use crate::installation::Installation;
 use crate::ports::{Checkpoint, HardState, LogReader, Membership, PersistBatch, Recovered, RowChange};
 use crate::window::{Window, from_entry};
 
@@ -24,6 +25,8 @@ const INFLIGHT_MESSAGES: usize = 64;
 const STEAL_EVERY_MS: u64 = 100;
 /// The most attempts that are asked back at once.
 const STOLEN_AT_ONCE: u32 = 1_024;
+/// How long a whole state is on its way before it is sent again, in milliseconds.
+const OFFER_MS: u64 = 5_000;
 const UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
 const COMMITTED_BYTES_PER_STEP: u64 = 16 * 1024 * 1024;
 
@@ -71,6 +74,19 @@ pub enum Output {
     Unknown(Ticket),
     /// A read asked for by [`Replica::read`] may be served from the state as it is now.
     Readable(Ticket),
+    /// A change of membership came to this.
+    Reconfigured {
+        /// Who proposed it.
+        ticket: Ticket,
+        /// Whether it was made: it is not while another is under way.
+        changed: bool,
+    },
+    /// A whole state of another server took the place of this one's. What ended before `index` and after the entry that was
+    /// applied last here is in no history of this server.
+    Installed {
+        /// Index of the last entry in it.
+        index: u64,
+    },
     /// Make durable, then call [`Replica::checkpointed`].
     Checkpoint(Checkpoint),
     /// Ask a worker to give attempts back that it has not started; what it gives back is proposed as
@@ -116,6 +132,12 @@ pub enum ReplicaError {
     /// Bytes that are no message of the engine.
     #[error("not a message of the consensus engine")]
     BadMessage,
+    /// A change of membership that changes nothing, or leaves no voter.
+    #[error("a change of membership must name servers, and leave at least one voter")]
+    BadReconfiguration,
+    /// A whole state from another server does not decode.
+    #[error("the state that another server sent does not decode")]
+    BadInstallation,
     /// The watch over the workers cannot be kept.
     #[error(transparent)]
     Health(#[from] grey_health::HealthError),
@@ -136,9 +158,16 @@ struct Unpersisted {
     messages: Vec<Message>,
 }
 
+/// A whole state that is being made durable.
+struct Installing {
+    batch: u64,
+    index: u64,
+    state: State,
+}
+
 /// One server of the control plane.
 pub struct Replica {
-    engine: RawNode<Window>,
+    pub(crate) engine: RawNode<Window>,
     state: State,
     checkpoint_bytes: u64,
     outputs: VecDeque<Output>,
@@ -146,7 +175,7 @@ pub struct Replica {
     next_batch: u64,
     durable_index: u64,
     durable_hard_state: (u64, u64),
-    proposals: BTreeMap<u64, (u64, Ticket)>,
+    pub(crate) proposals: BTreeMap<u64, (u64, Ticket)>,
     reads: BTreeMap<u64, Ticket>,
     readable: VecDeque<(u64, Ticket)>,
     next_read: u64,
@@ -158,6 +187,9 @@ pub struct Replica {
     clock_ms: u64,
     unticked_ms: u64,
     unstolen_ms: u64,
+    installing: Option<Installing>,
+    /// Servers that were sent a whole state, and how long ago, in milliseconds.
+    offered: BTreeMap<u64, u64>,
     random: u64,
     role: (bool, u64, u64),
 }
@@ -220,6 +252,8 @@ impl Replica {
             plan_is_moot: false,
             unticked_ms: 0,
             unstolen_ms: 0,
+            installing: None,
+            offered: BTreeMap::new(),
             random: options.seed | 1,
             role: (false, 0, 0),
         };
@@ -269,6 +303,10 @@ impl Replica {
     /// at most: that this node was late says nothing about the others.
     pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), ReplicaError> {
         self.clock_ms = self.clock_ms.saturating_add(elapsed_ms.min(limits::TIME_STEP_MS));
+        if self.installing.is_some() {
+            return Ok(());
+        }
+        self.pass_offers(elapsed_ms);
         self.unticked_ms = self.unticked_ms.saturating_add(elapsed_ms).min(2 * TICK_MS);
         while self.unticked_ms >= TICK_MS {
             self.unticked_ms -= TICK_MS;
@@ -290,6 +328,10 @@ impl Replica {
     /// A message from another server, already authenticated.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ReplicaError> {
         let message = Message::parse_from_bytes(bytes).map_err(|_| ReplicaError::BadMessage)?;
+        // The engine must see nothing before an installed state is durable; what is lost here is sent again.
+        if self.installing.is_some() {
+            return Ok(());
+        }
         match self.engine.step(message) {
             // The engine refuses messages from peers it does not know; that is no failure of this node.
             Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg) => {}
@@ -364,6 +406,9 @@ impl Replica {
             self.engine.on_persist_ready(ready);
             self.durable_index = self.engine.raft.raft_log.persisted;
         }
+        if let Some(installing) = self.installing.take_if(|installing| installing.batch <= number) {
+            self.installed(installing);
+        }
         self.settle()
     }
 
@@ -392,13 +437,19 @@ impl Replica {
     }
 
     /// Handles everything that the engine has ready, and proposes what follows from the new state.
-    fn settle(&mut self) -> Result<(), ReplicaError> {
+    pub(crate) fn settle(&mut self) -> Result<(), ReplicaError> {
+        if self.installing.is_some() {
+            return Ok(());
+        }
         self.seed_election();
         loop {
             while self.engine.has_ready() {
                 let ready = self.engine.ready();
                 self.handle(ready)?;
                 self.seed_election();
+                if self.installing.is_some() {
+                    return Ok(());
+                }
             }
             self.serve_reads();
             self.note_role();
@@ -407,6 +458,9 @@ impl Replica {
             }
         }
         self.engine.mut_store().shrink(self.durable_index.min(self.state.applied_index()));
+        if self.engine.store().wants_offer() {
+            self.offer();
+        }
         Ok(())
     }
 
@@ -425,9 +479,16 @@ impl Replica {
         }
         let held = ready.take_persisted_messages();
         let number = ready.number();
+        let installation = match ready.snapshot().is_empty() {
+            true => None,
+            false => Some(self.begin_installation(ready.snapshot())?),
+        };
         self.engine.mut_store().append(&entries);
         self.engine.advance_append_async(ready);
-        self.persist(number, hard_state, &entries, held);
+        self.persist(number, installation, hard_state, &entries, held);
+        if self.installing.is_some() {
+            return Ok(());
+        }
         for entry in committed {
             self.apply(&entry)?;
         }
@@ -440,13 +501,14 @@ impl Replica {
     fn persist(
         &mut self,
         ready: u64,
+        installation: Option<Box<Installation>>,
         hard_state: Option<HardState>,
         entries: &[EngineEntry],
         messages: Vec<Message>,
     ) {
         // A commit index alone is not worth an fsync: it is learned again from the next leader.
         let promised = hard_state.filter(|state| (state.term, state.vote) != self.durable_hard_state);
-        if promised.is_none() && entries.is_empty() {
+        if promised.is_none() && entries.is_empty() && installation.is_none() {
             match self.unpersisted.back() {
                 Some(last) => {
                     let batch = last.batch;
@@ -467,6 +529,7 @@ impl Replica {
         self.unpersisted.push_back(Unpersisted { ready, batch, messages });
         self.outputs.push_back(Output::Persist(PersistBatch {
             number: batch,
+            installation,
             hard_state,
             entries: entries.iter().map(from_entry).collect(),
         }));
@@ -475,6 +538,9 @@ impl Replica {
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             let to = message.to;
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.offered.insert(to, 0);
+            }
             match message.write_to_bytes() {
                 Ok(bytes) => self.outputs.push_back(Output::Send { to, bytes }),
                 Err(_) => self.engine.report_unreachable(to),
@@ -500,7 +566,13 @@ impl Replica {
         if self.tick_in_flight.is_some_and(|tick| tick <= index) {
             self.tick_in_flight = None;
         }
+        // A change of membership that was not made becomes an entry without content.
+        let changed = entry.entry_type != EntryType::EntryNormal;
         let ticket = match self.proposals.remove(&index) {
+            Some((proposed_term, ticket)) if proposed_term == term && (changed || bytes.is_empty()) => {
+                self.outputs.push_back(Output::Reconfigured { ticket, changed });
+                None
+            }
             Some((proposed_term, ticket)) if proposed_term == term => Some(ticket),
             Some((_, ticket)) => {
                 self.outputs.push_back(Output::Unknown(ticket));
@@ -532,6 +604,63 @@ impl Replica {
             self.engine.raft.become_follower(term, 0);
         }
         Ok(())
+    }
+
+    /// Takes in a whole state. Until it is durable the engine sees nothing.
+    fn begin_installation(&mut self, snapshot: &Snapshot) -> Result<Box<Installation>, ReplicaError> {
+        let installation = Installation::from_engine(snapshot)?;
+        let rows = installation.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
+        let mut state = State::load(rows)?;
+        state.take_dirty_rows();
+        let (index, term) = (installation.index, installation.term);
+        let membership = snapshot.get_metadata().get_conf_state().clone();
+        self.engine.mut_store().install(index, term, membership);
+        self.installing = Some(Installing { batch: self.next_batch, index, state });
+        Ok(Box::new(installation))
+    }
+
+    fn installed(&mut self, installing: Installing) {
+        self.state = installing.state;
+        self.clock_ms = self.clock_ms.max(self.state.meta().time_ms);
+        self.engine.advance_apply_to(installing.index);
+        self.plan_is_moot = false;
+        self.bytes_since_checkpoint = 0;
+        let unknown = core::mem::take(&mut self.proposals).into_values().map(|(_, ticket)| ticket);
+        self.outputs.extend(unknown.map(Output::Unknown));
+        self.outputs.push_back(Output::Installed { index: installing.index });
+    }
+
+    /// Makes a whole state for those who lag behind the log.
+    fn offer(&mut self) {
+        let installation = Installation {
+            index: self.state.applied_index(),
+            term: self.state.applied_term(),
+            membership: self.membership(),
+            rows: self.state.all_rows(),
+        };
+        self.engine.mut_store().set_offer(Some(installation.into_engine()));
+    }
+
+    /// A whole state that was sent and not taken is taken for lost after a while, or its receiver would wait for ever.
+    fn pass_offers(&mut self, elapsed_ms: u64) {
+        if self.offered.is_empty() {
+            return;
+        }
+        let waiting = core::mem::take(&mut self.offered).into_iter().filter_map(|(to, waited_ms)| {
+            let progress = self.engine.raft.prs().get(to)?;
+            let waits = progress.state == ProgressState::Snapshot;
+            waits.then(|| (to, waited_ms.saturating_add(elapsed_ms)))
+        });
+        for (to, waited_ms) in waiting.collect::<Vec<_>>() {
+            if waited_ms < OFFER_MS {
+                self.offered.insert(to, waited_ms);
+            } else {
+                self.engine.report_snapshot(to, SnapshotStatus::Failure);
+            }
+        }
+        if self.offered.is_empty() {
+            self.engine.mut_store().set_offer(None);
+        }
     }
 
     fn serve_reads(&mut self) {
@@ -580,7 +709,7 @@ impl Replica {
         if !self.leads() || self.state.meta().cluster.is_none() {
             return Ok(false);
         }
-        let mut acted = false;
+        let mut acted = self.leave_joint()?;
         let due = self.state.next_deadline_ms().is_some_and(|due_ms| due_ms <= self.clock_ms);
         if due && self.tick_in_flight.is_none() {
             self.tick_in_flight = self.append_own(Command::Tick)?;

@@ -1,5 +1,6 @@
 //! The engine's view of the log: recent entries in memory, older ones through the reader.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -22,6 +23,9 @@ pub(crate) struct Window {
     recent: VecDeque<Entry>,
     recent_bytes: usize,
     reader: Box<dyn LogReader>,
+    /// Whether the engine asked for a whole state and there was none to offer.
+    wanted: Cell<bool>,
+    offer: Option<Snapshot>,
 }
 
 impl Window {
@@ -45,6 +49,8 @@ impl Window {
             recent: VecDeque::new(),
             recent_bytes: 0,
             reader,
+            wanted: Cell::new(false),
+            offer: None,
         }
     }
 
@@ -88,6 +94,26 @@ impl Window {
             self.recent_bytes -= entry.data.len();
             self.recent_first += 1;
         }
+    }
+
+    /// Everything is replaced by a state as of an index.
+    pub(crate) fn install(&mut self, index: u64, term: u64, membership: ConfState) {
+        self.membership = membership;
+        self.truncated = (index, term);
+        self.recent_first = index + 1;
+        self.recent.clear();
+        self.recent_bytes = 0;
+        self.offer = None;
+    }
+
+    /// Whether a whole state is wanted and none can be offered; asked once.
+    pub(crate) fn wants_offer(&self) -> bool {
+        self.wanted.take()
+    }
+
+    /// Offers a whole state to whoever lags too far behind. The log still has what follows it.
+    pub(crate) fn set_offer(&mut self, offer: Option<Snapshot>) {
+        self.offer = offer;
     }
 
     pub(crate) fn set_membership(&mut self, membership: ConfState) {
@@ -161,8 +187,17 @@ impl Storage for Window {
         Ok(self.end() - 1)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // Whoever installs it goes on from the log, which must still have what follows.
+        match &self.offer {
+            Some(offer) if offer.get_metadata().index >= self.truncated.0.max(request_index) => {
+                Ok(offer.clone())
+            }
+            _ => {
+                self.wanted.set(true);
+                Err(StorageError::SnapshotTemporarilyUnavailable.into())
+            }
+        }
     }
 }
 
@@ -190,7 +225,7 @@ pub(crate) fn from_entry(entry: &Entry) -> LogEntry {
     LogEntry { term: entry.term, index: entry.index, kind, data: Bytes::clone(&entry.data) }
 }
 
-fn to_conf_state(membership: &Membership) -> ConfState {
+pub(crate) fn to_conf_state(membership: &Membership) -> ConfState {
     ConfState {
         voters: membership.voters.clone(),
         voters_outgoing: membership.voters_outgoing.clone(),

@@ -10,8 +10,8 @@ use grey_core::{
 };
 use grey_proof::Digest;
 use grey_replica::{
-    Checkpoint, LogEntry, LogReader, Membership, Options, Output, PersistBatch, ReadError, Recovered,
-    Replica, ReplicaError, Ticket,
+    Checkpoint, LogEntry, LogReader, MemberChange, Membership, Options, Output, PersistBatch, ReadError,
+    Recovered, Replica, ReplicaError, Ticket,
 };
 
 /// A disk in memory: what was written and may be lost, and what is durable.
@@ -24,6 +24,14 @@ struct Disk {
 
 impl Disk {
     fn write(&mut self, batch: PersistBatch) {
+        if let Some(installation) = batch.installation {
+            self.rows = installation.rows.into_iter().collect();
+            let found = &mut self.recovered;
+            (found.checkpoint_index, found.checkpoint_term) = (installation.index, installation.term);
+            found.membership = installation.membership;
+            found.truncated = (installation.index, installation.term);
+            self.log.clear();
+        }
         if let Some(state) = batch.hard_state {
             self.recovered.hard_state = state;
         }
@@ -89,6 +97,8 @@ struct Server {
     hold_disk: bool,
     answers: BTreeMap<u64, Option<Result<Answer, grey_core::Rejection>>>,
     readable: BTreeSet<u64>,
+    reconfigured: BTreeMap<u64, bool>,
+    installed: u32,
 }
 
 struct Cluster {
@@ -122,11 +132,49 @@ impl Cluster {
                 hold_disk: false,
                 answers: BTreeMap::new(),
                 readable: BTreeSet::new(),
+                reconfigured: BTreeMap::new(),
+                installed: 0,
             };
             cluster.servers.insert(id, server);
             cluster.start(id);
         }
         cluster
+    }
+
+    /// A server that knows nothing and votes for nobody: it waits to be taken in.
+    fn add_blank(&mut self, id: u64) {
+        let server = Server {
+            id,
+            replica: None,
+            disk: Arc::default(),
+            unsynced: VecDeque::new(),
+            hold_disk: false,
+            answers: BTreeMap::new(),
+            readable: BTreeSet::new(),
+            reconfigured: BTreeMap::new(),
+            installed: 0,
+        };
+        self.servers.insert(id, server);
+        self.start(id);
+    }
+
+    fn reconfigure(&mut self, changes: &[MemberChange]) -> Option<bool> {
+        let leader = self.leader();
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.replica(leader).reconfigure(Ticket(ticket), changes).unwrap();
+        self.elapse(1_000);
+        self.servers[&leader].reconfigured.get(&ticket).copied()
+    }
+
+    /// Submits so much that every server that is up has made a checkpoint and cut its log.
+    fn outrun(&mut self) {
+        let leader = self.leader();
+        for count in 1..40 {
+            self.propose(leader, submit(count));
+        }
+        self.elapse(500);
+        assert!(self.servers[&leader].disk.lock().unwrap().recovered.truncated.0 > 30);
     }
 
     fn start(&mut self, id: u64) {
@@ -191,6 +239,10 @@ impl Cluster {
                     server.disk.lock().unwrap().checkpoint(checkpoint);
                     replica.checkpointed(through);
                 }
+                Output::Reconfigured { ticket, changed } => {
+                    server.reconfigured.insert(ticket.0, changed);
+                }
+                Output::Installed { .. } => server.installed += 1,
                 Output::Applied { .. } | Output::Revoke { .. } | Output::Role { .. } => {}
             }
         }
@@ -474,4 +526,143 @@ fn the_same_seeds_give_the_same_history() {
         (leader, next, term, cluster.hashes())
     };
     assert_eq!(history(), history());
+}
+
+/// Three servers that cut their logs soon, founded.
+fn forgetful() -> Cluster {
+    let mut cluster = Cluster::new(3);
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    cluster.checkpoint_bytes = 1_000;
+    for id in 1..=3 {
+        cluster.start(id);
+    }
+    let leader = cluster.leader();
+    cluster.propose(leader, bootstrap());
+    cluster.elapse(200);
+    cluster
+}
+
+#[test]
+fn a_server_that_missed_what_the_log_no_longer_has_gets_the_whole_state_and_goes_on() {
+    let mut cluster = forgetful();
+    let behind = 1 + cluster.leader() % 3;
+    cluster.kill(behind);
+    cluster.outrun();
+    cluster.start(behind);
+    cluster.elapse(2_000);
+    assert_eq!(cluster.servers[&behind].installed, 1);
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
+
+    // Then: it goes on from the log, also after a restart, and votes.
+    let leader = cluster.leader();
+    cluster.propose(leader, submit(3));
+    cluster.kill(behind);
+    cluster.start(behind);
+    cluster.elapse(500);
+    assert_eq!(cluster.servers[&behind].installed, 1, "the rest was in the log");
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
+    cluster.kill(leader);
+    cluster.cut.insert(leader);
+    let next = cluster.leader();
+    let ticket = cluster.propose(next, submit(1));
+    assert!(cluster.answer(next, ticket).is_some(), "with it there is a quorum");
+}
+
+#[test]
+fn a_state_that_was_not_durable_is_installed_again() {
+    let mut cluster = forgetful();
+    let behind = 1 + cluster.leader() % 3;
+    cluster.kill(behind);
+    cluster.outrun();
+    cluster.start(behind);
+    cluster.servers.get_mut(&behind).unwrap().hold_disk = true;
+    cluster.elapse(2_000);
+    assert_eq!(cluster.servers[&behind].installed, 0, "nothing is applied before it is durable");
+    assert!(cluster.replica(behind).state().applied_index() < 30);
+    cluster.kill(behind);
+    cluster.start(behind);
+    cluster.elapse(12_000);
+    assert_eq!(cluster.servers[&behind].installed, 1);
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
+}
+
+#[test]
+fn a_state_that_was_lost_on_the_way_is_sent_again() {
+    let mut cluster = forgetful();
+    let behind = 1 + cluster.leader() % 3;
+    cluster.kill(behind);
+    cluster.outrun();
+    cluster.start(behind);
+    // Given: the link breaks as soon as the state is on it.
+    for _ in 0..40 {
+        let leader = cluster.leader();
+        cluster.replica(leader).elapse(50).unwrap();
+        cluster.drain(leader);
+        let large = cluster.links.iter().position(|(_, to, bytes)| *to == behind && bytes.len() > 2_000);
+        if let Some(large) = large {
+            cluster.links.remove(large);
+            break;
+        }
+        cluster.settle();
+    }
+    cluster.elapse(12_000);
+    assert_eq!(cluster.servers[&behind].installed, 1);
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
+}
+
+#[test]
+fn a_server_enters_as_a_learner_catches_up_and_then_votes() {
+    let mut cluster = forgetful();
+    cluster.outrun();
+    cluster.add_blank(4);
+    assert_eq!(cluster.reconfigure(&[MemberChange::AddLearner(4)]), Some(true));
+    cluster.elapse(2_000);
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
+    let leader = cluster.leader();
+    assert!(cluster.replica(leader).has_caught_up(4));
+    assert_eq!(cluster.replica(4).membership().learners, [4]);
+
+    // When: it takes the place of another one, in one step.
+    let replaced = 1 + leader % 3;
+    let step = [MemberChange::Promote(4), MemberChange::Remove(replaced)];
+    assert_eq!(cluster.reconfigure(&step), Some(true));
+    let membership = cluster.replica(leader).membership();
+    assert!(membership.voters.contains(&4) && !membership.voters.contains(&replaced));
+    assert!(membership.voters_outgoing.is_empty(), "the joint configuration was left");
+}
+
+#[test]
+fn a_leader_that_is_removed_leads_no_longer_and_the_others_go_on() {
+    let mut cluster = forgetful();
+    let old = cluster.leader();
+    cluster.reconfigure(&[MemberChange::Remove(old)]);
+    assert!(!cluster.replica(old).leads());
+    cluster.cut.insert(old);
+    let new = cluster.leader();
+    assert_ne!(new, old);
+    let ticket = cluster.propose(new, submit(1));
+    assert!(cluster.answer(new, ticket).is_some());
+}
+
+#[test]
+fn leadership_is_handed_over_when_it_is_asked_for() {
+    let mut cluster = forgetful();
+    let old = cluster.leader();
+    let heir = 1 + old % 3;
+    cluster.replica(old).transfer_leadership(heir).unwrap();
+    cluster.elapse(300);
+    assert_eq!(cluster.leader(), heir);
+}
+
+#[test]
+fn a_change_that_leaves_no_voter_or_says_nothing_is_refused() {
+    let mut cluster = Cluster::new(1);
+    for changes in
+        [&[][..], &[MemberChange::Remove(1)], &[MemberChange::AddLearner(1)], &[MemberChange::Promote(0)]]
+    {
+        let refused = cluster.replica(1).reconfigure(Ticket(5), changes);
+        assert!(matches!(refused, Err(ReplicaError::BadReconfiguration)), "{changes:?}");
+    }
 }
