@@ -262,7 +262,12 @@ fn store(criterion: &mut Criterion) {
                 let hard_state = (index == 1).then_some(HardState { term: 1, vote: 1, commit: 0 });
                 storage
                     .log
-                    .append(&[PersistBatch { number: index, hard_state, entries: vec![entry] }])
+                    .append(&[PersistBatch {
+                        number: index,
+                        hard_state,
+                        entries: vec![entry],
+                        ..PersistBatch::default()
+                    }])
                     .unwrap();
                 if index.is_multiple_of(64) {
                     storage.log.truncate_through(index, 1).unwrap();

@@ -170,7 +170,7 @@ fn a_directory_of_another_format_is_left_alone_and_says_what_to_do() {
     assert_eq!(home.grey(&["down"]).status, 0);
     let mark = home.data().join("format");
     let written = std::fs::read(&mark).unwrap();
-    for found in [Some("1"), Some("99"), None] {
+    for found in [Some("1"), Some("2"), Some("99"), None] {
         match found {
             Some(found) => std::fs::write(&mark, found).unwrap(),
             None => std::fs::remove_file(&mark).unwrap(),

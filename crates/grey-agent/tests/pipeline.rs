@@ -355,7 +355,7 @@ fn a_cancel_stops_what_runs_and_what_waits_and_its_results_are_refused_and_still
     // Given: one result is under way when the cancel is committed.
     let attempt = house.running.pop_front().unwrap();
     house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
-    let cancelled = house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target }));
+    let cancelled = house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target, wall_ms: 0 }));
     assert_eq!(cancelled, Ok(Answer::Cancelled { cancelled: 8, already_ended: 0 }));
     house.run(true);
     assert_eq!(house.counts[&job].cancelled, 8);

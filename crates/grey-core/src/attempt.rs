@@ -203,6 +203,16 @@ pub struct AttemptResult {
 }
 
 impl AttemptResult {
+    /// The blobs among its streams and its files, streams first; `true` for a stream.
+    pub fn blobs(&self) -> impl Iterator<Item = (bool, BlobReference)> + '_ {
+        let streams = [&self.stdout, &self.stderr].into_iter().map(|content| (true, content));
+        let files = self.files.iter().map(|file| (false, &file.content));
+        streams.chain(files).filter_map(|(is_stream, content)| match content {
+            Content::Blob(blob) => Some((is_stream, *blob)),
+            Content::Inline(_) => None,
+        })
+    }
+
     /// The manifest whose digest the proof signs.
     pub fn manifest(&self) -> ResultManifest {
         ResultManifest {

@@ -176,6 +176,8 @@ pub struct Cancel {
     pub tenant: TenantId,
     /// What.
     pub target: Target,
+    /// Wall clock of the receiving server, milliseconds since 1970.
+    pub wall_ms: u64,
 }
 
 /// Changes the time-out of what has not ended, also of attempts under way: they end when they have run so long

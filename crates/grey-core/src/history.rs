@@ -78,7 +78,8 @@ pub struct JobRecord {
     pub info: JobInfo,
     /// How its tasks ended.
     pub counts: Counts,
-    /// Wall clock of the last report, or of the job's submission where none came, milliseconds since 1970.
+    /// Wall clock of the last report, milliseconds since 1970; not before the job's submission, nor before what the last
+    /// submission or cancel of any job said.
     pub ended_at_ms: u64,
     /// What its tasks were, in order.
     pub groups: Vec<(TaskRange, TaskSpec)>,

@@ -24,6 +24,9 @@ pub struct Meta {
     pub founded_at_ms: u64,
     /// Cluster time of the last applied entry, in milliseconds.
     pub time_ms: u64,
+    /// Wall clock of the server that took the last submission or cancel, milliseconds since 1970. Data, never used to decide
+    /// what runs.
+    pub wall_ms: u64,
     /// Jobs submitted so far.
     pub jobs_submitted: u64,
     /// Tasks submitted so far.

@@ -132,6 +132,11 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The content that it names: its standard input and its input files.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobReference> + '_ {
+        self.stdin.into_iter().chain(self.inputs.iter().map(|input| input.blob))
+    }
+
     /// The digest of everything that a submission says to execute. Beside it a task sees only who it is: `GREY_TASK`,
     /// `GREY_JOB`, `GREY_ATTEMPT`, and its position among equal tasks in `GREY_INDEX`.
     /// Output files of other tasks are named by those tasks, whose own proofs say what they left; a range of items by

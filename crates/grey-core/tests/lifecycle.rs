@@ -153,7 +153,7 @@ fn a_worker_that_still_holds_an_attempt_after_its_restart_keeps_it() {
 #[test]
 fn a_cancel_is_terminal_and_the_quota_stays_charged_until_the_attempt_has_stopped() {
     let mut state = with_placed(3);
-    let cancel = Command::Cancel(Cancel { tenant: TENANT, target: Target::Job(JobId(1)) });
+    let cancel = Command::Cancel(Cancel { tenant: TENANT, target: Target::Job(JobId(1)), wall_ms: 0 });
     let cancelled = applied(&mut state, cancel);
     assert_eq!(cancelled.answer, Ok(Answer::Cancelled { cancelled: 3, already_ended: 0 }));
     assert_eq!(cancelled.effects.iter().filter(|effect| matches!(effect, Effect::Stop { .. })).count(), 3);
@@ -169,9 +169,32 @@ fn a_cancel_is_terminal_and_the_quota_stays_charged_until_the_attempt_has_stoppe
 }
 
 #[test]
+fn a_job_that_is_cancelled_after_a_long_wait_ended_when_it_was_cancelled() {
+    let ended_at = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::History(HistoryRecord::Job(_, record)) => Some(record.ended_at_ms),
+            _ => None,
+        })
+    };
+    let target = Target::Job(JobId(1));
+    let (mut state, _) = founded();
+    let submission = submit(vec![(spec("a"), 3)]);
+    let wall_ms = submission.wall_ms + 400 * 86_400_000;
+    applied(&mut state, Command::Submit(submission));
+    let cancelled = applied(&mut state, Command::Cancel(Cancel { tenant: TENANT, target, wall_ms }));
+    assert_eq!(ended_at(&cancelled.effects), Some(wall_ms));
+    // One whose attempts have yet to stop ends after its cancel, whatever the clock of their worker says.
+    let mut state = with_placed(1);
+    applied(&mut state, Command::Cancel(Cancel { tenant: TENANT, target, wall_ms }));
+    let late = finish(&mut state, 1, 1, 1, Outcome::Cancelled);
+    assert_eq!(ended_at(&late.effects), Some(wall_ms));
+}
+
+#[test]
 fn another_tenant_s_job_looks_as_if_it_did_not_exist() {
     let mut state = with_placed(1);
-    let cancel = Command::Cancel(Cancel { tenant: grey_core::TenantId(1), target: Target::Job(JobId(1)) });
+    let cancel =
+        Command::Cancel(Cancel { tenant: grey_core::TenantId(1), target: Target::Job(JobId(1)), wall_ms: 0 });
     assert_eq!(applied(&mut state, cancel).answer, Err(Rejection::UnknownJob(JobId(1))));
 }
 
@@ -387,7 +410,11 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
                 signature: vec![7; 64],
             }),
         }),
-        Command::Cancel(grey_core::Cancel { tenant: TENANT, target: grey_core::Target::Task(TaskId(300)) }),
+        Command::Cancel(grey_core::Cancel {
+            tenant: TENANT,
+            target: grey_core::Target::Task(TaskId(300)),
+            wall_ms: 0,
+        }),
         Command::Revoked(Revoked { worker: WorkerId(2), incarnation: 3, attempts: vec![attempt] }),
         Command::ChangeTimeout(grey_core::ChangeTimeout {
             tenant: TENANT,
@@ -415,7 +442,7 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
         "2502b8fcb36c01dc",
         "652548f74266f5df",
         "e34c9eae0137b958",
-        "eeca067f32d40863",
+        "88b1dadeb5303a24",
         "73526978725a65f0",
         "2a531512ca16b90c",
         "fcef3af93b9fd93c",

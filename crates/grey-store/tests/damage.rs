@@ -36,7 +36,10 @@ fn prepared() -> ForgetfulDisk {
         let data = Bytes::from(choices.bytes(100));
         let entries = vec![LogEntry { term: 1, index, kind: LogEntryKind::Normal, data }];
         let hard_state = Some(HardState { term: 1, vote: 1, commit: index });
-        storage.log.append(&[PersistBatch { number: index, hard_state, entries, ..PersistBatch::default() }]).unwrap();
+        storage
+            .log
+            .append(&[PersistBatch { number: index, hard_state, entries, ..PersistBatch::default() }])
+            .unwrap();
         let key = RecordKey { kind: RecordKind(1), key: index, subkey: 2 };
         let value = choices.bytes(300);
         storage.side.history.append([(key, value.as_slice())]).unwrap();

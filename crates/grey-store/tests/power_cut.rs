@@ -293,7 +293,7 @@ fn after_a_failed_write_nothing_more_is_taken() {
     let disk = ForgetfulDisk::default();
     let (mut bench, _) = Bench::open(&disk);
     let entry = LogEntry { term: 1, index: 1, kind: LogEntryKind::Normal, data: Bytes::from_static(b"x") };
-    let batch = PersistBatch { number: 1, hard_state: None, entries: vec![entry] };
+    let batch = PersistBatch { number: 1, entries: vec![entry], ..PersistBatch::default() };
     disk.set_fault(Some(Fault::PowerOff(0)));
     assert!(bench.storage.log.append(std::slice::from_ref(&batch)).is_err());
     disk.set_fault(None);

@@ -12,6 +12,7 @@ use crate::rows::{Job, Phase};
 impl Application<'_> {
     pub(super) fn cancel(&mut self, body: &Cancel) -> Result<Answer, Stop> {
         let (job, row, tasks) = self.target(body.tenant, body.target)?;
+        self.rows.meta.wall_ms = body.wall_ms;
         let cancelled = self.cancel_tasks(job, &row, tasks)?;
         self.event_cancelled(job, cancelled);
         self.end_job_if_done(job, row.info.created_at_ms)?;

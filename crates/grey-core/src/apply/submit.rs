@@ -28,6 +28,7 @@ impl Application<'_> {
             return Err(full("idempotency keys", limits::TENANT_KEYS));
         }
         let (job, tasks) = self.number(total)?;
+        self.rows.meta.wall_ms = body.wall_ms;
         if let Some(tenant) = self.rows.tenants.get_mut(&body.tenant) {
             tenant.queued_tasks = queued;
             tenant.keys = keys;

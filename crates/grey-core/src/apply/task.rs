@@ -276,10 +276,12 @@ impl Application<'_> {
             let record = FlowRecord { flow: flow.as_ref().clone(), broken };
             self.effects.push(Effect::History(HistoryRecord::Flow(job, Box::new(record))));
         }
+        // A job that is cancelled after a long wait has no report that says when it ended, and retention counts from here.
+        let at_least_ms = self.rows.meta.wall_ms.max(row.info.created_at_ms);
         let record = JobRecord {
             info: row.info.as_ref().clone(),
             counts: row.counts,
-            ended_at_ms: wall_ms.max(row.info.created_at_ms),
+            ended_at_ms: wall_ms.max(at_least_ms),
             groups,
         };
         self.effects.push(Effect::History(HistoryRecord::Job(job, Box::new(record))));

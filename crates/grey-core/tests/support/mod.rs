@@ -197,9 +197,11 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
             }],
         }),
         Step::Report { .. } => random_report(state, step),
-        Step::Cancel { job, number, tenant } => {
-            Command::Cancel(Cancel { tenant: TenantId(*tenant), target: target(state, *job, *number) })
-        }
+        Step::Cancel { job, number, tenant } => Command::Cancel(Cancel {
+            tenant: TenantId(*tenant),
+            target: target(state, *job, *number),
+            wall_ms: 1_800_000_000_000,
+        }),
         Step::Revoke { worker, chance } => {
             let workers: Vec<WorkerId> = state.workers().keys().copied().collect();
             let Some(worker) = pick(&workers, *worker) else {

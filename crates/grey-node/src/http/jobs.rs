@@ -12,6 +12,7 @@ use grey_api::{CancelResponse, ErrorCode, JobList, Problem, TaskList, TimeoutCha
 use grey_core::{Answer, Cancel, ChangeTimeout, Command, JobId, Target, TaskId, TenantId};
 
 use super::reply::{Refusal, json, parse, value, whole};
+use crate::clock::wall_ms;
 use crate::handle::Node;
 use crate::views;
 
@@ -174,7 +175,7 @@ pub(crate) async fn cancel_target(
     tenant: TenantId,
     target: Target,
 ) -> Result<Response, Refusal> {
-    match node.propose(Command::Cancel(Cancel { tenant, target })).await {
+    match node.propose(Command::Cancel(Cancel { tenant, target, wall_ms: wall_ms() })).await {
         Ok(Answer::Cancelled { cancelled, already_ended }) => {
             json(&CancelResponse { cancelled, already_ended })
         }
