@@ -4,10 +4,13 @@
 //! history first. At start everything past the checkpoint is cut off and comes again from the log.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::collector::{HistoryCollector, remove_files};
 use crate::disk::{Disk, Medium};
 use crate::error::StoreError;
+use crate::gone::{Gone, Horizons};
 
 /// What a record is about; numbers are the owner's to give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,17 +27,17 @@ pub struct RecordKey {
     pub subkey: u32,
 }
 
-const MAGIC: &[u8; 8] = b"GREYHST1";
+pub(crate) const MAGIC: &[u8; 8] = b"GREYHST1";
 const FOOTER_MAGIC: &[u8; 8] = b"GREYIDX1";
 const KEY_BYTES: usize = 13;
-const HEADER_BYTES: usize = 8 + KEY_BYTES;
+pub(crate) const HEADER_BYTES: usize = 8 + KEY_BYTES;
 const INDEX_ENTRY_BYTES: u64 = KEY_BYTES as u64 + 8;
 /// Count, checksum and magic behind the index of a sealed segment.
 const TRAILER_BYTES: u64 = 8 + 4 + 8;
 const LARGEST_RECORD_BYTES: usize = 64 * 1024 * 1024;
 const INDEX_READ_ENTRIES: u64 = 1024;
 
-fn name(number: u32) -> String {
+pub(crate) fn name(number: u32) -> String {
     format!("history-{number:08}.seg")
 }
 
@@ -60,10 +63,31 @@ impl RecordKey {
 
 /// One file of history.
 #[derive(Debug)]
-struct Segment {
+pub(crate) struct Segment {
+    pub(crate) number: u32,
     name: String,
     medium: Arc<dyn Medium>,
+    /// Where its records end.
+    pub(crate) end: u64,
     index: Index,
+}
+
+/// What is known of history as a whole, beside its segments.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Segments below this number are covered by a checkpoint: they never come again from the log.
+    settled_below: AtomicU32,
+    gone: Mutex<Gone>,
+}
+
+impl Standing {
+    pub(crate) fn settled_below(&self) -> u32 {
+        self.settled_below.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn gone(&self) -> MutexGuard<'_, Gone> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The lowest and the highest key of each kind. Numbers mostly grow, so that of many segments one or two can have a key.
@@ -87,8 +111,12 @@ impl Segment {
         StoreError::damaged(&self.name, format!("byte {offset}"), what)
     }
 
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(self.index, Index::Sealed { .. })
+    }
+
     /// The record at an offset, checked.
-    fn record(&self, offset: u64) -> Result<(RecordKey, Vec<u8>), StoreError> {
+    pub(crate) fn record(&self, offset: u64) -> Result<(RecordKey, Vec<u8>), StoreError> {
         let mut header = [0; HEADER_BYTES];
         self.medium
             .read_at(offset, &mut header)
@@ -206,10 +234,23 @@ impl Segment {
 /// Reads history from any thread; sees records as soon as they are appended.
 #[derive(Debug, Clone)]
 pub struct HistoryReader {
-    segments: Arc<RwLock<Vec<Segment>>>,
+    /// Ascending by number.
+    pub(crate) segments: Arc<RwLock<Vec<Segment>>>,
+    pub(crate) standing: Arc<Standing>,
 }
 
 impl HistoryReader {
+    /// Of jobs that ended at or before these times something may be missing.
+    pub fn horizons(&self) -> Horizons {
+        self.standing.gone().horizons
+    }
+
+    /// How many segments there are, and how many bytes their records take.
+    pub fn size(&self) -> (u64, u64) {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        (segments.len() as u64, segments.iter().map(|segment| segment.end).sum())
+    }
+
     /// One record.
     pub fn get(&self, key: RecordKey) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(next) = key.subkey.checked_add(1) else { return Ok(None) };
@@ -272,6 +313,7 @@ impl HistoryReader {
 pub struct HistoryWriter {
     disk: Arc<dyn Disk>,
     segments: Arc<RwLock<Vec<Segment>>>,
+    standing: Arc<Standing>,
     number: u32,
     length: u64,
     segment_bytes: u64,
@@ -283,7 +325,7 @@ pub struct HistoryWriter {
 const PENDING_BYTES: usize = 256 * 1024;
 
 impl HistoryWriter {
-    /// Opens history as of a checkpoint: segment `number` of `length` bytes is open, those before it are sealed, and
+    /// Opens history as of a checkpoint: segment `number` of `length` bytes is open, those before it are sealed or gone, and
     /// everything else is cut off.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
@@ -297,15 +339,23 @@ impl HistoryWriter {
             let name = name(found);
             disk.remove(&name).map_err(|error| StoreError::io(&name, "remove", error))?;
         }
+        let gone = Gone::read(disk.as_ref(), &names, number)?;
         for earlier in 0..number {
-            segments.push(open_sealed(disk.as_ref(), earlier, &names)?);
+            if gone.segments.contains(&earlier) {
+                // An earlier life ended between naming it and removing it.
+                remove_files(disk.as_ref(), earlier, &names)?;
+            } else {
+                segments.push(open_sealed(disk.as_ref(), earlier, &names)?);
+            }
         }
         segments.push(open_last(disk.as_ref(), number, length)?);
         let length = length.max(MAGIC.len() as u64);
         let segments = Arc::new(RwLock::new(segments));
+        let standing = Standing { settled_below: AtomicU32::new(number), gone: Mutex::new(gone) };
         Ok(HistoryWriter {
             disk,
             segments,
+            standing: Arc::new(standing),
             number,
             length,
             segment_bytes,
@@ -316,7 +366,17 @@ impl HistoryWriter {
 
     /// A reader for other threads.
     pub fn reader(&self) -> HistoryReader {
-        HistoryReader { segments: self.segments.clone() }
+        HistoryReader { segments: self.segments.clone(), standing: self.standing.clone() }
+    }
+
+    /// What looks through history as a whole, for another thread.
+    pub fn collector(&self) -> HistoryCollector {
+        HistoryCollector::new(self.disk.clone(), self.reader())
+    }
+
+    /// A checkpoint that has this as its open segment is durable.
+    pub(crate) fn checkpointed(&self, number: u32) {
+        self.standing.settled_below.store(number, Ordering::Release);
     }
 
     /// Number and length of the open segment, once [`HistoryWriter::flush`] has been called.
@@ -368,6 +428,7 @@ impl HistoryWriter {
         let written = segment.medium.write_at(self.length, &self.pending);
         written.map_err(|error| StoreError::io(&segment.name, "write", error))?;
         self.length += self.pending.len() as u64;
+        segment.end = self.length;
         self.pending.clear();
         if let Index::Open(index) = &mut segment.index {
             index.extend(added);
@@ -382,6 +443,21 @@ impl HistoryWriter {
             Some(segment) => segment.medium.sync().map_err(segment.io("sync")),
             None => Ok(()),
         }
+    }
+
+    /// Closes the open segment before it is full, where it is still the one of this number and has records: what is in
+    /// it shall not wait for what comes later.
+    pub fn seal_early(&mut self, number: u32) -> Result<(), StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed { file: name(self.number) });
+        }
+        if number != self.number || self.length <= MAGIC.len() as u64 {
+            return Ok(());
+        }
+        self.failed = true;
+        self.seal()?;
+        self.failed = false;
+        Ok(())
     }
 
     /// Closes the open segment with its index and begins the next.
@@ -426,7 +502,8 @@ fn open_sealed(disk: &dyn Disk, number: u32, names: &[String]) -> Result<Segment
     match begins {
         Some(begins) if rest.ends_with(FOOTER_MAGIC) => {
             check_magic(&name, medium.as_ref())?;
-            Ok(Segment { name, medium, index: Index::Sealed { begins, count, checked: OnceLock::new() } })
+            let index = Index::Sealed { begins, count, checked: OnceLock::new() };
+            Ok(Segment { number, name, medium, end: begins, index })
         }
         _ => Err(damaged("its trailer is not one")),
     }
@@ -460,7 +537,8 @@ fn open_last(disk: &dyn Disk, number: u32, length: u64) -> Result<Segment, Store
         check_magic(&name, medium.as_ref())?;
         medium.set_len(length).map_err(|error| StoreError::io(&name, "cut", error))?;
     }
-    let mut segment = Segment { name, medium, index: Index::Open(BTreeMap::new()) };
+    let end = length.max(MAGIC.len() as u64);
+    let mut segment = Segment { number, name, medium, end, index: Index::Open(BTreeMap::new()) };
     let (mut at, mut index) = (MAGIC.len() as u64, BTreeMap::new());
     while at < length {
         let (key, value) = segment.record(at)?;

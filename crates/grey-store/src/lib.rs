@@ -4,9 +4,11 @@
 //! After a failed write or sync a store takes nothing more: the node ends and starts anew from what is on the disk.
 
 mod checkpoint;
+mod collector;
 mod database;
 mod disk;
 mod error;
+mod gone;
 mod history;
 mod journal;
 mod log;
@@ -14,8 +16,10 @@ mod storage;
 mod tree;
 
 pub use checkpoint::{CheckpointStore, SidePosition};
+pub use collector::{HistoryCollector, RecordBatch, SegmentFacts};
 pub use disk::{Disk, Folder, Medium};
 pub use error::StoreError;
+pub use gone::Horizons;
 pub use history::{HistoryReader, HistoryWriter, RecordKey, RecordKind};
 pub use journal::Journal;
 pub use log::{LogStore, LogStoreReader};

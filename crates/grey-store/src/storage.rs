@@ -126,7 +126,9 @@ impl SideStorage {
         self.tree.sync()?;
         let (history_segment, history_bytes) = self.history.position();
         let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
-        self.checkpoint.write(checkpoint, side)
+        self.checkpoint.write(checkpoint, side)?;
+        self.history.checkpointed(history_segment);
+        Ok(())
     }
 }
 
