@@ -13,6 +13,8 @@ mod follow;
 mod formats;
 #[path = "process/http.rs"]
 mod http;
+#[path = "process/retention.rs"]
+mod retention;
 mod support;
 
 use std::io::{Read, Write};

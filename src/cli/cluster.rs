@@ -1,6 +1,6 @@
 //! `grey cluster`.
 
-use grey_api::ClusterStatus;
+use grey_api::{ClusterStatus, RetentionStatus};
 
 use super::error::CliError;
 use super::output::{Output, harmless, table};
@@ -15,6 +15,27 @@ pub enum ClusterCommand {
     Status,
     /// The root that a verifier keeps, to be given to `grey verify --root`
     Root,
+}
+
+/// What a node keeps of what has ended, in two sentences.
+pub fn kept(retention: &RetentionStatus) -> (String, String) {
+    let history = format!(
+        "records and proofs for {}: {} in {} segment(s)",
+        units::shown_span(retention.history_ms),
+        units::shown_size(retention.history_bytes),
+        retention.history_segments
+    );
+    let takes = match (retention.blobs, retention.blob_bytes) {
+        (Some(blobs), Some(bytes)) => format!("{} in {blobs} blob(s)", units::shown_size(bytes)),
+        _ => "not measured yet".to_owned(),
+    };
+    let blobs = format!(
+        "logs for {}, output files for {}, unused inputs for {}: {takes}",
+        units::shown_span(retention.logs_ms),
+        units::shown_span(retention.results_ms),
+        units::shown_span(retention.inputs_ms)
+    );
+    (history, blobs)
 }
 
 fn text(status: &ClusterStatus) -> String {
@@ -35,6 +56,8 @@ fn text(status: &ClusterStatus) -> String {
         status.reports,
         harmless(&status.data_dir),
     );
+    let (history, blobs) = kept(&status.retention);
+    text.push_str(&format!("kept      {history}\n          {blobs}\n"));
     if let Some(refusing) = &status.refusing {
         text.push_str(&format!("refusing  new work: {}\n", harmless(refusing)));
     }

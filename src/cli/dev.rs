@@ -9,7 +9,7 @@ use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
 use super::output::Output;
-use super::serve::{LAUNCHER, WorkerArguments, log_to_stderr};
+use super::serve::{LAUNCHER, RetentionArguments, WorkerArguments, log_to_stderr};
 use super::session::{Target, runtime};
 
 /// How long `grey down` waits for the process to end.
@@ -22,13 +22,16 @@ Examples:
   grey dev                            listen on 127.0.0.1:7654 until Ctrl-C
   grey dev --listen 127.0.0.1:8000    on another port
   grey --data-dir ./try dev           with data of its own
-  grey dev --label zone=a --device gpu=2    a worker that tasks may choose by its label, with two GPUs")]
+  grey dev --label zone=a --device gpu=2    a worker that tasks may choose by its label, with two GPUs
+  grey dev --retain-logs 7d --retain-history 1000d     keep logs for a week, records and proofs for years")]
 pub struct DevArguments {
     /// The loopback address to listen on
     #[arg(long, default_value = "127.0.0.1:7654", value_name = "ADDRESS")]
     listen: SocketAddr,
     #[command(flatten)]
     worker: WorkerArguments,
+    #[command(flatten)]
+    retention: RetentionArguments,
 }
 
 /// Runs the local cluster in the foreground.
@@ -42,6 +45,7 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
         idle_exit: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
+        retention: arguments.retention.retention(),
     };
     let outcome = run_local(&options, |ready: &Ready| {
         // A closed stdout must not end the cluster.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use grey_api::ClusterStatus;
 use grey_node::Inspection;
 
+use super::cluster::kept;
 use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless};
 use super::serve::LAUNCHER;
@@ -63,6 +64,11 @@ fn look_at_directory(directory: &Path, findings: &mut Vec<Finding>) {
 
 fn look_at_cluster(target: &Target, findings: &mut Vec<Finding>) -> Result<(), CliError> {
     let status = runtime()?.block_on(target.client().get::<ClusterStatus>("/v1/cluster"));
+    if let Ok(status) = &status {
+        let (history, blobs) = kept(&status.retention);
+        findings.push(finding("kept", true, history));
+        findings.push(finding("kept", true, blobs));
+    }
     findings.push(match (status, target) {
         (Ok(status), _) => {
             let says = format!("process {} runs cluster {}", status.process_id, status.cluster);

@@ -70,7 +70,7 @@ impl From<ClientError> for CliError {
         match error {
             ClientError::Refused(problem) => {
                 let exit_status = match problem.code {
-                    ErrorCode::NotFound | ErrorCode::NotEnded => ANSWER_IS_NO,
+                    ErrorCode::NotFound | ErrorCode::NotRetained | ErrorCode::NotEnded => ANSWER_IS_NO,
                     ErrorCode::Unavailable => UNREACHABLE,
                     _ => REFUSED,
                 };

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use grey_node::{LocalOptions, NodeError, Ready, run_local};
+use grey_node::{LocalOptions, NodeError, Ready, Retention, run_local};
 use tracing_subscriber::EnvFilter;
 
 use super::session::StartReport;
@@ -24,6 +24,38 @@ pub struct LocalArguments {
     idle_exit_ms: Option<u64>,
     #[command(flatten)]
     worker: WorkerArguments,
+    #[command(flatten)]
+    retention: RetentionArguments,
+}
+
+/// How long a local cluster keeps what has ended.
+#[derive(clap::Args)]
+pub struct RetentionArguments {
+    /// How long stdout and stderr are kept after the end of their job, where they are large [default: 30d]
+    #[arg(long, env = "GREY_RETAIN_LOGS", value_parser = units::duration_ms, value_name = "TIME")]
+    retain_logs: Option<u64>,
+    /// How long output files are kept, where they are large [default: 30d]
+    #[arg(long, env = "GREY_RETAIN_RESULTS", value_parser = units::duration_ms, value_name = "TIME")]
+    retain_results: Option<u64>,
+    /// How long records of jobs and tasks are kept, with what is small, and their proofs [default: 90d]
+    #[arg(long, env = "GREY_RETAIN_HISTORY", value_parser = units::duration_ms, value_name = "TIME")]
+    retain_history: Option<u64>,
+    /// How long inputs are kept that no job needs any more; 24h at least [default: 7d]
+    #[arg(long, env = "GREY_RETAIN_INPUTS", value_parser = units::duration_ms, value_name = "TIME")]
+    retain_inputs: Option<u64>,
+}
+
+impl RetentionArguments {
+    /// What was given, and what is usual for the rest.
+    pub fn retention(&self) -> Retention {
+        let usual = Retention::default();
+        Retention {
+            logs_ms: self.retain_logs.unwrap_or(usual.logs_ms),
+            results_ms: self.retain_results.unwrap_or(usual.results_ms),
+            history_ms: self.retain_history.unwrap_or(usual.history_ms),
+            inputs_ms: self.retain_inputs.unwrap_or(usual.inputs_ms),
+        }
+    }
 }
 
 /// What the worker of a local cluster is like.
@@ -73,6 +105,7 @@ pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
         listen: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
+        retention: arguments.retention.retention(),
         idle_exit: Some(arguments.idle_exit_ms.map_or(IDLE_EXIT, Duration::from_millis)),
     };
     let mut ready = false;

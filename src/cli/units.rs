@@ -90,6 +90,13 @@ pub fn shown_size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{}.{} {name}", tenths / 10, tenths % 10) }
 }
 
+/// A time of many hours or days for people: the largest unit in which it is a whole number.
+pub fn shown_span(time_ms: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")];
+    let unit = UNITS.iter().find(|(unit_ms, _)| time_ms >= *unit_ms && time_ms.is_multiple_of(*unit_ms));
+    unit.map_or_else(|| format!("{time_ms} ms"), |(unit_ms, name)| format!("{} {name}", time_ms / unit_ms))
+}
+
 /// A time for people.
 pub fn shown_time(duration_us: u64) -> String {
     match duration_us {
@@ -133,6 +140,8 @@ mod tests {
         assert_eq!(shown_size(999), "999 B");
         assert_eq!(shown_size(3 * 1_024 * 1_024 + 200_000), "3.1 MiB");
         assert_eq!(shown_time(12_345), "12.3 ms");
+        assert_eq!(shown_span(90 * 86_400_000), "90 d");
+        assert_eq!((shown_span(90_000), shown_span(1_500)), ("90 s".to_owned(), "1500 ms".to_owned()));
         assert_eq!(shown_time(90_000_000), "0 h 1 min 30 s");
     }
 }

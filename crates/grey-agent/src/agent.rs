@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use grey_core::{
-    Assignment, AttemptId, AttemptResult, Content, Devices, Finished, FromWorker, Heartbeat, Outcome,
-    RegisterWorker, Report, ReportAnswer, ReportedRun, Resources, Revoked, SandboxLevel, SignedRoot, Signer,
-    Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage, limits, report_root,
+    Assignment, AttemptId, AttemptResult, BlobReference, Content, Devices, Finished, FromWorker, Heartbeat,
+    Outcome, RegisterWorker, Report, ReportAnswer, ReportedRun, Resources, Revoked, SandboxLevel, SignedRoot,
+    Signer, Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage, limits,
+    report_root,
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
 
@@ -197,6 +198,13 @@ impl Agent {
     /// Attempts held, started or not.
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// The blobs of results that were not accepted yet: no record of the cluster names them so far.
+    pub fn unreported_blobs(&self) -> impl Iterator<Item = BlobReference> + '_ {
+        let recorded = self.outbox.runs().map(|run| &run.finished.result);
+        let results = self.ended.iter().map(|ended| &ended.result).chain(recorded);
+        results.flat_map(AttemptResult::blobs).map(|(_, blob)| blob)
     }
 
     /// Whether nothing is held and nothing waits to be reported.

@@ -161,6 +161,11 @@ impl Outbox {
         })
     }
 
+    /// The runs of every record.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &ReportedRun> {
+        self.records.values().flat_map(|record| &record.runs)
+    }
+
     /// Whether a record has the attempt's result.
     pub(crate) fn covers(&self, attempt: AttemptId) -> bool {
         let has = |run: &ReportedRun| {

@@ -7,9 +7,9 @@ use crate::problem::{ErrorCode, Problem};
 use crate::types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
-    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamEnd, StreamName, StreamedJob,
-    TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest,
-    WorkerStatus,
+    JobRequest, JobStatus, OutputsRequest, RetentionStatus, RetriesRequest, StreamEnd, StreamName,
+    StreamedJob, TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged,
+    TimeoutRequest, WorkerStatus,
 };
 
 /// One endpoint.
@@ -252,6 +252,7 @@ const fn endpoint(
     JobStatus,
     OutputsRequest,
     Problem,
+    RetentionStatus,
     RetriesRequest,
     StreamEnd,
     StreamName,

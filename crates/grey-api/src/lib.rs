@@ -14,7 +14,7 @@ pub use problem::{ErrorCode, Problem};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
-    JobRequest, JobStatus, OutputsRequest, RetriesRequest, StreamEnd, StreamName, StreamedJob,
-    TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged, TimeoutRequest,
-    WorkerStatus,
+    JobRequest, JobStatus, OutputsRequest, RetentionStatus, RetriesRequest, StreamEnd, StreamName,
+    StreamedJob, TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged,
+    TimeoutRequest, WorkerStatus,
 };

@@ -48,6 +48,8 @@ codes! {
     UnknownTenant = "unknown_tenant", 404, "The tenant is unknown";
     /// No such job, task, attempt, output or endpoint.
     NotFound = "not_found", 404, "There is no such thing";
+    /// It was there and is no longer kept.
+    NotRetained = "not_retained", 410, "It is no longer kept";
     /// The endpoint exists and does not take this method.
     MethodNotAllowed = "method_not_allowed", 405, "The method is not taken here";
     /// What is asked for exists only once the task has ended.

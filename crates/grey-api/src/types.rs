@@ -550,10 +550,47 @@ pub struct ClusterStatus {
     /// Whether new work is taken; otherwise why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
+    /// What it keeps of what has ended, and how much that takes.
+    pub retention: RetentionStatus,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
     /// Where this node's data lies.
     pub data_dir: String,
     /// The node's process.
     pub process_id: u32,
+}
+
+/// What a node keeps of what has ended. Times are milliseconds after the end of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct RetentionStatus {
+    /// How long standard output and error are kept that are blobs.
+    pub logs_ms: u64,
+    /// How long output files are kept that are blobs.
+    pub results_ms: u64,
+    /// How long records are kept, and with them proofs.
+    pub history_ms: u64,
+    /// How long inputs of jobs that ended are kept, and content that was sent and not used.
+    pub inputs_ms: u64,
+    /// Segments of history.
+    pub history_segments: u64,
+    /// Their records in bytes.
+    pub history_bytes: u64,
+    /// Blobs when it last looked; absent before the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blobs: Option<u64>,
+    /// Their bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob_bytes: Option<u64>,
+    /// When it last looked, milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looked_at_ms: Option<u64>,
+    /// Of jobs that ended until then, records may be gone; milliseconds since 1970, absent when none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_gone_until_ms: Option<u64>,
+    /// Segments removed since the node started.
+    pub removed_segments: u64,
+    /// Blobs removed since the node started.
+    pub removed_blobs: u64,
+    /// Their bytes.
+    pub removed_blob_bytes: u64,
 }

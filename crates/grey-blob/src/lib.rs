@@ -2,6 +2,8 @@
 
 mod error;
 mod store;
+mod sweep;
 
 pub use error::BlobError;
 pub use store::{BlobStore, Pieces};
+pub use sweep::{FOLDERS, Hold, Sweep, Swept};

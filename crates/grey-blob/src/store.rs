@@ -1,14 +1,18 @@
 //! Blobs in a local directory behind `object_store`.
 //!
-//! Its local backend puts a blob into its place by renaming a finished file, and syncs nothing: what is promised to be
-//! durable is synced here. After a power cut a name may stand for content that never reached the disk; every read
-//! checks the digest, and putting a blob again replaces what is there.
+//! Its local backend syncs nothing: what is promised to be durable is synced here, before the finished file is put into
+//! its place. Every read checks the digest, and putting a blob again replaces what is there.
+//!
+//! A blob's time of modification says until when somebody outside counts on it, where that lies ahead: whoever sent it, or
+//! was told that it is here. Nothing else is read from it.
 
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
@@ -19,6 +23,7 @@ use object_store::{ObjectStoreExt, WriteMultipart};
 use tokio::io::AsyncReadExt;
 
 use crate::error::BlobError;
+use crate::sweep::Watch;
 
 /// How much of a file is read and written at once, in bytes.
 const PIECE_BYTES: usize = 4 * 1024 * 1024;
@@ -35,6 +40,7 @@ pub struct BlobStore {
     store: LocalFileSystem,
     /// Numbers what is coming in.
     incoming: AtomicU64,
+    pub(crate) watch: Arc<Watch>,
 }
 
 /// The folder of content that has not come to its end; what an earlier life left there is removed.
@@ -62,7 +68,14 @@ impl BlobStore {
             _ => {}
         }
         let store = LocalFileSystem::new_with_prefix(directory).map_err(BlobError::failed("open", shown))?;
-        Ok(BlobStore { directory: directory.to_path_buf(), store, incoming: AtomicU64::new(0) })
+        std::fs::create_dir(directory.join(INCOMING)).map_err(BlobError::failed("create", INCOMING))?;
+        let directory = directory.to_path_buf();
+        Ok(BlobStore { directory, store, incoming: AtomicU64::new(0), watch: Arc::default() })
+    }
+
+    /// Where blobs lie whose digest begins with a byte.
+    pub(crate) fn folder(&self, first: u8) -> PathBuf {
+        self.directory.join(format!("{first:02x}"))
     }
 
     /// Where a blob lies. Its content is unchecked.
@@ -70,13 +83,19 @@ impl BlobStore {
         self.directory.join(relative(digest))
     }
 
-    /// Keeps bytes; durable when this returns.
-    pub async fn put(&self, bytes: Bytes) -> Result<Digest, BlobError> {
+    fn next_incoming(&self) -> (Location, PathBuf) {
+        let place = format!("{INCOMING}/{}", self.incoming.fetch_add(1, Ordering::Relaxed));
+        (Location::from(place.as_str()), self.directory.join(place))
+    }
+
+    /// Keeps bytes; durable when this returns. It stays until a sweep finds that nobody names it, and at least until
+    /// `counted_on_until`. What a later record will name is held, see [`BlobStore::hold`].
+    pub async fn put(&self, bytes: Bytes, counted_on_until: Option<SystemTime>) -> Result<Digest, BlobError> {
         let digest = Digest::of(&bytes);
-        let location = Location::from(relative(&digest));
+        let (location, path) = self.next_incoming();
         let put = self.store.put(&location, bytes.into()).await;
         put.map_err(BlobError::failed("write", format!("blob {digest}")))?;
-        self.make_durable(digest).await?;
+        self.settle(path, digest, counted_on_until).await?;
         Ok(digest)
     }
 
@@ -84,7 +103,7 @@ impl BlobStore {
     pub async fn put_file(&self, path: &Path, digest: &Digest, size_bytes: u64) -> Result<(), BlobError> {
         let shown = path.display().to_string();
         let mut file = tokio::fs::File::open(path).await.map_err(BlobError::failed("open", &shown))?;
-        let location = Location::from(relative(digest));
+        let (location, place) = self.next_incoming();
         let upload = self.store.put_multipart(&location).await;
         let upload = upload.map_err(BlobError::failed("write", format!("blob {digest}")))?;
         let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
@@ -121,21 +140,21 @@ impl BlobStore {
             return Err(error);
         }
         writer.finish().await.map_err(BlobError::failed("write", format!("blob {digest}")))?;
-        self.make_durable(*digest).await
+        self.settle(place, *digest, None).await
     }
 
     /// Keeps content that comes piece by piece, at most `limit_bytes` of it; durable when this returns. Returns its digest
-    /// and its length. Nothing is kept when it does not come to its end.
+    /// and its length. Nothing is kept when it does not come to its end. It stays at least until `counted_on_until`.
     pub async fn put_stream<E>(
         &self,
         mut pieces: impl Stream<Item = Result<Bytes, E>> + Unpin,
         limit_bytes: u64,
+        counted_on_until: SystemTime,
     ) -> Result<(Digest, u64), BlobError>
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        let number = self.incoming.fetch_add(1, Ordering::Relaxed);
-        let place = Location::from(format!("{INCOMING}/{number}"));
+        let (place, path) = self.next_incoming();
         let upload = self.store.put_multipart(&place).await;
         let upload = upload.map_err(BlobError::failed("write", "incoming content"))?;
         let mut writer = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES);
@@ -163,9 +182,7 @@ impl BlobStore {
         }
         writer.finish().await.map_err(BlobError::failed("write", "incoming content"))?;
         let (length, digest) = hash.finish();
-        let renamed = self.store.rename(&place, &Location::from(relative(&digest))).await;
-        renamed.map_err(BlobError::failed("write", format!("blob {digest}")))?;
-        self.make_durable(digest).await?;
+        self.settle(path, digest, Some(counted_on_until)).await?;
         Ok((digest, length))
     }
 
@@ -187,19 +204,45 @@ impl BlobStore {
         Ok(self.path_of(digest))
     }
 
-    /// Syncs a blob and the names that lead to it.
-    async fn make_durable(&self, digest: Digest) -> Result<(), BlobError> {
-        let (path, directory) = (self.path_of(&digest), self.directory.clone());
-        let sync = move || -> std::io::Result<()> {
-            File::open(&path)?.sync_all()?;
-            if let Some(folder) = path.parent() {
-                File::open(folder)?.sync_all()?;
+    /// Says that somebody counts on a blob until then, and how long it is; nothing when it is not here. Either a sweep comes
+    /// first and it is not here, or it stays.
+    pub async fn count_on(&self, digest: &Digest, until: SystemTime) -> Result<Option<u64>, BlobError> {
+        let (path, watch, digest) = (self.path_of(digest), self.watch.clone(), *digest);
+        let counted = tokio::task::spawn_blocking(move || watch.count_on(&path, &digest, until)).await;
+        let what = format!("blob {digest}");
+        counted.map_err(BlobError::failed("look for", &what))?.map_err(BlobError::failed("look for", what))
+    }
+
+    /// [`BlobStore::count_on`] on a thread that may wait for the disk.
+    pub fn count_on_now(&self, digest: &Digest, until: SystemTime) -> std::io::Result<Option<u64>> {
+        self.watch.count_on(&self.path_of(digest), digest, until)
+    }
+
+    /// Puts a finished file into its place, durably.
+    async fn settle(
+        &self,
+        incoming: PathBuf,
+        digest: Digest,
+        counted_on_until: Option<SystemTime>,
+    ) -> Result<(), BlobError> {
+        let (path, directory, watch) = (self.path_of(&digest), self.directory.clone(), self.watch.clone());
+        let settle = move || -> std::io::Result<()> {
+            let file = File::options().write(true).open(&incoming)?;
+            if let Some(until) = counted_on_until {
+                file.set_modified(until)?;
             }
+            file.sync_all()?;
+            let folder = path.parent().unwrap_or(&directory);
+            if !folder.is_dir() {
+                std::fs::create_dir_all(folder)?;
+            }
+            watch.put_in_place(&incoming, &path, &digest, counted_on_until)?;
+            File::open(folder)?.sync_all()?;
             File::open(directory)?.sync_all()
         };
-        let synced = tokio::task::spawn_blocking(sync).await;
+        let settled = tokio::task::spawn_blocking(settle).await;
         let what = format!("blob {digest}");
-        synced.map_err(BlobError::failed("sync", &what))?.map_err(BlobError::failed("sync", what))
+        settled.map_err(BlobError::failed("sync", &what))?.map_err(BlobError::failed("sync", what))
     }
 
     /// A whole blob of at most `limit_bytes`, verified.

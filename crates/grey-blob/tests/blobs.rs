@@ -1,6 +1,8 @@
 //! Blobs: what is read is what was written, or an error that says so.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use grey_blob::{BlobError, BlobStore};
@@ -31,7 +33,7 @@ async fn what_was_put_is_read_back_whole_and_from_any_offset() {
     let store = BlobStore::open(directory.path()).unwrap();
     for length in [0, 1, 4_096, 5 * 1024 * 1024 + 3, 20 * 1024 * 1024] {
         let content = noise(length);
-        let digest = store.put(Bytes::from(content.clone())).await.unwrap();
+        let digest = store.put(Bytes::from(content.clone()), None).await.unwrap();
         assert_eq!(digest, Digest::of(&content));
         assert_eq!(store.get(&digest, u64::MAX).await.unwrap(), content);
         for offset in [0, 1, length as u64 / 2, length as u64, length as u64 + 9] {
@@ -51,7 +53,7 @@ async fn a_flipped_byte_a_cut_and_a_missing_blob_are_errors() {
     let directory = tempfile::tempdir().unwrap();
     let store = BlobStore::open(directory.path()).unwrap();
     let content = noise(3 * 1024 * 1024);
-    let digest = store.put(Bytes::from(content.clone())).await.unwrap();
+    let digest = store.put(Bytes::from(content.clone()), None).await.unwrap();
     let path = store.path_of(&digest);
     for position in [0, content.len() / 2, content.len() - 1] {
         let mut damaged = content.clone();
@@ -66,7 +68,7 @@ async fn a_flipped_byte_a_cut_and_a_missing_blob_are_errors() {
     std::fs::write(&path, &content[..100]).unwrap();
     assert!(matches!(store.get(&digest, u64::MAX).await, Err(BlobError::Damaged { .. })));
     // Putting it again mends it.
-    store.put(Bytes::from(content.clone())).await.unwrap();
+    store.put(Bytes::from(content.clone()), None).await.unwrap();
     assert_eq!(store.get(&digest, u64::MAX).await.unwrap(), content);
     assert!(matches!(store.get(&digest, 10).await, Err(BlobError::TooLarge { .. })));
 
@@ -109,11 +111,12 @@ async fn content_that_comes_in_pieces_is_kept_whole_or_not_at_all() {
         }
         futures_util::stream::iter(pieces)
     };
-    assert!(store.put_stream(pieces(true), u64::MAX).await.is_err());
-    let refused = store.put_stream(pieces(false), content.len() as u64 - 1).await;
+    assert!(store.put_stream(pieces(true), u64::MAX, SystemTime::now()).await.is_err());
+    let refused = store.put_stream(pieces(false), content.len() as u64 - 1, SystemTime::now()).await;
     assert!(matches!(refused, Err(BlobError::Oversized { .. })));
     assert_eq!(walk(directory.path()), 0, "nothing of what broke off is left");
-    let (digest, length) = store.put_stream(pieces(false), content.len() as u64).await.unwrap();
+    let (digest, length) =
+        store.put_stream(pieces(false), content.len() as u64, SystemTime::now()).await.unwrap();
     assert_eq!((digest, length), (Digest::of(&content), content.len() as u64));
     assert_eq!(store.size_bytes(&digest).await.unwrap(), Some(length));
     assert_eq!(std::fs::read(store.verified_path(&digest).await.unwrap()).unwrap(), content);

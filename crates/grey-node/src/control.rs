@@ -48,6 +48,8 @@ pub(crate) enum Message {
     Persisted(u64),
     /// A checkpoint is durable.
     Checkpointed(u64),
+    /// Make everything so far durable, so that what covers it can go.
+    Checkpoint,
     /// A writing thread ended.
     Failed(&'static str),
     /// End after a last checkpoint.
@@ -172,6 +174,12 @@ impl Control {
             Message::Checkpointed(through) => {
                 self.server.replica_mut().checkpointed(through);
                 self.ended = self.stopping && self.checkpoint_requested;
+            }
+            Message::Checkpoint => {
+                // One that is under way serves as well, sooner or later.
+                if let Some(checkpoint) = self.server.replica_mut().checkpoint_now() {
+                    self.to_side(SideRequest::Checkpoint(Box::new(checkpoint)))?;
+                }
             }
             Message::Failed(thread) => return Err(NodeError::ThreadEnded(thread)),
             Message::Stop => self.stopping = true,

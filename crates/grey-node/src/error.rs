@@ -49,6 +49,12 @@ pub enum NodeError {
         /// What is wrong with its labels or devices, and the limit.
         reason: String,
     },
+    /// What has ended cannot be kept like that.
+    #[error("{reason}")]
+    Retention {
+        /// Which retention, what it is and the limit.
+        reason: String,
+    },
     /// Another version wrote the data directory.
     #[error(
         "{directory} was written in format {found}, this version reads format {supported}: run the version that wrote \

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use grey_blob::BlobStore;
 use grey_core::{BlobReference, Content, InputFile, OutputFile, Stage, TaskId, limits};
@@ -10,6 +11,9 @@ use tokio::sync::watch;
 use crate::items::ItemLists;
 use crate::records::Records;
 use crate::views::LastReport;
+
+/// How long a small file of another task stays as a blob: far longer than an attempt takes to begin.
+const GATHERED_FOR: Duration = Duration::from_secs(24 * 3_600);
 
 /// Why the inputs of an attempt are not at hand.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +57,9 @@ impl Gatherer {
                 Content::Blob(blob) => blob,
                 Content::Inline(bytes) => {
                     let size_bytes = bytes.len() as u64;
-                    let digest = self.blobs.put(bytes.into()).await;
+                    // No record will name it: it is needed until the attempt has begun.
+                    let until = Some(SystemTime::now() + GATHERED_FOR);
+                    let digest = self.blobs.put(bytes.into(), until).await;
                     let digest = digest.map_err(|error| GatherError::Failed(error.to_string()))?;
                     BlobReference { digest, size_bytes }
                 }

@@ -23,6 +23,7 @@ use crate::identity::Identity;
 use crate::items::ItemLists;
 use crate::rate::EndRate;
 use crate::records::Records;
+use crate::retention::Keeping;
 
 /// Submissions that are worked on at once; more wait for a moment and are then refused.
 const SUBMISSIONS_AT_ONCE: usize = 64;
@@ -45,6 +46,7 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
+    pub(crate) keeping: Arc<Keeping>,
     pub(crate) items: Arc<ItemLists>,
     /// What runs here, for those who follow it.
     pub(crate) process: Arc<dyn Executor>,

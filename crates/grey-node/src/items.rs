@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use grey_api::InputRequest;
 use grey_blob::BlobStore;
@@ -90,6 +92,20 @@ enum WalkError<E> {
     Said(E),
 }
 
+/// Goes through the files that a list names. A line that is no item names none.
+pub(crate) fn files(path: &Path, mut each: impl FnMut(Digest)) -> std::io::Result<()> {
+    let walked = walk(&File::open(path)?, |_, line| {
+        if let Some(file) = parse(line).ok().and_then(|item| item.file) {
+            each(file.blob.digest);
+        }
+        Ok::<(), core::convert::Infallible>(())
+    });
+    match walked {
+        Err(WalkError::Io(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Why a list cannot be the items of an array.
 pub(crate) enum ListProblem {
     /// A line, from one, is wrong.
@@ -100,11 +116,12 @@ pub(crate) enum ListProblem {
     Unreadable(String),
 }
 
-/// Checks that a list is the items of so many tasks, and that the files it names are there.
+/// Checks that a list is the items of so many tasks, and that the files it names are there and stay until then.
 pub(crate) async fn check(
     blobs: &Arc<BlobStore>,
     list: BlobReference,
     count: u32,
+    counted_on_until: SystemTime,
 ) -> Result<(), ListProblem> {
     let unreadable = |error: String| ListProblem::Unreadable(error);
     let path = blobs.verified_path(&list.digest).await.map_err(|error| unreadable(error.to_string()))?;
@@ -115,8 +132,8 @@ pub(crate) async fn check(
             let wrong = |what: String| (number.saturating_add(1), what);
             let item = parse(line).map_err(wrong)?;
             let Some(file) = item.file else { return Ok(()) };
-            let found = std::fs::metadata(blobs.path_of(&file.blob.digest)).ok();
-            match found.filter(|found| found.len() == file.blob.size_bytes) {
+            let found = blobs.count_on_now(&file.blob.digest, counted_on_until).ok().flatten();
+            match found.filter(|size_bytes| *size_bytes == file.blob.size_bytes) {
                 Some(_) => Ok(()),
                 None => Err(wrong(format!("names content {} that was not sent", file.blob.digest))),
             }
@@ -217,7 +234,7 @@ mod tests {
     async fn kept(text: &str) -> (tempfile::TempDir, Arc<BlobStore>, BlobReference) {
         let directory = tempfile::tempdir().unwrap();
         let blobs = Arc::new(BlobStore::open(directory.path()).unwrap());
-        let digest = blobs.put(text.to_owned().into()).await.unwrap();
+        let digest = blobs.put(text.to_owned().into(), None).await.unwrap();
         let size_bytes = text.len() as u64;
         (directory, blobs, BlobReference { digest, size_bytes })
     }
@@ -232,8 +249,8 @@ mod tests {
                 assert_eq!(item.text, expected);
             }
             assert!(matches!(lists.item(&blobs, list, 3).await, Err(GatherError::Refused(_))));
-            assert!(check(&blobs, list, 3).await.is_ok());
-            assert!(matches!(check(&blobs, list, 4).await, Err(ListProblem::Count(3))));
+            assert!(check(&blobs, list, 3, SystemTime::now()).await.is_ok());
+            assert!(matches!(check(&blobs, list, 4, SystemTime::now()).await, Err(ListProblem::Count(3))));
         }
     }
 
@@ -243,7 +260,7 @@ mod tests {
         let outside = format!(r#"{{"path":"../a","digest":"{}","size_bytes":1}}"#, Digest::of(b"absent"));
         for wrong in ["7", "{}", "\"a", "", "\"a\\u0000b\"", absent.as_str(), outside.as_str()] {
             let (_directory, blobs, list) = kept(&format!("\"right\"\n{wrong}\n\"right\"\n")).await;
-            let checked = check(&blobs, list, 3).await;
+            let checked = check(&blobs, list, 3, SystemTime::now()).await;
             assert!(matches!(checked, Err(ListProblem::Line(2, _))), "{wrong} was taken for an item");
         }
     }

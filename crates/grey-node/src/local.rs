@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantReco
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
 use grey_replica::{Options, Replica};
-use grey_store::{DirectoryLock, Disk, Folder, Journal, Storage, StorageOptions};
+use grey_store::{DirectoryLock, Disk, Folder, HistoryCollector, Journal, Storage, StorageOptions};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, broadcast, watch};
 
@@ -33,7 +33,8 @@ use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
 use crate::rate::EndRate;
 use crate::records::Records;
-use crate::threads::{log_thread, side_thread, spawn};
+use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
+use crate::threads::{SideRequest, log_thread, side_thread, spawn};
 use crate::worker::{Worker, WorkerMessage, WorkerWiring};
 
 /// The number of the only server.
@@ -76,6 +77,8 @@ pub struct LocalOptions {
     pub labels: BTreeMap<String, String>,
     /// Devices of its worker: how many of each kind tasks may have.
     pub devices: BTreeMap<String, u32>,
+    /// How long it keeps what has ended.
+    pub retention: Retention,
 }
 
 /// What a node tells once it takes requests.
@@ -109,11 +112,15 @@ struct Threads {
     log: JoinHandle<Result<(), NodeError>>,
     side: JoinHandle<Result<(), NodeError>>,
     worker: Option<JoinHandle<Result<(), NodeError>>>,
+    /// The collector, and what tells it to end by being dropped.
+    collector: Option<(JoinHandle<()>, Sender<()>)>,
 }
 
 /// What the node's threads share before it takes requests.
 struct Engine {
     control: Sender<Message>,
+    side: SyncSender<SideRequest>,
+    history: HistoryCollector,
     worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
     kept: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
@@ -131,6 +138,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
         recovered.membership.voters = vec![SERVER];
     }
     let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
+    let history = storage.side.history.collector();
     let options = Options { id: SERVER, seed: seed()?, checkpoint_bytes: CHECKPOINT_BYTES };
     let checkpoint_index = recovered.checkpoint_index;
     let replica = Replica::new(&options, recovered, Box::new(storage.log.reader()))?;
@@ -149,7 +157,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
     let rate = Arc::new(EndRate::new());
     let wiring = Wiring {
         log: log_requests,
-        side: side_requests,
+        side: side_requests.clone(),
         worker: worker.clone(),
         events: events.clone(),
         role,
@@ -164,13 +172,15 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
     })?;
     Ok(Engine {
         control,
+        side: side_requests,
+        history,
         worker: (worker, Some(worker_messages)),
         kept,
         leads,
         events,
         rate,
         ended,
-        threads: Threads { control: control_thread, log, side, worker: None },
+        threads: Threads { control: control_thread, log, side, worker: None, collector: None },
         records,
         tree,
     })
@@ -217,6 +227,7 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
     if let Some(address) = options.listen.filter(|address| !address.ip().is_loopback()) {
         return Err(NodeError::NotLoopback { address: address.to_string() });
     }
+    options.retention.check()?;
     let (labels, devices) = offered(options);
     validate::worker(&labels, &devices)
         .map_err(|rejection| NodeError::Worker { reason: rejection.to_string() })?;
@@ -239,17 +250,24 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
 
 /// Ends the threads; the reason that one gave itself says more than that it is gone.
 fn end(engine: Engine) -> Result<(), NodeError> {
+    let Threads { control, log, side, worker, collector } = engine.threads;
+    let collector = collector.map(|(handle, running)| {
+        drop(running);
+        handle
+    });
     drop(engine.worker.0.send(WorkerMessage::End));
     drop(engine.control.send(Message::Stop));
-    let Threads { control, log, side, worker } = engine.threads;
-    drop((engine.control, engine.worker, engine.events));
+    drop((engine.control, engine.side, engine.worker, engine.events));
     let joined = |handle: JoinHandle<Result<(), NodeError>>, name| {
         handle.join().unwrap_or(Err(NodeError::ThreadEnded(name)))
     };
     let worker = worker.map_or(Ok(()), |handle| joined(handle, "worker"));
     let control = joined(control, "control");
+    // It waits for nobody who is gone, and what it leaves undone is done the next time.
+    let collected =
+        collector.map_or(Ok(()), |handle| handle.join()).map_err(|_| NodeError::ThreadEnded("collector"));
     let (side, log) = (joined(side, "history"), joined(log, "log"));
-    worker.and(log).and(side).and(control)
+    worker.and(log).and(side).and(control).and(collected)
 }
 
 async fn serve(
@@ -275,8 +293,10 @@ async fn serve(
         () = engine.ended.notified() => return Ok(()),
     };
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
+    let keeping = Arc::new(Keeping::new(options.retention));
     let items = Arc::new(ItemLists::default());
     let (capabilities, process) = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
+    start_collector(engine, &blobs, &keeping)?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
@@ -285,6 +305,7 @@ async fn serve(
         records: engine.records.clone(),
         tree: engine.tree.clone(),
         blobs,
+        keeping,
         items,
         process,
         identity,
@@ -439,6 +460,28 @@ async fn start_worker(
         outcome
     })?);
     Ok((capabilities, process))
+}
+
+fn start_collector(
+    engine: &mut Engine,
+    blobs: &Arc<BlobStore>,
+    keeping: &Arc<Keeping>,
+) -> Result<(), NodeError> {
+    let wiring = CollectorWiring {
+        history: engine.history.clone(),
+        blobs: blobs.clone(),
+        keeping: keeping.clone(),
+        asker: Asker {
+            control: engine.control.clone(),
+            kept: engine.kept.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        },
+        worker: engine.worker.0.clone(),
+        side: engine.side.clone(),
+    };
+    let (running, ended) = channel();
+    engine.threads.collector = Some((collector_thread(wiring, ended)?, running));
+    Ok(())
 }
 
 fn host_name() -> String {

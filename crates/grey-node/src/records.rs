@@ -1,9 +1,10 @@
 //! How history records are keyed, so that an attempt, a report or a job is found again.
 
 use grey_core::{
-    AttemptPointer, FlowRecord, HistoryRecord, JobId, JobRecord, ReportRecord, TaskId, TaskRange,
+    AttemptPointer, Counts, FlowRecord, HistoryRecord, JobId, JobInfo, JobRecord, ReportRecord, TaskId,
+    TaskRange,
 };
-use grey_store::{HistoryReader, RecordKey, RecordKind, StoreError};
+use grey_store::{HistoryReader, Horizons, RecordKey, RecordKind, StoreError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -76,19 +77,60 @@ pub(crate) fn encoded(record: &HistoryRecord, out: &mut Vec<(RecordKey, Vec<u8>)
     }
 }
 
+/// A record as it was kept.
+pub(crate) enum Record {
+    Report(Box<ReportRecord>),
+    Job(JobId, Box<JobRecord>),
+    Flow(JobId, Box<FlowRecord>),
+    /// Says only where another one lies.
+    Pointer,
+}
+
+/// Reads a record of history.
+pub(crate) fn decoded(key: RecordKey, bytes: &[u8]) -> Result<Record, StoreError> {
+    Ok(match key.kind {
+        REPORT => Record::Report(Box::new(decode(bytes)?)),
+        JOB => Record::Job(JobId(key.key), Box::new(decode(bytes)?)),
+        FLOW => Record::Flow(JobId(key.key), Box::new(decode(bytes)?)),
+        _ => Record::Pointer,
+    })
+}
+
 /// Reads history in the core's types.
 #[derive(Debug, Clone)]
 pub(crate) struct Records(pub(crate) HistoryReader);
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
-    postcard::from_bytes(bytes).map_err(|_| StoreError::Damaged {
+    postcard::from_bytes(bytes).map_err(|_| undecodable())
+}
+
+fn undecodable() -> StoreError {
+    StoreError::Damaged {
         file: "history".to_owned(),
         place: "a record".to_owned(),
         what: "its checksum holds and it does not decode".to_owned(),
-    })
+    }
 }
 
 impl Records {
+    /// Of jobs that ended at or before these times something may be missing.
+    pub(crate) fn horizons(&self) -> Horizons {
+        self.0.horizons()
+    }
+
+    /// How many segments there are, and their bytes.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.0.size()
+    }
+
+    /// When a job ended, where its record is there: without reading what its tasks were.
+    pub(crate) fn end_of(&self, job: u64) -> Result<Option<u64>, StoreError> {
+        let Some(bytes) = self.0.get(RecordKey { kind: JOB, key: job, subkey: 0 })? else { return Ok(None) };
+        // A record's fields follow one another as they are declared.
+        let beginning = postcard::take_from_bytes::<(JobInfo, Counts, u64)>(&bytes);
+        beginning.map(|((_, _, ended_at_ms), _)| Some(ended_at_ms)).map_err(|_| undecodable())
+    }
+
     /// All attempts of a task that were reported, lowest epoch first.
     pub(crate) fn attempts(&self, task: TaskId) -> Result<Vec<FoundAttempt>, StoreError> {
         let block = task.0 >> BLOCK_BITS;

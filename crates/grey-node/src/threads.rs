@@ -29,6 +29,8 @@ pub(crate) enum LogRequest {
 pub(crate) enum SideRequest {
     /// Keep what an entry left, and say that everything up to its index is kept.
     Effects(u64, Vec<Effect>),
+    /// Close the open segment of history, where it is still the one of this number.
+    Seal(u32),
     /// Make everything so far durable, with the state.
     Checkpoint(Box<Checkpoint>),
 }
@@ -113,6 +115,7 @@ fn write_side(
     let mut records = Vec::new();
     while let Ok(first) = requests.recv() {
         let (mut next, mut checkpoint, mut index, mut taken) = (Some(first), None, None, 0usize);
+        let mut seal = None;
         while let Some(request) = next {
             match request {
                 SideRequest::Effects(at, effects) => {
@@ -125,6 +128,7 @@ fn write_side(
                     }
                     index = Some(at);
                 }
+                SideRequest::Seal(number) => seal = Some(number),
                 // Nothing that follows a checkpoint may be written before it.
                 SideRequest::Checkpoint(found) => checkpoint = Some(found),
             }
@@ -134,6 +138,9 @@ fn write_side(
         }
         side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
         records.clear();
+        if let Some(number) = seal {
+            side.history.seal_early(number)?;
+        }
         if let Some(index) = index {
             kept.send_replace(index);
         }

@@ -13,6 +13,7 @@ use grey_core::{
 
 use crate::handle::{Node, unreadable};
 use crate::records::{FoundAttempt, Records};
+use crate::retention::Class;
 
 /// The most attempts that are looked at to tell how a task ended.
 const ATTEMPTS_LOOKED_AT: usize = 64;
@@ -31,6 +32,8 @@ pub(crate) struct TaskFacts {
     /// Its position in the run of equal tasks that it belongs to; nothing when it is alone.
     pub(crate) index: Option<u32>,
     counts: Counts,
+    /// When its job ended, wall clock; nothing while it lives.
+    pub(crate) ended_at_ms: Option<u64>,
     /// Why it was cancelled, if it was, where that was not asked for.
     cancelled_because: Option<String>,
     /// Where a task is that has not ended.
@@ -62,8 +65,12 @@ impl LastReport {
             return Ok(Attempt { found, report: report.clone() });
         }
         let report = records.report(position).map_err(|error| unreadable(&error))?;
-        let missing =
-            || Problem::new(ErrorCode::Internal, format!("report {position} is missing from history"));
+        let missing = || {
+            // It was there a moment ago, when the attempt was found.
+            let removed = records.horizons().history_ms > 0;
+            let code = if removed { ErrorCode::NotRetained } else { ErrorCode::Internal };
+            Problem::new(code, format!("report {position} is no longer in history"))
+        };
         let report = Arc::new(report.ok_or_else(missing)?);
         self.0 = Some(report.clone());
         Ok(Attempt { found, report })
@@ -122,6 +129,46 @@ pub(crate) fn no_such(what: &str, id: impl core::fmt::Display) -> Problem {
     }
 }
 
+/// The refusal of what has no record: it was never there, or is no longer kept. Identifiers follow one another.
+async fn without_record(node: &Node, what: &str, number: u64, id: String) -> Problem {
+    let submitted = |replica: &grey_replica::Replica| {
+        let meta = replica.state().meta();
+        (meta.jobs_submitted, meta.tasks_submitted)
+    };
+    let (jobs, tasks) = match node.ask(submitted).await {
+        Ok(submitted) => submitted,
+        Err(problem) => return problem,
+    };
+    let given = if what == "job" { jobs } else { tasks };
+    if (1..=given).contains(&number) && node.records.horizons().history_ms > 0 {
+        return node.keeping.not_retained(format!("{what} {id}"), Class::History);
+    }
+    no_such(what, id)
+}
+
+/// A job that is not live. Of one that is no longer kept some records may still be there; none of it is shown.
+async fn ended_job(node: &Node, id: JobId) -> Result<JobRecord, Problem> {
+    let record = node.records.job(id).map_err(|error| unreadable(&error))?;
+    let horizon_ms = node.records.horizons().history_ms;
+    match record.filter(|record| record.ended_at_ms > horizon_ms) {
+        Some(record) => Ok(record),
+        None => Err(without_record(node, "job", id.0, id.to_string()).await),
+    }
+}
+
+/// The attempts of a task that were reported, all of them or a refusal.
+fn attempts(node: &Node, facts: &TaskFacts) -> Result<Vec<FoundAttempt>, Problem> {
+    let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
+    // Asked after they were read: what is missing then has moved the horizon before.
+    let horizon_ms = node.records.horizons().history_ms;
+    match facts.ended_at_ms {
+        Some(ended_at_ms) if ended_at_ms <= horizon_ms => {
+            Err(node.keeping.not_retained(format!("task {}", facts.task), Class::History))
+        }
+        _ => Ok(attempts),
+    }
+}
+
 /// A job, wherever it is.
 pub(crate) async fn job(node: &Node, id: JobId) -> Result<JobStatus, Problem> {
     let live =
@@ -129,8 +176,7 @@ pub(crate) async fn job(node: &Node, id: JobId) -> Result<JobStatus, Problem> {
     match live {
         Some((info, total)) => Ok(job_status(node, id, &info, &total, None)),
         None => {
-            let record = node.records.job(id).map_err(|error| unreadable(&error))?;
-            let record = record.ok_or_else(|| no_such("job", id))?;
+            let record = ended_job(node, id).await?;
             Ok(job_status(node, id, &record.info, &record.counts, Some(record.ended_at_ms)))
         }
     }
@@ -153,13 +199,14 @@ pub(crate) async fn jobs(
     let mut found: Vec<(JobId, JobStatus)> =
         live.iter().map(|(id, info, total)| (*id, job_status(node, *id, info, total, None))).collect();
     // Pages of ended jobs are read until enough are of the tenant.
-    let (mut below, mut ended) = (before, 0);
+    let (mut below, mut ended, horizon_ms) = (before, 0, node.records.horizons().history_ms);
     while ended <= limit {
         let page = node.records.jobs_before(below, limit + 1).map_err(|error| unreadable(&error))?;
         let Some((lowest, _)) = page.last() else { break };
         below = *lowest;
         for (id, record) in &page {
-            if tenant.is_none_or(|tenant| record.info.tenant == tenant) {
+            let is_kept = record.ended_at_ms > horizon_ms;
+            if is_kept && tenant.is_none_or(|tenant| record.info.tenant == tenant) {
                 ended += 1;
                 let status = job_status(node, *id, &record.info, &record.counts, Some(record.ended_at_ms));
                 found.push((*id, status));
@@ -192,8 +239,7 @@ pub(crate) async fn groups(
     if let Some(found) = live {
         return Ok(found);
     }
-    let record = node.records.job(id).map_err(|error| unreadable(&error))?;
-    let record = record.ok_or_else(|| no_such("job", id))?;
+    let record = ended_job(node, id).await?;
     Ok((Arc::new(record.info), record.groups))
 }
 
@@ -280,7 +326,8 @@ fn live_facts(state: &State, task: TaskId) -> Option<TaskFacts> {
         cancelled_because(flow, task, job.counts.failed, progress, name_of)
     });
     let (info, counts) = (job.info.clone(), job.counts);
-    Some(TaskFacts { task, job: group.job, info, spec, index, counts, cancelled_because, live })
+    let job = group.job;
+    Some(TaskFacts { task, job, info, spec, index, counts, ended_at_ms: None, cancelled_because, live })
 }
 
 fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
@@ -328,8 +375,8 @@ fn ended_facts(task: TaskId, job: JobId, record: &JobRecord, flow: Option<&FlowR
         let name_of = |task| record.spec(task).map_or_else(String::new, |spec| spec.name.clone());
         cancelled_because(&kept.flow, task, record.counts.failed, broken, name_of)
     });
-    let counts = record.counts;
-    Some(TaskFacts { task, job, info, spec, index, counts, cancelled_because, live: None })
+    let (counts, ended_at_ms) = (record.counts, Some(record.ended_at_ms));
+    Some(TaskFacts { task, job, info, spec, index, counts, ended_at_ms, cancelled_because, live: None })
 }
 
 /// What is known of a task, wherever it is.
@@ -338,7 +385,10 @@ pub(crate) async fn facts(node: &Node, task: TaskId) -> Result<TaskFacts, Proble
         return Ok(facts);
     }
     let found = node.records.job_of(task).map_err(|error| unreadable(&error))?;
-    let (job, record) = found.ok_or_else(|| no_such("task", task))?;
+    let horizon_ms = node.records.horizons().history_ms;
+    let Some((job, record)) = found.filter(|(_, record)| record.ended_at_ms > horizon_ms) else {
+        return Err(without_record(node, "task", task.0, task.to_string()).await);
+    };
     let flow = node.records.flow(job).map_err(|error| unreadable(&error))?;
     ended_facts(task, job, &record, flow.as_ref()).ok_or_else(|| no_such("task", task))
 }
@@ -361,8 +411,7 @@ pub(crate) async fn facts_of_job(
     if let Some(found) = live {
         return Ok(found);
     }
-    let record = node.records.job(job).map_err(|error| unreadable(&error))?;
-    let record = record.ok_or_else(|| no_such("job", job))?;
+    let record = ended_job(node, job).await?;
     let tasks = record.info.tasks;
     let first = from.max(tasks.first);
     let range = (first.0..tasks.end().0).take(limit);
@@ -437,16 +486,21 @@ fn tasks_ahead(state: &State, task: TaskId) -> Option<(u64, bool)> {
     None
 }
 
-/// An attempt that must exist.
-pub(crate) async fn ended_attempt(node: &Node, task: TaskId, epoch: Option<u32>) -> Result<Attempt, Problem> {
+/// An attempt that must exist, and its task.
+pub(crate) async fn ended_attempt(
+    node: &Node,
+    task: TaskId,
+    epoch: Option<u32>,
+) -> Result<(TaskFacts, Attempt), Problem> {
     let facts = facts(node, task).await?;
-    let attempts = node.records.attempts(task).map_err(|error| unreadable(&error))?;
+    let attempts = attempts(node, &facts)?;
     let found = match epoch {
         Some(epoch) => attempts.into_iter().find(|attempt| attempt.epoch == epoch),
         None => attempts.into_iter().next_back(),
     };
     if let Some(found) = found {
-        return LastReport::default().attempt(&node.records, found);
+        let attempt = LastReport::default().attempt(&node.records, found)?;
+        return Ok((facts, attempt));
     }
     match (&facts.live, epoch) {
         (Some(live), _) => Err(Problem::new(
@@ -488,7 +542,7 @@ pub(crate) fn task_status(
     facts: &TaskFacts,
     reports: &mut LastReport,
 ) -> Result<TaskStatus, Problem> {
-    let attempts = node.records.attempts(facts.task).map_err(|error| unreadable(&error))?;
+    let attempts = attempts(node, facts)?;
     let latest = attempts.last().map(|found| reports.attempt(&node.records, *found)).transpose()?;
     let result = latest.as_ref().and_then(|attempt| task_result(facts.task, facts.job, attempt));
     let (state, reason, attempt, worker) = match &facts.live {

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use grey_agent::{
     Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, Start, StopReason,
 };
-use grey_blob::BlobStore;
+use grey_blob::{BlobStore, Hold};
 use grey_core::{
     AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Items, Outcome, OutputFile, SandboxLevel,
     Stage, ToWorker, Usage, UsageSource, limits,
 };
+use grey_proof::Digest;
 use grey_store::Journal;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use crate::clock::wall_ms;
 use crate::control::Message;
@@ -40,6 +42,8 @@ pub(crate) enum WorkerMessage {
     Prepared(Box<Execution>, Result<(), GatherError>),
     /// An attempt's outputs are stored.
     Stored(AttemptId, Box<AttemptResult>, Usage),
+    /// Say which blobs are named by results that were not accepted yet.
+    Unreported(oneshot::Sender<Vec<Digest>>),
     /// The node ends.
     End,
 }
@@ -121,6 +125,10 @@ impl Worker {
                 self.release(attempt);
                 self.agent.finished(attempt, *result, usage);
             }
+            WorkerMessage::Unreported(reply) => {
+                // Who asked and is gone needs no answer.
+                drop(reply.send(self.agent.unreported_blobs().map(|blob| blob.digest).collect()));
+            }
             WorkerMessage::End => {}
         }
     }
@@ -137,8 +145,11 @@ impl Worker {
             Err(executed) => {
                 let (blobs, itself) = (self.wiring.blobs.clone(), self.wiring.itself.clone());
                 self.wiring.runtime.spawn(async move {
-                    let result = store(&blobs, *executed).await;
+                    let mut hold = blobs.hold();
+                    let result = store(&mut hold, *executed).await;
                     drop(itself.send(WorkerMessage::Stored(attempt, Box::new(result), usage)));
+                    // From here on the agent knows which blobs the result names.
+                    drop(hold);
                 });
             }
         }
@@ -323,10 +334,10 @@ fn inline(executed: Executed) -> Result<AttemptResult, Box<Executed>> {
 }
 
 /// Puts what is large into blobs, durably. When that fails the attempt has no result, and the task is not at fault.
-async fn store(blobs: &BlobStore, executed: Executed) -> AttemptResult {
+async fn store(hold: &mut Hold, executed: Executed) -> AttemptResult {
     let (outcome, sandbox, usage_source) = (executed.outcome, executed.sandbox, executed.usage_source);
     let message = executed.message.clone();
-    match store_contents(blobs, executed).await {
+    match store_contents(hold, executed).await {
         Ok((stdout, stderr, files)) => {
             AttemptResult { outcome, sandbox, usage_source, stdout, stderr, files, message }
         }
@@ -348,15 +359,15 @@ async fn store(blobs: &BlobStore, executed: Executed) -> AttemptResult {
 }
 
 async fn store_contents(
-    blobs: &BlobStore,
+    hold: &mut Hold,
     executed: Executed,
 ) -> Result<(Content, Content, Vec<OutputFile>), grey_blob::BlobError> {
-    let stdout = store_one(blobs, executed.stdout, limits::INLINE_OUTPUT_BYTES).await?;
-    let stderr = store_one(blobs, executed.stderr, limits::INLINE_OUTPUT_BYTES).await?;
+    let stdout = store_one(hold, executed.stdout, limits::INLINE_OUTPUT_BYTES).await?;
+    let stderr = store_one(hold, executed.stderr, limits::INLINE_OUTPUT_BYTES).await?;
     let mut files = Vec::with_capacity(executed.files.len());
     let mut room = INLINE_FILES_BYTES;
     for file in executed.files {
-        let content = store_one(blobs, file.content, room.min(limits::INLINE_OUTPUT_BYTES)).await?;
+        let content = store_one(hold, file.content, room.min(limits::INLINE_OUTPUT_BYTES)).await?;
         if let Content::Inline(bytes) = &content {
             room = room.saturating_sub(bytes.len());
         }
@@ -366,7 +377,7 @@ async fn store_contents(
 }
 
 async fn store_one(
-    blobs: &BlobStore,
+    hold: &mut Hold,
     captured: Captured,
     inline_bytes: usize,
 ) -> Result<Content, grey_blob::BlobError> {
@@ -374,11 +385,11 @@ async fn store_one(
         Captured::Inline(bytes) if bytes.len() <= inline_bytes => Ok(Content::Inline(bytes)),
         Captured::Inline(bytes) => {
             let size_bytes = bytes.len() as u64;
-            let digest = blobs.put(bytes.into()).await?;
+            let digest = hold.put(bytes.into()).await?;
             Ok(Content::Blob(BlobReference { digest, size_bytes }))
         }
         Captured::File { path, size_bytes, digest } => {
-            blobs.put_file(&path, &digest, size_bytes).await?;
+            hold.put_file(&path, &digest, size_bytes).await?;
             Ok(Content::Blob(BlobReference { digest, size_bytes }))
         }
     }

@@ -8,11 +8,12 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use grey_api::{BlobCreated, BlobQuery, BlobsMissing, ErrorCode, Problem};
 use grey_blob::BlobError;
-use grey_core::limits;
+use grey_core::{JobId, limits};
 use grey_proof::Digest;
 
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::handle::Node;
+use crate::retention::Class;
 
 /// Where content is sent to; its body may be as large as an output.
 pub(crate) const PATH: &str = "/v1/blobs";
@@ -37,7 +38,7 @@ fn refused(error: &BlobError) -> Refusal {
 pub(crate) async fn create(State(node): State<Arc<Node>>, request: Request) -> Result<Response, Refusal> {
     let _place = node.admit().await?;
     let pieces = request.into_body().into_data_stream();
-    let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES).await;
+    let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, node.keeping.promised_until()).await;
     let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;
     json(&BlobCreated { digest: digest.to_string(), size_bytes })
 }
@@ -55,15 +56,33 @@ pub(crate) async fn missing(
     }
     let digests = query.digests.iter().map(|digest| value("digests", digest));
     let digests = digests.collect::<Result<Vec<Digest>, Refusal>>()?;
-    let missing = node.blobs.missing(&digests).await.map_err(|error| refused(&error))?;
+    // Whoever is told that something is here does not send it: it stays for long enough to be named.
+    let until = node.keeping.promised_until();
+    let mut missing = Vec::new();
+    for digest in digests {
+        if node.blobs.count_on(&digest, until).await.map_err(|error| refused(&error))?.is_none() {
+            missing.push(digest);
+        }
+    }
     json(&BlobsMissing { missing: missing.iter().map(Digest::to_string).collect() })
 }
 
-/// Refuses a submission that names content which is not here, or is of another length.
-pub(crate) async fn check(node: &Node, field: &str, digest: &Digest, size_bytes: u64) -> Result<(), Refusal> {
-    let found = node.blobs.size_bytes(digest).await.map_err(|error| refused(&error))?;
+/// Refuses a submission that names content which is not here, or is of another length. What is here stays until the
+/// submission is applied, and far longer. `again` is the job that is run again, where one is: it had the content.
+pub(crate) async fn check(
+    node: &Node,
+    field: &str,
+    digest: &Digest,
+    size_bytes: u64,
+    again: Option<JobId>,
+) -> Result<(), Refusal> {
+    let until = node.keeping.promised_until();
+    let found = node.blobs.count_on(digest, until).await.map_err(|error| refused(&error))?;
     if found == Some(size_bytes) {
         return Ok(());
+    }
+    if let (Some(job), None) = (again, found) {
+        return Err(Refusal(node.keeping.not_retained(format!("an input of job {job}"), Class::Inputs)));
     }
     let detail = match found {
         None => format!("`{field}` names content {digest}, which was not sent"),

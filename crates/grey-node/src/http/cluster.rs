@@ -19,6 +19,7 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
     let identity = (node.identity.cluster(), node.identity.root.class.name());
     let data_dir = node.data_dir.display().to_string();
     let refusing = node.disk.refusal().map(|problem| problem.detail);
+    let retention = node.keeping.status(&node.records);
     let status = node
         .ask(move |replica| {
             let state = replica.state();
@@ -52,6 +53,7 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
                 stale_placements: meta.stale_placements,
                 refused_results: meta.refused_results,
                 refusing,
+                retention,
                 workers: workers.collect(),
                 data_dir,
                 process_id: std::process::id(),

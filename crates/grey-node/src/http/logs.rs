@@ -17,6 +17,7 @@ use super::jobs::Parameters;
 use super::reply::{Refusal, typed, value};
 use super::tasks::{epoch, serve};
 use crate::handle::Node;
+use crate::retention::Class;
 use crate::views;
 
 /// How often a stream that is followed is looked at, and how often a task that has not begun.
@@ -113,13 +114,13 @@ async fn kept(
     stream: OutputStream,
     offset: u64,
 ) -> Result<Response, Refusal> {
-    let attempt = views::ended_attempt(node, id, wanted).await?;
+    let (facts, attempt) = views::ended_attempt(node, id, wanted).await?;
     let (run, _) = attempt.run().ok_or_else(|| views::no_such("task", id))?;
     let content = match stream {
         OutputStream::Stdout => &run.finished.result.stdout,
         OutputStream::Stderr => &run.finished.result.stderr,
     };
-    Ok(of(attempt.found.epoch, serve(node, content, offset).await?))
+    Ok(of(attempt.found.epoch, serve(node, &facts, Class::Logs, content, offset).await?))
 }
 
 /// What a stream has brought from `offset` on; with `follow` also what it brings until its end.

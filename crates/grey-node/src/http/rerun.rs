@@ -16,6 +16,7 @@ use super::reply::{Refusal, json, value};
 use super::submit::{key, propose, refuse};
 use crate::clock::wall_ms;
 use crate::handle::Node;
+use crate::retention::Class;
 use crate::views;
 
 /// How many tasks are looked at together.
@@ -104,7 +105,7 @@ pub(crate) async fn rerun(
         flow,
         wall_ms: wall_ms(),
     };
-    json(&propose(&node, submission, &[]).await?)
+    json(&propose(&node, submission, &[], Some(id)).await?)
 }
 
 type Again = (Arc<JobInfo>, Vec<GroupSubmission>, FlowSubmission);
@@ -181,7 +182,14 @@ async fn alone(node: &Node, facts: &views::TaskFacts, flow: Option<&Flow>) -> Re
         Some(Items::Listed(list)) => {
             let index = u32::try_from(position).unwrap_or(u32::MAX);
             let item = node.items.item(&node.blobs, list, index).await;
-            let item = item.map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
+            let item = match item {
+                Ok(item) => item,
+                Err(_) if node.blobs.size_bytes(&list.digest).await.is_ok_and(|size| size.is_none()) => {
+                    let what = format!("the list of items of task {}", facts.task);
+                    return Err(Refusal(node.keeping.not_retained(what, Class::Inputs)));
+                }
+                Err(error) => return Err(Problem::new(ErrorCode::Internal, error.to_string()).into()),
+            };
             set("GREY_ITEM", item.text);
             spec.inputs.extend(item.file);
         }

@@ -11,16 +11,17 @@ use axum::response::Response;
 use grey_api::{ConstraintsRequest, ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
 use grey_core::{
     Answer, BlobReference, Command, Constraints, Devices, ExecutorKind, GroupSubmission, IdempotencyKey,
-    InputFile, Items, Rejection, Resources, Retries, SandboxLevel, Submit, TaskDefaults, TaskSpec, Tier,
-    limits, validate,
+    InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel, Source, Submit, TaskDefaults,
+    TaskId, TaskSpec, Tier, limits, validate,
 };
 use grey_proof::{Digest, DigestBuilder};
 
 use super::reply::{Refusal, json, parse, value, whole};
 use super::{blobs, flow};
 use crate::clock::wall_ms;
-use crate::handle::{Node, rejected};
+use crate::handle::{Node, rejected, unreadable};
 use crate::items::{self, ListProblem};
+use crate::retention::Class;
 
 /// Whose tasks are submitted that name no tenant.
 pub(crate) const DEFAULT_TENANT: &str = "default";
@@ -196,14 +197,16 @@ pub(super) async fn submit(
         flow,
         wall_ms: wall_ms(),
     };
-    propose(node, submission, &positions).await
+    propose(node, submission, &positions, None).await
 }
 
-/// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent.
+/// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent,
+/// `again` which job is run again.
 pub(super) async fn propose(
     node: &Node,
     submission: Submit,
     positions: &[usize],
+    again: Option<JobId>,
 ) -> Result<JobCreated, Refusal> {
     let at = |group: usize| positions.get(group).copied().unwrap_or(group);
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
@@ -216,11 +219,20 @@ pub(super) async fn propose(
         for (field, blob) in group.spec.stdin.map(|stdin| ("stdin", stdin)).into_iter().chain(inputs) {
             if checked.insert((blob.digest, blob.size_bytes)) {
                 let field = format!("tasks[{}].{field}", at(number));
-                blobs::check(node, &field, &blob.digest, blob.size_bytes).await?;
+                blobs::check(node, &field, &blob.digest, blob.size_bytes, again).await?;
             }
         }
     }
-    lists(node, &submission, at).await?;
+    lists(node, &submission, at, again).await?;
+    let earlier = earlier(&submission);
+    // From here on nothing of what is named is removed, until the new job names it.
+    let _naming = match earlier.is_empty() {
+        true => None,
+        false => Some(node.keeping.name_earlier().await),
+    };
+    for task in earlier {
+        may_be_named(node, task).await?;
+    }
     let _place = node.admit().await?;
     match node.propose(Command::Submit(submission)).await? {
         Answer::Submitted { job, tasks, duplicate } => Ok(JobCreated {
@@ -233,17 +245,45 @@ pub(super) async fn propose(
     }
 }
 
+/// The first task of each run of tasks of earlier jobs whose output files a submission takes.
+fn earlier(submission: &Submit) -> BTreeSet<TaskId> {
+    let inputs = submission.flow.stages.iter().flat_map(|stage| &stage.inputs);
+    let tasks = inputs.flat_map(|input| &input.sources).filter_map(|source| match source {
+        Source::Tasks(range) => Some(range.first),
+        Source::Stage(_) => None,
+    });
+    tasks.collect()
+}
+
+/// Refuses to take output files of a task of which they may be removed.
+async fn may_be_named(node: &Node, task: TaskId) -> Result<(), Refusal> {
+    if node.view(move |state| state.group_of(task).is_some()).await? {
+        return Ok(());
+    }
+    let found = node.records.job_of(task).map_err(|error| unreadable(&error))?;
+    match found {
+        Some((_, record)) if node.keeping.may_be_named(&node.records, record.ended_at_ms) => Ok(()),
+        _ => Err(Refusal(node.keeping.not_retained(format!("what task {task} left"), Class::Results))),
+    }
+}
+
 /// Checks the lists of items that a submission's arrays are made of.
-async fn lists(node: &Node, submission: &Submit, at: impl Fn(usize) -> usize) -> Result<(), Refusal> {
+async fn lists(
+    node: &Node,
+    submission: &Submit,
+    at: impl Fn(usize) -> usize,
+    again: Option<JobId>,
+) -> Result<(), Refusal> {
     let mut group = 0;
     for stage in &submission.flow.stages {
         let first = group;
         group += stage.groups as usize;
         let Some(Items::Listed(list)) = stage.items else { continue };
         let field = format!("tasks[{}].items", at(first));
-        blobs::check(node, &field, &list.digest, list.size_bytes).await?;
+        blobs::check(node, &field, &list.digest, list.size_bytes, again).await?;
         let count = submission.groups.get(first).map_or(0, |group| group.count);
-        let problem = match items::check(&node.blobs, list, count).await {
+        let until = node.keeping.promised_until();
+        let problem = match items::check(&node.blobs, list, count, until).await {
             Ok(()) => continue,
             Err(ListProblem::Line(line, what)) => {
                 Problem::new(ErrorCode::InvalidRequest, format!("line {line} of the list {what}"))

@@ -9,11 +9,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use grey_api::{CancelResponse, ErrorCode, Problem};
+use grey_blob::BlobError;
 use grey_core::{Content, Target, TaskId};
 
 use super::jobs::{Parameters, cancel_target, change_timeout, has_ended, page, task_page, wait};
 use super::reply::{Refusal, json, parse, typed, value, whole};
 use crate::handle::Node;
+use crate::retention::Class;
 use crate::{prover, views};
 
 pub(super) fn epoch(query: &Parameters) -> Result<Option<u32>, Refusal> {
@@ -61,10 +63,9 @@ pub(crate) async fn result(
     Query(query): Query<Parameters>,
 ) -> Result<Response, Refusal> {
     let id: TaskId = value("id", &id)?;
-    let job = views::facts(&node, id).await?.job;
-    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let (facts, attempt) = views::ended_attempt(&node, id, epoch(&query)?).await?;
     let damaged = || Problem::new(ErrorCode::Internal, "the report does not have the attempt");
-    json(&views::task_result(id, job, &attempt).ok_or_else(damaged)?)
+    json(&views::task_result(id, facts.job, &attempt).ok_or_else(damaged)?)
 }
 
 /// `GET /v1/tasks/{id}/outputs/{number}`.
@@ -75,13 +76,20 @@ pub(crate) async fn output(
 ) -> Result<Response, Refusal> {
     let id: TaskId = value("id", &id)?;
     let number: usize = value("number", &number)?;
-    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let (facts, attempt) = views::ended_attempt(&node, id, epoch(&query)?).await?;
     let file = attempt.run().and_then(|(run, _)| run.finished.result.files.get(number));
     let file = file.ok_or_else(|| views::no_such("output file", format!("{number} of task {id}")))?;
-    serve(&node, &file.content, 0).await
+    serve(&node, &facts, Class::Results, &file.content, 0).await
 }
 
-pub(super) async fn serve(node: &Node, content: &Content, offset: u64) -> Result<Response, Refusal> {
+/// The content of a stream or a file of a task.
+pub(super) async fn serve(
+    node: &Node,
+    facts: &views::TaskFacts,
+    class: Class,
+    content: &Content,
+    offset: u64,
+) -> Result<Response, Refusal> {
     const MEDIA_TYPE: &str = "application/octet-stream";
     match content {
         Content::Inline(bytes) => {
@@ -91,6 +99,12 @@ pub(super) async fn serve(node: &Node, content: &Content, offset: u64) -> Result
         Content::Blob(blob) => {
             let opened = node.blobs.reader(&blob.digest, offset).await;
             let (_, pieces) = opened.map_err(|error| {
+                if matches!(error, BlobError::NotFound { .. }) && is_gone(node, facts, class) {
+                    let what = if class == Class::Logs { "the log" } else { "the output file" };
+                    return Refusal(
+                        node.keeping.not_retained(format!("{what} of task {}", facts.task), class),
+                    );
+                }
                 tracing::error!(%error, "a blob cannot be read");
                 Refusal(Problem::new(ErrorCode::Internal, error.to_string()))
             })?;
@@ -110,6 +124,13 @@ pub(super) async fn serve(node: &Node, content: &Content, offset: u64) -> Result
     }
 }
 
+/// Whether blobs of a class may have been removed of a task's job.
+fn is_gone(node: &Node, facts: &views::TaskFacts, class: Class) -> bool {
+    let horizons = node.records.horizons();
+    let horizon_ms = if class == Class::Logs { horizons.logs_ms } else { horizons.results_ms };
+    facts.ended_at_ms.is_some_and(|ended_at_ms| ended_at_ms <= horizon_ms)
+}
+
 /// `GET /v1/tasks/{id}/proof`.
 pub(crate) async fn proof(
     State(node): State<Arc<Node>>,
@@ -117,7 +138,7 @@ pub(crate) async fn proof(
     Query(query): Query<Parameters>,
 ) -> Result<Response, Refusal> {
     let id: TaskId = value("id", &id)?;
-    let attempt = views::ended_attempt(&node, id, epoch(&query)?).await?;
+    let (_, attempt) = views::ended_attempt(&node, id, epoch(&query)?).await?;
     let log = node.view(|state| state.meta().log.clone()).await?;
     let bundle = prover::prove(&node, &attempt, &log)?;
     Ok(typed("application/vnd.grey.proof.v1+json", bundle.encode()))
