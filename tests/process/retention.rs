@@ -149,7 +149,8 @@ fn records_go_in_whole_segments_and_what_is_needed_stays_over_kills() {
     done(&home, SHORT, &["cluster", "status"]);
     submit_large(&home);
     wait_until("j1 is gone", || is_gone(&home, SHORT, &["job", "status", "j1"]));
-    assert!(!segments(&home).contains("history-00000000.seg"), "{:?}", segments(&home));
+    // It is named as gone, durably, before its file is removed.
+    wait_until("its file is removed", || !segments(&home).contains("history-00000000.seg"));
     for arguments in [
         &["job", "status", "j1"][..],
         &["job", "wait", "j1"],

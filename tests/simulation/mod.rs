@@ -359,7 +359,10 @@ impl Simulation {
                 }
             }
             Output::Unknown(_) | Output::Readable(_) | Output::Role { .. } | Output::Revoke { .. } => {}
-            Output::Send { .. } | Output::Checkpoint(_) => panic!("{output:?}"),
+            Output::Send { .. }
+            | Output::Checkpoint(_)
+            | Output::Reconfigured { .. }
+            | Output::Installed { .. } => panic!("{output:?}"),
         }
     }
 
