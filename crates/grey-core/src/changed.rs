@@ -78,9 +78,16 @@ impl<K: Numbered, V> Changed<K, V> {
     pub(crate) fn set(&mut self, key: K, value: Option<V>) {
         match self.find(key).and_then(|place| self.rows.get_mut(place)) {
             Some((_, row)) => *row = value,
-            None => {
-                self.add(key, value);
-            }
+            None => drop(self.add(key, value)),
+        }
+    }
+
+    /// Removes the row of a number; nothing is noted of one that was neither changed nor is in the state.
+    pub(crate) fn remove(&mut self, key: K, is_in_state: impl FnOnce() -> bool) {
+        match self.find(key).and_then(|place| self.rows.get_mut(place)) {
+            Some((_, row)) => *row = None,
+            None if is_in_state() => drop(self.add(key, None)),
+            None => {}
         }
     }
 
@@ -114,7 +121,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_changed_is_a_map_in_two_orders(
-            steps in proptest::collection::vec((0u64..60, 0u8..3, any::<u8>()), 0..80),
+            steps in proptest::collection::vec((0u64..60, 0u8..5, any::<u8>()), 0..80),
             far in any::<u64>(),
         ) {
             let mut changed = Changed::default();
@@ -124,7 +131,7 @@ mod tests {
                 // Some are far apart.
                 let number = if number % 7 == 0 { far.wrapping_add(number) } else { number };
                 prop_assert_eq!(changed.get(TaskId(number)), model.get(&number));
-                if what < 2 && !model.contains_key(&number) {
+                if what < 3 && !model.contains_key(&number) {
                     touched.push(number);
                 }
                 match what {
@@ -135,6 +142,14 @@ mod tests {
                     1 => {
                         let found = changed.get_or_add(TaskId(number), || Some(value));
                         prop_assert_eq!(found.copied(), Some(*model.entry(number).or_insert(Some(value))));
+                    }
+                    2 => {
+                        changed.remove(TaskId(number), || true);
+                        model.insert(number, None);
+                    }
+                    3 => {
+                        changed.remove(TaskId(number), || false);
+                        model.entry(number).and_modify(|row| *row = None);
                     }
                     _ => {
                         let found = changed.get_or_add(TaskId(number), || None).copied();

@@ -45,9 +45,8 @@ impl<'a, K: Numbered, V: Clone> Layer<'a, K, V> {
     }
 
     pub(crate) fn remove(&mut self, key: &K) {
-        if self.changes.get(*key).is_some() || self.base.contains_key(key) {
-            self.changes.set(*key, None);
-        }
+        let base = self.base;
+        self.changes.remove(*key, || base.contains_key(key));
     }
 }
 

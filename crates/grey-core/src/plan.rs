@@ -9,7 +9,8 @@
 
 use core::cmp::{Ordering, Reverse};
 use core::slice;
-use std::collections::{BTreeMap, BTreeSet, btree_set};
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeMap, BinaryHeap, btree_set};
 
 use crate::apply::multiplied;
 use crate::command::{Placement, Plan};
@@ -65,6 +66,8 @@ struct Share {
     dominant: (u64, u64),
     weight_milli: u32,
     tenant: TenantId,
+    /// Where its line is.
+    line: usize,
 }
 
 impl Ord for Share {
@@ -119,12 +122,16 @@ pub fn plan(state: &State, budget: u32) -> Plan {
         return Plan { version: PLAN_VERSION, placements };
     }
     let totals = state.totals.divisors();
-    let mut lines: BTreeMap<TenantId, Line<'_>> = state
-        .ready()
-        .iter()
-        .filter_map(|(id, keys)| Some((*id, line(state.tenants().get(id)?, keys.iter()))))
+    let waiting = state.ready().iter().filter_map(|(id, keys)| Some((*id, state.tenants().get(id)?, keys)));
+    let (tenants, mut lines): (Vec<TenantId>, Vec<Line<'_>>) =
+        waiting.map(|(id, tenant, keys)| (id, line(tenant, keys.iter()))).unzip();
+    // A heap is made in one pass over all tenants that wait, and only those whose turn comes are put in order.
+    let shares: Vec<_> = tenants
+        .into_iter()
+        .zip(lines.iter().enumerate())
+        .map(|(tenant, (at, line))| Reverse(share(tenant, at, line, &totals)))
         .collect();
-    let mut shares: BTreeSet<Share> = lines.iter().map(|(id, line)| share(*id, line, &totals)).collect();
+    let mut shares = BinaryHeap::from(shares);
     let none = Seats::default();
     let mut floor = Floor {
         state,
@@ -143,13 +150,16 @@ pub fn plan(state: &State, budget: u32) -> Plan {
     };
     while left > 0 && placements.len() < limits::PLAN_PLACEMENTS {
         let alone = shares.len() == 1;
-        let Some(Share { tenant, .. }) = shares.pop_first() else { break };
+        let Some(mut next) = shares.peek_mut() else { break };
         let turn = if alone { left } else { left.min(TURN_TASKS) };
-        let Some(line) = lines.get_mut(&tenant) else { break };
+        let (tenant, at) = (next.0.tenant, next.0.line);
+        let Some(line) = lines.get_mut(at) else { break };
         if let Some(placement) = floor.place_next(line, turn) {
             left -= placement.tasks.count;
             placements.push(placement);
-            shares.insert(share(tenant, line, &totals));
+            *next = Reverse(share(tenant, at, line, &totals));
+        } else {
+            PeekMut::pop(next);
         }
     }
     Plan { version: PLAN_VERSION, placements }
@@ -166,14 +176,14 @@ fn line<'a>(tenant: &Tenant, waiting: btree_set::Iter<'a, ReadyKey>) -> Line<'a>
 }
 
 /// A tenant's share: amount and total of its dominant dimension.
-fn share(tenant: TenantId, line: &Line<'_>, totals: &[u64; 3]) -> Share {
+fn share(tenant: TenantId, at: usize, line: &Line<'_>, totals: &[u64; 3]) -> Share {
     let [cpu, memory, slots] = *totals;
     let uses = [(line.usage.cpu_millicores, cpu), (line.usage.memory_bytes, memory), (line.held, slots)];
     let dominant = uses.into_iter().fold((0, 1), |highest, next| {
         let larger = u128::from(next.0) * u128::from(highest.1) > u128::from(highest.0) * u128::from(next.1);
         if larger { next } else { highest }
     });
-    Share { dominant, weight_milli: line.weight_milli, tenant }
+    Share { dominant, weight_milli: line.weight_milli, tenant, line: at }
 }
 
 impl<'a> Floor<'a> {

@@ -173,6 +173,8 @@ impl postcard::ser_flavors::Flavor for Sink<'_> {
 
 /// So many bytes of changes are gathered before they are hashed.
 const HASHED_BYTES: usize = 4_096;
+/// Room for what a small entry changes.
+const GATHERED_BYTES: usize = 1_024;
 
 /// Hashes an entry's changes and moves them into a table, which marks the rows for the next checkpoint.
 struct Committer {
@@ -372,7 +374,7 @@ impl State {
         hash.number(index);
         hash.number(term);
         let indexed = self.unindex(&changes);
-        let mut committer = Committer { hash, fields: Vec::with_capacity(256) };
+        let mut committer = Committer { hash, fields: Vec::with_capacity(GATHERED_BYTES) };
         if changes.meta != self.meta {
             committer.value(Some(&changes.meta));
             self.meta = changes.meta;
