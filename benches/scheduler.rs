@@ -3,6 +3,9 @@
 //! A synthetic cluster in memory, the real core: workers of 16 cores and 64 slots, tenants that take turns, every task
 //! submitted singly. It is filled, and then kept full for a while: some workers report, as many tasks are submitted, and
 //! the planner fills the gaps. Only the planner and the applying of its plans are timed.
+//!
+//! Before that, while no memory has been freed, it measures what a waiting task needs: resident memory before and after
+//! tasks were submitted singly, and before and after an array.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +23,9 @@ use grey_proof::Digest;
 const STEADY_PLACEMENTS: u64 = 200_000;
 /// Tasks that end between two plans of the steady state.
 const ENDED_PER_TURN: u64 = 1_024;
+/// Waiting tasks whose memory is measured, as one array and submitted singly.
+const ARRAY_TASKS: u32 = 1_000_000;
+const SINGLE_TASKS: u64 = 100_000;
 const NEED: Resources = Resources { cpu_millicores: 500, memory_bytes: 256 << 20, disk_bytes: 0 };
 
 struct Cluster {
@@ -91,34 +97,23 @@ impl Cluster {
 
     fn submit(&mut self, count: u64) {
         for number in self.submitted..self.submitted + count {
-            let spec = TaskSpec {
-                name: number.to_string(),
-                executor: ExecutorKind::Process,
-                command: vec!["true".to_owned()],
-                environment: Vec::new(),
-                stdin: None,
-                inputs: Vec::new(),
-                outputs: Vec::new(),
-                resources: NEED,
-                priority: 100,
-                devices: Vec::new(),
-                constraints: Default::default(),
-                retries: Retries::default(),
-                timeout_ms: 60_000,
-                output_limit_bytes: 1 << 20,
-            };
-            self.step(Command::Submit(Submit {
-                tenant: TenantId(1 + (number % u64::from(self.tenants)) as u32),
-                submitter: String::new(),
-                name: String::new(),
-                labels: Vec::new(),
-                key: None,
-                groups: vec![GroupSubmission { spec, count: 1 }],
-                flow: FlowSubmission::default(),
-                wall_ms: 1,
-            }));
+            let spec = spec(number.to_string());
+            self.submit_equal(TenantId(1 + (number % u64::from(self.tenants)) as u32), spec, 1);
         }
         self.submitted += count;
+    }
+
+    fn submit_equal(&mut self, tenant: TenantId, spec: TaskSpec, count: u32) {
+        self.step(Command::Submit(Submit {
+            tenant,
+            submitter: String::new(),
+            name: String::new(),
+            labels: Vec::new(),
+            key: None,
+            groups: vec![GroupSubmission { spec, count }],
+            flow: FlowSubmission::default(),
+            wall_ms: 1,
+        }));
     }
 
     fn place(&mut self, timed: &mut Timed) -> u64 {
@@ -165,6 +160,25 @@ impl Cluster {
     }
 }
 
+fn spec(name: String) -> TaskSpec {
+    TaskSpec {
+        name,
+        executor: ExecutorKind::Process,
+        command: vec!["true".to_owned()],
+        environment: Vec::new(),
+        stdin: None,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        resources: NEED,
+        priority: 100,
+        devices: Vec::new(),
+        constraints: Default::default(),
+        retries: Retries::default(),
+        timeout_ms: 60_000,
+        output_limit_bytes: 1 << 20,
+    }
+}
+
 fn finished(task: TaskId) -> Finished {
     Finished {
         tasks: TaskRange::single(task),
@@ -180,6 +194,23 @@ fn finished(task: TaskId) -> Finished {
         },
         usage: vec![Usage::default()],
     }
+}
+
+/// Resident memory in bytes; zero where there is no `/proc`.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4_096
+}
+
+fn measure_memory() {
+    let mut cluster = Cluster::new(1, 100);
+    let before = resident_bytes();
+    cluster.submit_equal(TenantId(1), spec(String::new()), ARRAY_TASKS);
+    let array_bytes = resident_bytes().saturating_sub(before) as f64 / f64::from(ARRAY_TASKS);
+    let before = resident_bytes();
+    cluster.submit(SINGLE_TASKS);
+    let single_bytes = resident_bytes().saturating_sub(before) as f64 / SINGLE_TASKS as f64;
+    println!("bytes a waiting task: {single_bytes:.0} submitted singly, {array_bytes:.3} in an array\n");
 }
 
 fn measure(workers: u32, tenants: u32, pending: u64) {
@@ -208,6 +239,7 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
+    measure_memory();
     println!("workers  tenants   pending  filling /s    steady /s    plan µs   apply µs");
     for (workers, tenants, pending) in
         [(1_000, 100, 100_000), (10_000, 100, 100_000), (1_000, 1_000, 100_000), (1_000, 100, 1_000_000)]
