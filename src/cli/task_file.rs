@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use grey_api::{ConstraintsRequest, JobRequest, OutputsRequest, RetriesRequest, TaskRequest};
+use grey_api::{ConstraintsRequest, JobRequest, OutputsRequest, RetriesRequest, TaskRequest, nearest};
 use serde::Deserialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
@@ -260,10 +260,10 @@ fn wrong(file: &str, complaint: &str) -> CliError {
         let expected = complaint.split("expected").nth(1)?.lines().next()?;
         let words = expected.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
         let known = words.filter(|word| !["", "one", "of", "or"].contains(word));
-        known.map(|name| (distance(unknown, name), name)).min().filter(|(distance, _)| *distance <= 3)
+        nearest(unknown, known)
     });
     match nearest {
-        Some((_, name)) => error.hint(format!("did you mean `{name}`?")),
+        Some(name) => error.hint(format!("did you mean `{name}`?")),
         None => error,
     }
 }
@@ -276,28 +276,12 @@ fn known(entry: &Entry, names: &[&str]) -> Result<(), CliError> {
             continue;
         }
         let error = CliError::usage(format!("`{field}` names `{name}`, and no task has that name"));
-        let near = names.iter().filter(|known| !known.is_empty()).map(|known| (distance(name, known), known));
-        return Err(match near.min().filter(|(distance, _)| *distance <= 3) {
-            Some((_, near)) => error.hint(format!("did you mean `{near}`?")),
+        return Err(match nearest(name, names.iter().copied()) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         });
     }
     Ok(())
-}
-
-/// How many letters have to be changed, added or left out (Levenshtein, by rows).
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (number, letter) in left.chars().enumerate() {
-        let mut next = vec![number + 1];
-        for (other, (diagonal, above)) in right.iter().zip(row.iter().zip(row.iter().skip(1))) {
-            let before = next.last().copied().unwrap_or(0);
-            next.push((before + 1).min(above + 1).min(diagonal + usize::from(letter != *other)));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 fn parsed(
@@ -616,14 +600,5 @@ mod tests {
         }
         let error = prepared(directory.path(), "version = 1\n[[task]]\ncomand = [\"true\"]\n").err().unwrap();
         assert_eq!(error.hint.as_deref(), Some("did you mean `command`?"));
-    }
-
-    #[test]
-    fn distances_are_counted_in_letters() {
-        for (left, right, expected) in
-            [("", "", 0), ("a", "", 1), ("comand", "command", 1), ("kitten", "sitting", 3)]
-        {
-            assert_eq!(distance(left, right), expected);
-        }
     }
 }

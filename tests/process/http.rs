@@ -83,6 +83,23 @@ fn the_loopback_interface_needs_its_token_and_refuses_pages_hosts_and_nonsense()
         assert!(response.contains(&format!("\"code\":\"{code}\"")), "{request}\n{response}");
         assert!(response.contains("application/problem+json"), "{response}");
     }
+    for (request, hint) in [
+        (format!("GET /v1/jobs?limt=5 HTTP/1.1\r\n{authorized}\r\n"), "did you mean `limit`?"),
+        (format!("HEAD /v1/jobs?limt=5 HTTP/1.1\r\n{authorized}\r\n"), ""),
+        (format!("GET /v1/cluster?x HTTP/1.1\r\n{authorized}\r\n"), "it has no parameters"),
+        (
+            format!("GET /v1/tasks/t1/logs?colour=1 HTTP/1.1\r\n{authorized}\r\n"),
+            "its parameters are stream, offset, follow, after, attempt",
+        ),
+        (
+            format!("POST /v1/jobs/j1/rerun?wich=all HTTP/1.1\r\n{authorized}Content-Length: 0\r\n\r\n"),
+            "did you mean `which`?",
+        ),
+    ] {
+        let response = http(address, &request);
+        assert!(response.starts_with("HTTP/1.1 400") && response.contains(hint), "{request}\n{response}");
+        assert!(request.starts_with("HEAD") || response.contains("is not a parameter of"), "{response}");
+    }
     assert!(http(address, &format!("GET /health/live HTTP/1.1\r\n{host}\r\n")).contains("200 OK"));
 
     // Another client with address and token is served as well.

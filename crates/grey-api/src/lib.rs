@@ -4,12 +4,14 @@
 mod address;
 mod client;
 mod endpoints;
+mod near;
 mod problem;
 mod types;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
 pub use client::{Body, Client, ClientError};
 pub use endpoints::{ENDPOINTS, Endpoint, openapi};
+pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::reply::{Refusal, typed};
-use super::submit::{Heading, Run, body_digest, given_key, lines, no_more, submit};
+use super::submit::{Heading, Run, body_digest, given_key, lines, submit};
 use crate::handle::Node;
 
 /// The most bytes of the lines of one job. What a job is made of follows from the lines alone, so that the same stream
@@ -187,7 +187,6 @@ pub(crate) async fn stream(
 ) -> Result<Response, Refusal> {
     let key = given_key(request.headers(), KEY_BYTES)?;
     let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
-    no_more(&query)?;
     let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
     let mut submitter = Submitter { node, tenant, name, key, end };
     let mut batches = Batches {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::{MatchedPath, Query, Request, State};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use grey_api::{ErrorCode, Problem};
+use grey_api::{ENDPOINTS, Endpoint, ErrorCode, Problem, nearest};
 use grey_proof::Digest;
 
 use super::reply::{PROBLEM_MEDIA_TYPE, Refusal};
@@ -15,6 +15,8 @@ use crate::handle::Activity;
 
 /// A refusal of the framework's own is a sentence.
 const LONGEST_REFUSAL_BYTES: usize = 4_096;
+/// How much of an unknown parameter is repeated, in characters.
+const LONGEST_SHOWN: usize = 64;
 
 /// How a request came in.
 pub(crate) enum Entrance {
@@ -37,8 +39,35 @@ pub(crate) async fn guard(
     if let Err(problem) = admit(entrance, request.headers(), request.uri().path()) {
         return Refusal(problem).into_response();
     }
+    if let Err(problem) = known_parameters(&request) {
+        return Refusal(problem).into_response();
+    }
     let _open = activity.enter();
     with_particulars(next.run(request).await).await
+}
+
+/// Refuses a parameter of the query that the endpoint does not have: what it was meant to say would not happen.
+fn known_parameters(request: &Request) -> Result<(), Problem> {
+    // A path that is no endpoint is refused as such, a query that does not read by whoever reads it.
+    let Some(path) = request.extensions().get::<MatchedPath>() else { return Ok(()) };
+    let Ok(Query(given)) = Query::<Vec<(String, String)>>::try_from_uri(request.uri()) else { return Ok(()) };
+    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    let is_asked = |endpoint: &&Endpoint| {
+        endpoint.path == path.as_str() && method.as_str().eq_ignore_ascii_case(endpoint.method)
+    };
+    let Some(endpoint) = ENDPOINTS.iter().find(is_asked) else { return Ok(()) };
+    let known: Vec<&str> = endpoint.query.iter().map(|(name, _)| *name).collect();
+    let Some((unknown, _)) = given.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let shown: String = unknown.chars().take(LONGEST_SHOWN).collect();
+    let detail = format!("`{shown}` is not a parameter of {} {}", method.as_str(), endpoint.path);
+    let hint = match (nearest(unknown, known.iter().copied()), known.is_empty()) {
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, false) => format!("its parameters are {}", known.join(", ")),
+        (None, true) => "it has no parameters".to_owned(),
+    };
+    Err(Problem::new(ErrorCode::InvalidRequest, detail).field("query").hint(hint))
 }
 
 /// What the framework refuses by itself, in the form of every other refusal.

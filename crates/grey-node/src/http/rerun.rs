@@ -36,9 +36,6 @@ enum Which {
 
 impl Which {
     fn of(query: &HashMap<String, String>) -> Result<Which, Refusal> {
-        if let Some(unknown) = query.keys().find(|key| !matches!(key.as_str(), "which" | "tasks")) {
-            return Err(refuse("query", format!("`{unknown}` is not a parameter; which and tasks are")));
-        }
         match (query.get("which").map(String::as_str), query.get("tasks")) {
             (None | Some("failed"), None) => Ok(Which::Failed),
             (Some("all"), None) => Ok(Which::All),

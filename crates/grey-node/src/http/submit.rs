@@ -92,17 +92,8 @@ pub(crate) async fn tasks(
     };
     let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
     let heading = Heading { tenant, name, listed, ..Heading::default() };
-    no_more(&query)?;
     let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
     json(&submit(&node, key, heading, runs).await?)
-}
-
-/// Refuses parameters that the endpoint does not know.
-pub(super) fn no_more(query: &HashMap<String, String>) -> Result<(), Refusal> {
-    match query.keys().next() {
-        Some(unknown) => Err(refuse("query", format!("`{unknown}` is not a parameter; tenant and name are"))),
-        None => Ok(()),
-    }
 }
 
 /// One object a line. Equal neighbours are read once.
