@@ -341,9 +341,18 @@ fn explanation_text(explanation: &TaskExplanation) -> String {
         text.push_str(&format!("ahead     {least}{ahead} task(s) of its tenant\n"));
         text.push_str(&match explanation.estimated_wait_ms {
             Some(wait_ms) => {
-                format!("estimate  {} at the rate of the last minute\n", units::shown_time(wait_ms * 1_000))
+                let shown = units::shown_time(wait_ms.saturating_mul(1_000));
+                match explanation.estimated_from.as_deref() {
+                    Some("durations") => {
+                        format!("estimate  {shown}, as tasks of its job take and as many run\n")
+                    }
+                    Some("running_times") => {
+                        format!("estimate  at least {shown}, as tasks of its job have run so far\n")
+                    }
+                    _ => format!("estimate  {shown} at the rate of the last minute\n"),
+                }
             }
-            None => "estimate  none: nothing ended in the last minute\n".to_owned(),
+            None => "estimate  unknown: no task of its job and nothing else has ended of late\n".to_owned(),
         });
     }
     text

@@ -196,3 +196,40 @@ fn a_waiting_task_is_explained_with_its_place_in_the_line_and_what_it_waits_for(
     assert!(text.contains("ahead     9 task(s)") && text.contains("estimate  "), "{text}");
     assert_eq!(home.grey(&["job", "cancel", "j2"]).status, 0);
 }
+
+#[test]
+fn a_wait_is_estimated_from_how_long_tasks_of_the_job_run_and_is_unknown_before_anything_is() {
+    let home = Home::new();
+    let gate = home.path("gate");
+    let script = format!(
+        "[ $GREY_INDEX = 0 ] || exec sleep 600; until [ -e {} ]; do sleep 0.05; done",
+        gate.display()
+    );
+    let body = format!(
+        r#"{{"parallel": 1, "tasks": [{{"name": "long", "command": ["sh", "-c", "{script}"], "count": 50}}]}}"#
+    );
+    assert_eq!(home.grey(&["job", "list"]).status, 0);
+    let _: JobCreated = home.post("/v1/jobs", "application/json", body, None).unwrap();
+    let runs = |task: &str| {
+        let status = || home.get::<TaskStatus>(&format!("/v1/tasks/{task}"));
+        super::support::wait_until("it runs", || status().is_ok_and(|found| found.state == "running"));
+    };
+    runs("t1");
+    // Given the first of its job runs and nothing has ended: the next may start at any moment, later ones wait for more.
+    let next = home.json(&["task", "explain", "t2", "--json"]);
+    assert_eq!(next.get("estimated_wait_ms"), None, "{next}");
+    assert!(home.grey(&["task", "explain", "t2"]).text.contains("estimate  unknown"));
+    super::support::wait_until("it has run for a while", || {
+        home.json(&["task", "explain", "t12", "--json"])["estimated_from"] == "running_times"
+    });
+    assert!(home.grey(&["task", "explain", "t12"]).text.contains("estimate  at least "));
+    // When it has ended, then what it took is what the others are expected to take.
+    std::fs::write(&gate, "").unwrap();
+    runs("t2");
+    let took_ms = home.json(&["task", "result", "t1", "--json"])["duration_us"].as_u64().unwrap() / 1_000;
+    let later = home.json(&["task", "explain", "t12", "--json"]);
+    assert_eq!(later["estimated_from"], "durations", "{later}");
+    let wait_ms = later["estimated_wait_ms"].as_u64().unwrap();
+    assert!((9 * took_ms..=10 * took_ms).contains(&wait_ms), "nine others of {took_ms} ms each: {wait_ms}");
+    assert_eq!(home.grey(&["job", "cancel", "j1"]).status, 0);
+}

@@ -355,10 +355,13 @@ pub struct TaskExplanation {
     pub ahead: Option<u64>,
     /// Whether there may be more: only so many are counted.
     pub ahead_is_lower_bound: bool,
-    /// How long they and it take at the rate at which attempts ended in the last minute, in milliseconds; absent when none
-    /// ended. An estimate, no promise.
+    /// How long it may wait, in milliseconds; absent when nothing is known. An estimate, no promise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated_wait_ms: Option<u64>,
+    /// From what: `durations` of tasks of the same job that ended, as many of which run now; `running_times` of those that
+    /// run, where none has ended yet, which makes it a lower bound; or `rate` at which attempts ended in the last minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_from: Option<String>,
 }
 
 /// A page of tasks, lowest first.

@@ -169,7 +169,12 @@ impl Control {
                 self.server.read(ticket);
             }
             Message::Wait(job, task, reply) => self.wait(job, task, reply),
-            Message::FromWorker(message) => self.server.from_worker(&self.wiring.worker_key, message),
+            Message::FromWorker(message) => {
+                if let FromWorker::Report(report) = &message {
+                    self.wiring.rate.started(&report.started);
+                }
+                self.server.from_worker(&self.wiring.worker_key, message);
+            }
             Message::Persisted(number) => self.server.replica_mut().persisted(number)?,
             Message::Checkpointed(through) => {
                 self.server.replica_mut().checkpointed(through);
@@ -305,7 +310,8 @@ impl Control {
         for effect in applied.effects {
             match effect {
                 Effect::Event(event) => {
-                    if matches!(event.kind, EventKind::AttemptEnded { .. }) {
+                    if let EventKind::AttemptEnded { task, .. } = &event.kind {
+                        self.wiring.rate.ended(*task);
                         ended += 1;
                     }
                     self.wake(&event);

@@ -4,6 +4,7 @@ mod clock;
 mod control;
 mod disk_room;
 mod error;
+mod estimate;
 mod gather;
 mod handle;
 mod http;

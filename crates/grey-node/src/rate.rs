@@ -1,7 +1,13 @@
 //! How fast attempts end, over the last minute: what an estimate of a wait is made from.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
+
+use grey_core::{AttemptId, Epoch, TaskId};
+
+/// The most attempts whose beginning is remembered. A worker says so of those that run for longer than a moment.
+const STARTS_KEPT: usize = 65_536;
 
 /// Over how many seconds it is taken.
 const WINDOW_S: usize = 60;
@@ -19,6 +25,8 @@ struct Buckets {
 pub(crate) struct EndRate {
     begun: Instant,
     buckets: Mutex<Buckets>,
+    /// When attempts were said to have started that have not ended.
+    starts: Mutex<BTreeMap<AttemptId, Instant>>,
 }
 
 impl Buckets {
@@ -38,7 +46,39 @@ impl Buckets {
 impl EndRate {
     pub(crate) fn new() -> EndRate {
         let buckets = Buckets { ended: [0; WINDOW_S], last_s: 0 };
-        EndRate { begun: Instant::now(), buckets: Mutex::new(buckets) }
+        EndRate { begun: Instant::now(), buckets: Mutex::new(buckets), starts: Mutex::default() }
+    }
+
+    /// Attempts have started.
+    pub(crate) fn started(&self, attempts: &[AttemptId]) {
+        let Ok(mut starts) = self.starts.lock() else { return };
+        let now = Instant::now();
+        for attempt in attempts {
+            starts.entry(*attempt).or_insert(now);
+        }
+        // What was never heard of again is mostly old, and the oldest tasks have the lowest numbers.
+        while starts.len() > STARTS_KEPT {
+            starts.pop_first();
+        }
+    }
+
+    /// A task's attempt has ended.
+    pub(crate) fn ended(&self, task: TaskId) {
+        let Ok(mut starts) = self.starts.lock() else { return };
+        while let Some(attempt) = starts.range(AttemptId { task, epoch: Epoch(0) }..).next() {
+            let attempt = *attempt.0;
+            if attempt.task != task {
+                break;
+            }
+            starts.remove(&attempt);
+        }
+    }
+
+    /// For how long attempts have run so far, in milliseconds, as far as that is known.
+    pub(crate) fn running_times_ms(&self, attempts: &[AttemptId]) -> Vec<u64> {
+        let Ok(starts) = self.starts.lock() else { return Vec::new() };
+        let known = attempts.iter().filter_map(|attempt| starts.get(attempt));
+        known.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)).collect()
     }
 
     /// Counts attempts that ended now.

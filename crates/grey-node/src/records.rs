@@ -1,8 +1,11 @@
 //! How history records are keyed, so that an attempt, a report or a job is found again.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use grey_core::{
-    AttemptPointer, Counts, FlowRecord, HistoryRecord, JobId, JobInfo, JobRecord, ReportRecord, TaskId,
-    TaskRange,
+    AttemptPointer, Counts, FlowRecord, HistoryRecord, JobId, JobInfo, JobRecord, Outcome, ReportRecord,
+    TaskId, TaskRange,
 };
 use grey_store::{HistoryReader, Horizons, RecordKey, RecordKind, StoreError};
 use serde::de::DeserializeOwned;
@@ -16,6 +19,8 @@ const FLOW: RecordKind = RecordKind(5);
 /// Tasks are gathered in blocks of so many; a record lies within one block.
 const BLOCK_BITS: u32 = 6;
 const BLOCK_TASKS: u64 = 1 << BLOCK_BITS;
+/// The most reports that are read to tell how long tasks take.
+const REPORTS_READ: usize = 32;
 /// The most records that are looked through for one task: more attempts than retries allow of a whole block.
 const BLOCK_RECORDS: usize = 65_536;
 
@@ -147,6 +152,35 @@ impl Records {
             }
         }
         found.sort_by_key(|attempt| attempt.epoch);
+        Ok(found)
+    }
+
+    /// How long attempts of these tasks took that ran and were neither cancelled nor lost, in milliseconds: the last ones, at
+    /// most about so many.
+    pub(crate) fn durations_ms(&self, tasks: TaskRange, most: usize) -> Result<Vec<u64>, StoreError> {
+        let from = RecordKey { kind: ATTEMPTS, key: tasks.first.0 >> BLOCK_BITS, subkey: 0 };
+        let to =
+            RecordKey { kind: ATTEMPTS, key: (tasks.end().0 >> BLOCK_BITS).saturating_add(1), subkey: 0 };
+        let (mut found, mut reports) = (Vec::new(), BTreeMap::new());
+        for (_, bytes) in self.0.scan(from, to, most, true)? {
+            let record: AttemptsRecord = decode(&bytes)?;
+            let position = record.pointer.position;
+            if found.len() >= most || (reports.len() >= REPORTS_READ && !reports.contains_key(&position)) {
+                break;
+            }
+            if let Entry::Vacant(place) = reports.entry(position) {
+                place.insert(self.report(position)?);
+            }
+            let Some(Some(report)) = reports.get(&position) else { continue };
+            for run in &report.runs {
+                let counts = run.finished.epoch.0 == record.epoch
+                    && !matches!(run.finished.result.outcome, Outcome::Cancelled | Outcome::Infrastructure);
+                let attempts = run.finished.tasks.tasks().zip(&run.finished.usage);
+                let of_these = attempts
+                    .filter(|(task, _)| counts && tasks.contains(*task) && record.tasks.contains(*task));
+                found.extend(of_these.map(|(_, usage)| usage.duration_us / 1_000));
+            }
+        }
         Ok(found)
     }
 

@@ -11,6 +11,7 @@ use grey_core::{
     ReportedRun, State, TaskId, TaskRange, TaskSpec, Usage, Worker,
 };
 
+use crate::estimate::{estimate, peers};
 use crate::handle::{Node, unreadable};
 use crate::records::{FoundAttempt, Records};
 use crate::retention::Class;
@@ -446,15 +447,28 @@ pub(crate) async fn facts_of_live(
 pub(crate) async fn explanation(node: &Node, task: TaskId) -> Result<TaskExplanation, Problem> {
     let facts = facts(node, task).await?;
     let status = task_status(node, &facts, &mut LastReport::default())?;
-    let ahead = node.ask(move |replica| tasks_ahead(replica.state(), task)).await?;
-    let estimate_ms = ahead.and_then(|(tasks, _)| node.rate.time_for_ms(tasks.saturating_add(1)));
+    let found =
+        node.ask(move |replica| (tasks_ahead(replica.state(), task), peers(replica.state(), task))).await?;
+    let (ahead, estimated) = match found {
+        (Some((tasks, more)), Some(peers)) => {
+            let (records, rate) = (node.records.clone(), node.rate.clone());
+            // It reads reports, which takes as long as the disk does.
+            let estimated =
+                tokio::task::spawn_blocking(move || estimate(tasks, &peers, &records, &rate)).await;
+            let estimated =
+                estimated.map_err(|error| Problem::new(ErrorCode::Internal, error.to_string()))?;
+            (Some((tasks, more)), estimated.map_err(|error| unreadable(&error))?)
+        }
+        _ => (None, None),
+    };
     Ok(TaskExplanation {
         task: status.id,
         state: status.state,
         reason: status.reason,
         ahead: ahead.map(|(tasks, _)| tasks),
         ahead_is_lower_bound: ahead.is_some_and(|(_, more)| more),
-        estimated_wait_ms: estimate_ms,
+        estimated_wait_ms: estimated.map(|estimated| estimated.wait_ms),
+        estimated_from: estimated.map(|estimated| estimated.from.to_owned()),
     })
 }
 
