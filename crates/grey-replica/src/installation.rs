@@ -21,11 +21,14 @@ pub struct Installation {
     pub membership: Membership,
     /// All rows, in key order.
     pub rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// How many hashes the log of reports has by then ([`grey_proof::stored_hash_count`]).
+    pub tree_hashes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Encoded {
     version: u8,
+    tree_hashes: u64,
     rows: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -33,7 +36,8 @@ impl Installation {
     /// As the engine carries it.
     pub(crate) fn into_engine(self) -> Snapshot {
         // Serialising to memory fails only for types without a known length, and rows have none of those.
-        let data = postcard::to_allocvec(&Encoded { version: VERSION, rows: self.rows }).unwrap_or_default();
+        let encoded = Encoded { version: VERSION, tree_hashes: self.tree_hashes, rows: self.rows };
+        let data = postcard::to_allocvec(&encoded).unwrap_or_default();
         let mut snapshot = Snapshot { data: data.into(), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.index;
@@ -55,6 +59,7 @@ impl Installation {
             term: metadata.term,
             membership: from_conf_state(metadata.get_conf_state()),
             rows: encoded.rows,
+            tree_hashes: encoded.tree_hashes,
         })
     }
 }

@@ -637,6 +637,7 @@ impl Replica {
             term: self.state.applied_term(),
             membership: self.membership(),
             rows: self.state.all_rows(),
+            tree_hashes: grey_proof::stored_hash_count(self.state.meta().log.size()),
         };
         self.engine.mut_store().set_offer(Some(installation.into_engine()));
     }

@@ -1,6 +1,6 @@
 //! Checkpoints: the rows of the state, and how far history and tree had come, in one transaction.
 
-use grey_replica::{Checkpoint, Membership};
+use grey_replica::{Checkpoint, Installation, Membership, RowChange};
 use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,10 @@ struct Facts {
     term: u64,
     membership: MembershipFact,
     side: SidePosition,
+    /// Runs of hashes that the tree file does not have.
+    tree_absent: Vec<(u64, u64)>,
+    /// Whether this is the state of another server, and the log begins right after it.
+    installed: bool,
     /// How many rows there are, so that one that is gone is missed.
     rows: u64,
 }
@@ -52,6 +56,8 @@ pub(crate) struct Found {
     pub(crate) term: u64,
     pub(crate) membership: Membership,
     pub(crate) side: SidePosition,
+    pub(crate) tree_absent: Vec<(u64, u64)>,
+    pub(crate) installed: bool,
     pub(crate) rows: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -83,21 +89,51 @@ impl CheckpointStore {
     }
 
     /// Writes a checkpoint; durable when this returns. The history and the tree must be durable up to `side` before.
-    pub fn write(&mut self, checkpoint: &Checkpoint, side: SidePosition) -> Result<(), StoreError> {
+    pub fn write(
+        &mut self,
+        checkpoint: &Checkpoint,
+        side: SidePosition,
+        tree_absent: Vec<(u64, u64)>,
+    ) -> Result<(), StoreError> {
+        let facts = facts_of(checkpoint.index, checkpoint.term, &checkpoint.membership);
+        self.guarded(|store| store.write_rows(&checkpoint.rows, false, Facts { side, tree_absent, ..facts }))
+    }
+
+    /// Puts the state of another server in the place of what is here; durable when this returns.
+    pub fn install(
+        &mut self,
+        installation: &Installation,
+        side: SidePosition,
+        tree_absent: Vec<(u64, u64)>,
+    ) -> Result<(), StoreError> {
+        let facts = facts_of(installation.index, installation.term, &installation.membership);
+        let rows: Vec<RowChange> =
+            installation.rows.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        let facts = Facts { side, tree_absent, installed: true, ..facts };
+        self.guarded(|store| store.write_rows(&rows, true, facts))
+    }
+
+    fn guarded(
+        &mut self,
+        write: impl FnOnce(&CheckpointStore) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::Failed { file: STATE_FILE.to_owned() });
         }
         self.failed = true;
-        contained(STATE_FILE, || self.write_uncontained(checkpoint, side))?;
+        contained(STATE_FILE, || write(self))?;
         self.failed = false;
         Ok(())
     }
 
-    fn write_uncontained(&self, checkpoint: &Checkpoint, side: SidePosition) -> Result<(), StoreError> {
+    fn write_rows(&self, changes: &[RowChange], afresh: bool, mut facts: Facts) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(wrong)?;
         {
             let mut rows = transaction.open_table(ROWS).map_err(wrong)?;
-            for (key, value) in &checkpoint.rows {
+            if afresh {
+                rows.retain(|_, _| false).map_err(wrong)?;
+            }
+            for (key, value) in changes {
                 match value {
                     Some(value) => {
                         drop(rows.insert(key.as_slice(), sealed(key, value).as_slice()).map_err(wrong)?)
@@ -105,7 +141,9 @@ impl CheckpointStore {
                     None => drop(rows.remove(key.as_slice()).map_err(wrong)?),
                 }
             }
-            let facts = encode_facts(checkpoint, side, rows.len().map_err(wrong)?);
+            facts.rows = rows.len().map_err(wrong)?;
+            // Serialising to memory fails only for types without a known length, of which there are none here.
+            let facts = postcard::to_allocvec(&facts).unwrap_or_default();
             let mut table = transaction.open_table(FACTS).map_err(wrong)?;
             table.insert(FACTS_KEY, sealed(FACTS_KEY.as_bytes(), &facts).as_slice()).map_err(wrong)?;
         }
@@ -113,12 +151,11 @@ impl CheckpointStore {
     }
 }
 
-fn encode_facts(checkpoint: &Checkpoint, side: SidePosition, rows: u64) -> Vec<u8> {
-    let membership = &checkpoint.membership;
-    let facts = Facts {
+fn facts_of(index: u64, term: u64, membership: &Membership) -> Facts {
+    Facts {
         version: FORMAT_VERSION,
-        index: checkpoint.index,
-        term: checkpoint.term,
+        index,
+        term,
         membership: MembershipFact {
             voters: membership.voters.clone(),
             voters_outgoing: membership.voters_outgoing.clone(),
@@ -126,11 +163,8 @@ fn encode_facts(checkpoint: &Checkpoint, side: SidePosition, rows: u64) -> Vec<u
             learners_next: membership.learners_next.clone(),
             auto_leave: membership.auto_leave,
         },
-        side,
-        rows,
-    };
-    // Serialising to memory fails only for types without a known length, of which there are none here.
-    postcard::to_allocvec(&facts).unwrap_or_default()
+        ..Facts::default()
+    }
 }
 
 fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Found, StoreError> {
@@ -163,6 +197,8 @@ fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -
             auto_leave: membership.auto_leave,
         },
         side: facts.side,
+        tree_absent: facts.tree_absent,
+        installed: facts.installed,
         rows: found,
     })
 }

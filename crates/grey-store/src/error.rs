@@ -31,6 +31,16 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
+    /// This server took over a whole state and does not have what ended before: another server does.
+    #[error(
+        "{file} does not have {what} on this server, which took over the state of another one after that"
+    )]
+    Absent {
+        /// The file.
+        file: String,
+        /// Which part of it.
+        what: String,
+    },
     /// No room on the disk. What was to be written is not; what was written before is safe.
     #[error("no room on the disk while writing {file}")]
     Full {

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use grey_replica::{HardState, LogEntry, LogEntryKind, LogReader, PersistBatch, ReadError};
+use grey_replica::{
+    HardState, Installation, LogEntry, LogEntryKind, LogReader, Membership, PersistBatch, ReadError,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,11 @@ struct FactsRow {
 }
 
 impl LogFacts {
+    fn begin_after(&mut self, index: u64, term: u64) {
+        self.truncated = (index, term);
+        self.last_index = index;
+    }
+
     fn encode(&self) -> Vec<u8> {
         let HardState { term, vote, commit } = self.hard_state;
         let row = FactsRow {
@@ -152,7 +159,23 @@ impl LogStore {
         LogStoreReader { database: self.database.clone() }
     }
 
-    /// Writes batches in their order. When this returns, all of them are durable; after an error none may be taken for
+    /// Begins anew after the state of another server that was installed as the last checkpoint: a start that comes between
+    /// the two steps of an installation completes it.
+    pub(crate) fn begin_after(&mut self, index: u64, term: u64) -> Result<LogFacts, StoreError> {
+        let hard_state = self.facts.hard_state;
+        let hard_state = HardState { commit: hard_state.commit.max(index), ..hard_state };
+        let installation =
+            Installation { index, term, membership: Membership::default(), rows: Vec::new(), tree_hashes: 0 };
+        self.append(&[PersistBatch {
+            installation: Some(Box::new(installation)),
+            hard_state: Some(hard_state),
+            ..PersistBatch::default()
+        }])?;
+        Ok(self.facts)
+    }
+
+    /// Writes batches in their order. One that installs a state drops the whole log; the state itself must have been given to
+    /// [`crate::SideStorage::install`] before. When this returns, all of them are durable; after an error none may be taken for
     /// durable, nothing more is written, and the node must end.
     pub fn append(&mut self, batches: &[PersistBatch]) -> Result<(), StoreError> {
         let mut facts = self.facts;
@@ -162,6 +185,10 @@ impl LogStore {
             {
                 let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
                 for batch in batches {
+                    if let Some(installation) = &batch.installation {
+                        entries.retain(|_, _| false).map_err(wrong)?;
+                        facts.begin_after(installation.index, installation.term);
+                    }
                     facts.hard_state = batch.hard_state.unwrap_or(facts.hard_state);
                     if let Some(first) = batch.entries.first()
                         && facts.last_index >= first.index

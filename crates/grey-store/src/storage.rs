@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use grey_replica::{Checkpoint, Recovered};
+use grey_replica::{Checkpoint, Installation, Recovered};
 
 use crate::checkpoint::{CheckpointStore, SidePosition};
 use crate::disk::{Disk, Folder};
@@ -87,9 +87,12 @@ pub struct SideStorage {
 impl Storage {
     /// Opens everything and returns what a replica is brought back from.
     pub fn open(disk: Arc<dyn Disk>, options: &StorageOptions) -> Result<(Storage, Recovered), StoreError> {
-        let (log, facts) = LogStore::open(disk.as_ref())?;
+        let (mut log, mut facts) = LogStore::open(disk.as_ref())?;
         let (checkpoint, found) = CheckpointStore::open(disk.as_ref())?;
         let found = found.unwrap_or_default();
+        if found.installed && facts.truncated != (found.index, found.term) {
+            facts = log.begin_after(found.index, found.term)?;
+        }
         if facts.truncated.0 > found.index {
             let what = format!(
                 "the log begins after {} and the checkpoint ends at {}",
@@ -104,7 +107,7 @@ impl Storage {
             side.history_bytes,
             options.segment_bytes,
         )?;
-        let tree = TreeFile::open(disk.as_ref(), side.tree_hashes)?;
+        let tree = TreeFile::open(disk.as_ref(), side.tree_hashes, found.tree_absent)?;
         let recovered = Recovered {
             hard_state: facts.hard_state,
             checkpoint_index: found.index,
@@ -126,7 +129,23 @@ impl SideStorage {
         self.tree.sync()?;
         let (history_segment, history_bytes) = self.history.position();
         let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
-        self.checkpoint.write(checkpoint, side)?;
+        self.checkpoint.write(checkpoint, side, self.tree.absent())?;
+        self.history.checkpointed(history_segment);
+        Ok(())
+    }
+}
+
+impl SideStorage {
+    /// Puts the state of another server in the place of what is here: the first of two durable steps, of which the second
+    /// is the log's ([`LogStore::append`] with the same batch). A start between them completes the second. What ended before and
+    /// after the last applied entry is in no history of this server and no part of its tree file: both go on behind a gap.
+    pub fn install(&mut self, installation: &Installation) -> Result<(), StoreError> {
+        self.history.sync()?;
+        self.tree.skip_to(installation.tree_hashes)?;
+        self.tree.sync()?;
+        let (history_segment, history_bytes) = self.history.position();
+        let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
+        self.checkpoint.install(installation, side, self.tree.absent())?;
         self.history.checkpointed(history_segment);
         Ok(())
     }

@@ -15,12 +15,24 @@ const HASH_BYTES: u64 = 32;
 #[derive(Debug, Clone)]
 pub struct TreeFile {
     medium: Arc<dyn Medium>,
-    length: Arc<Mutex<u64>>,
+    reach: Arc<Mutex<Reach>>,
+}
+
+/// How far the file reaches, and what in it was never written here.
+#[derive(Debug, Default)]
+struct Reach {
+    hashes: u64,
+    /// Runs of hashes of before a whole state was taken over: first and the one after the last, ascending.
+    absent: Vec<(u64, u64)>,
 }
 
 impl TreeFile {
     /// Opens the file and cuts off what the last checkpoint does not cover: it is regenerated from the log.
-    pub(crate) fn open(disk: &dyn Disk, hashes: u64) -> Result<TreeFile, StoreError> {
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        hashes: u64,
+        absent: Vec<(u64, u64)>,
+    ) -> Result<TreeFile, StoreError> {
         let medium = disk.open(TREE_FILE).map_err(|error| StoreError::io(TREE_FILE, "open", error))?;
         let length = medium.length().map_err(|error| StoreError::io(TREE_FILE, "measure", error))?;
         if length < hashes * HASH_BYTES {
@@ -28,26 +40,44 @@ impl TreeFile {
             return Err(StoreError::damaged(TREE_FILE, format!("byte {length}"), what));
         }
         medium.set_len(hashes * HASH_BYTES).map_err(|error| StoreError::io(TREE_FILE, "cut", error))?;
-        Ok(TreeFile { medium, length: Arc::new(Mutex::new(hashes)) })
+        Ok(TreeFile { medium, reach: Arc::new(Mutex::new(Reach { hashes, absent })) })
     }
 
-    fn length(&self) -> std::sync::MutexGuard<'_, u64> {
-        self.length.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn reach(&self) -> std::sync::MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// How many hashes.
     pub fn hashes(&self) -> u64 {
-        *self.length()
+        self.reach().hashes
+    }
+
+    /// Runs of hashes that are not here, ascending.
+    pub(crate) fn absent(&self) -> Vec<(u64, u64)> {
+        self.reach().absent.clone()
+    }
+
+    /// Goes on at `hashes`: what lies between is not here.
+    pub(crate) fn skip_to(&self, hashes: u64) -> Result<(), StoreError> {
+        let mut reach = self.reach();
+        if hashes > reach.hashes {
+            let length = hashes.saturating_mul(HASH_BYTES);
+            self.medium.set_len(length).map_err(|error| StoreError::io(TREE_FILE, "extend", error))?;
+            let run = (reach.hashes, hashes);
+            reach.absent.push(run);
+            reach.hashes = hashes;
+        }
+        Ok(())
     }
 
     /// Appends hashes. Readers see them at once; they are durable after [`TreeFile::sync`].
     pub fn append(&self, hashes: &[Digest]) -> Result<(), StoreError> {
-        let mut length = self.length();
+        let mut reach = self.reach();
         let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
         self.medium
-            .write_at(*length * HASH_BYTES, &bytes)
+            .write_at(reach.hashes * HASH_BYTES, &bytes)
             .map_err(|error| StoreError::io(TREE_FILE, "write", error))?;
-        *length += hashes.len() as u64;
+        reach.hashes += hashes.len() as u64;
         Ok(())
     }
 
@@ -60,6 +90,10 @@ impl TreeFile {
     pub fn read(&self, index: u64) -> Result<Digest, StoreError> {
         if index >= self.hashes() {
             return Err(StoreError::damaged(TREE_FILE, format!("hash {index}"), "it is missing"));
+        }
+        let is_absent = |(from, to): &(u64, u64)| (*from..*to).contains(&index);
+        if self.reach().absent.iter().any(is_absent) {
+            return Err(StoreError::Absent { file: TREE_FILE.to_owned(), what: format!("hash {index}") });
         }
         let mut hash = Digest::ZERO;
         self.medium
