@@ -89,6 +89,16 @@ impl WorkDirectory {
     /// Removes an attempt's directory; one that does not exist is removed already.
     pub(crate) fn remove(&self, attempt: AttemptId) -> io::Result<()> {
         let name = CString::new(name_of(attempt))?;
+        // The usual task leaves nothing behind, and what was made for it goes the way it came. What stands in the way is
+        // left for the thorough removal.
+        if let Ok(directory) = rustix::fs::openat(&self.descriptor, &name, OPEN_DIRECTORY, Mode::empty()) {
+            for below in [WORK, OUT, TEMPORARY] {
+                let _ = rustix::fs::unlinkat(&directory, below, AtFlags::REMOVEDIR);
+            }
+        }
+        if rustix::fs::unlinkat(&self.descriptor, &name, AtFlags::REMOVEDIR).is_ok() {
+            return Ok(());
+        }
         match self.remove_entry(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
@@ -108,7 +118,7 @@ impl WorkDirectory {
         }
     }
 
-    /// The launcher of an attempt locks its directory as long as it lives, and dies with its worker.
+    /// The guard of an attempt locks its directory as long as it lives, and ends with its worker.
     fn wait_for_earlier_life(&self, name: &CStr) -> io::Result<()> {
         let Ok(descriptor) = rustix::fs::openat(&self.descriptor, name, OPEN_DIRECTORY, Mode::empty()) else {
             return Ok(());
