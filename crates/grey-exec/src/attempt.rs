@@ -1,10 +1,9 @@
 //! One attempt, from its directory to its outcome, on a thread of its own.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,21 +12,19 @@ use grey_core::limits::MESSAGE_BYTES;
 use grey_core::{AttemptId, Outcome, SandboxLevel, Usage, UsageSource};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 
 use crate::capture::{Brought, Capture};
 use crate::channel::{Channel, Received};
 use crate::collect::{Refusal, collect};
 use crate::directory::{AttemptDirectory, WorkDirectory};
+use crate::keeper::Keeper;
 use crate::noop::wall_clock_ms;
-use crate::plan::{CONTROL_KILL, CONTROL_TERMINATE, Consumed, Fence, NotStarted, Report, Stage};
+use crate::plan::{CONTROL_TERMINATE, Consumed, Fence, NotStarted, Report, Stage};
 use crate::prepare;
 use crate::stop::Stop;
 
 /// What a task has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the init may take to end after its launcher was killed by someone else.
-const ORPHAN_WAIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// What is read from a stream at once: a pipe's usual capacity.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -67,7 +64,7 @@ fn bounded(message: &str) -> String {
 /// What all attempts of an executor share.
 pub(crate) struct Ground<'a> {
     pub(crate) work: &'a WorkDirectory,
-    pub(crate) launcher: &'a Path,
+    pub(crate) keeper: &'a Keeper,
     pub(crate) fence: Fence,
 }
 
@@ -91,7 +88,7 @@ pub(crate) fn run(
         Ok(plan) => plan,
         Err(message) => return refused(message),
     };
-    let opened = Channel::open(ground.launcher, &plan, Stdio::piped)
+    let opened = Channel::open(ground.keeper, &plan)
         .and_then(|channel| Running::new(execution, &directory, channel, stop, brought, clock));
     drop(plan);
     let mut running = match opened {
@@ -126,12 +123,10 @@ struct Running<'a> {
     streams: [Stream; 2],
     /// What the streams may still bring.
     left_bytes: u64,
-    /// The init, to wait for should its launcher be killed.
-    init: Option<OwnedFd>,
     ended: Option<ExitStatus>,
     consumed: Option<Consumed>,
-    /// Whether the launcher said that every process is gone.
-    gone: bool,
+    /// Whether the guard said its last word.
+    is_over: bool,
     failure: Option<(Outcome, String)>,
     stopping: Option<Stopping>,
 }
@@ -146,11 +141,10 @@ impl<'a> Running<'a> {
         clock: Instant,
     ) -> io::Result<Running<'a>> {
         channel.do_not_wait()?;
-        let (stdout, stderr) = channel.take_output();
+        let [stdout, stderr] = channel.take_output().map_or([None, None], |pipes| pipes.map(Some));
         let [out, err] = brought.clone();
-        let streams =
-            [("stdout", stdout.map(OwnedFd::from), out), ("stderr", stderr.map(OwnedFd::from), err)]
-                .map(|(name, pipe, brought)| Stream { pipe, capture: Capture::new(name, brought) });
+        let streams = [("stdout", stdout, out), ("stderr", stderr, err)]
+            .map(|(name, pipe, brought)| Stream { pipe, capture: Capture::new(name, brought) });
         for pipe in streams.iter().filter_map(|stream| stream.pipe.as_ref()) {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
@@ -162,16 +156,15 @@ impl<'a> Running<'a> {
             clock,
             streams,
             left_bytes: execution.spec.output_limit_bytes,
-            init: None,
             ended: None,
             consumed: None,
-            gone: false,
+            is_over: false,
             failure: None,
             stopping: None,
         })
     }
 
-    /// Serves the attempt until its launcher has ended and its output is read.
+    /// Serves the attempt until its guard has ended and its output is read.
     fn watch(&mut self, started: &dyn Fn()) {
         let mut buffer = vec![0; READ_BYTES];
         loop {
@@ -255,39 +248,32 @@ impl<'a> Running<'a> {
         self.clock.checked_add(Duration::from_millis(self.stop.timeout_ms()))
     }
 
-    /// Takes in what the launcher says; false after its last word.
+    /// Takes in what the guard says; false after its last word.
     fn read_reports(&mut self, started: &dyn Fn()) -> bool {
-        loop {
+        while !self.is_over {
             match self.channel.receive() {
                 Received::Report(report) => self.take_report(report, started),
                 Received::Nothing => return true,
                 Received::End => return false,
             }
         }
+        false
     }
 
     fn take_report(&mut self, report: Report, started: &dyn Fn()) {
+        self.is_over = report.is_last();
         match report {
-            // A failure only means that the init has ended already.
-            Report::Init(pid) => {
-                self.init = Pid::from_raw(pid)
-                    .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-            }
             Report::Started => started(),
             Report::NotStarted(why, error) => self.failure = Some(self.explain_not_started(why, error)),
             Report::Ended(status, consumed) => {
                 self.ended = Some(ExitStatus::from_raw(status));
                 self.consumed = Some(consumed);
             }
-            Report::Gone(consumed) => {
-                self.gone = true;
-                self.consumed.get_or_insert(consumed);
-            }
             Report::Failed(stage, error, position) => {
                 let message = self.explain_failure(stage, error, position);
                 self.failure.get_or_insert((Outcome::Infrastructure, message));
             }
-            Report::Probed(_) => {}
+            Report::Begun | Report::Probed(_) => {}
         }
     }
 
@@ -317,7 +303,7 @@ impl<'a> Running<'a> {
     fn explain_failure(&self, stage: Stage, error: i32, position: u64) -> String {
         let error = io::Error::from_raw_os_error(error);
         let what = match stage {
-            Stage::Plan => "the launcher did not understand its plan",
+            Stage::Plan => "the attempt's plan was not understood",
             Stage::Fence => "the fence around the attempt cannot be made",
             Stage::Stdin => "standard input cannot be opened",
             Stage::WorkDirectory => "the working directory cannot be entered",
@@ -378,7 +364,7 @@ impl<'a> Running<'a> {
             && stopping.kill_at.is_some_and(|at| at <= now)
         {
             stopping.kill_at = None;
-            self.channel.control(CONTROL_KILL);
+            self.channel.kill_all();
         }
     }
 
@@ -400,26 +386,23 @@ impl<'a> Running<'a> {
         });
         if !gently {
             stopping.kill_at = None;
-            self.channel.control(CONTROL_KILL);
+            self.channel.kill_all();
         } else if first {
             self.channel.control(CONTROL_TERMINATE);
         }
     }
 
-    /// Waits until the launcher is reaped, and the init too if someone killed its launcher.
+    /// Waits until the guard is reaped, and with it, in a namespace, everything else.
     fn wait_for_the_last(&mut self, started: &dyn Fn()) {
-        if !self.read_reports(started) && !self.gone {
-            // The watch was given up, or the launcher did not end in order: make sure of it.
+        if !self.read_reports(started) && !self.is_over {
+            // The guard did not end in order.
             self.channel.kill();
         }
-        if let Err(error) = self.channel.wait() {
-            self.failure.get_or_insert((Outcome::Infrastructure, format!("the launcher was lost: {error}")));
-        }
-        if let Some(init) = self.init.take().filter(|_| !self.gone) {
-            // Its parent's death kills the init, and the init's end is the end of its namespace.
-            let mut descriptors = [PollFd::from_borrowed_fd(init.as_fd(), PollFlags::IN)];
-            if !matches!(poll(&mut descriptors, Some(&ORPHAN_WAIT)), Ok(ended) if ended > 0) {
-                tracing::warn!(attempt = %self.directory.path.display(), "processes may have outlived their launcher");
+        match self.channel.wait() {
+            Ok(consumed) => drop(self.consumed.get_or_insert(consumed)),
+            Err(error) => {
+                let message = format!("the attempt's guard was lost: {error}");
+                self.failure.get_or_insert((Outcome::Infrastructure, message));
             }
         }
     }
@@ -461,7 +444,7 @@ impl<'a> Running<'a> {
         let Some(status) = self.ended else {
             return (
                 Outcome::Infrastructure,
-                "the launcher ended without saying how the program did".to_owned(),
+                "the attempt's guard ended without saying how the program did".to_owned(),
             );
         };
         let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);

@@ -1,7 +1,7 @@
-//! What goes over the socket between a worker and the launcher of one attempt, and back.
+//! What goes over the socket between a worker and the guard of one attempt, and back.
 //!
 //! Both ends are the same binary, so the form needs no versions: little-endian numbers, byte strings after their
-//! length. The launcher trusts the worker; the worker bounds what it reads.
+//! length. The guard trusts the worker; the worker bounds what it reads.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -28,8 +28,26 @@ pub(crate) enum Fence {
     Namespaces,
     /// The same inside a user namespace that maps the worker's user to itself.
     UserNamespaces,
-    /// No namespace: the launcher adopts orphans and kills every descendant that it finds.
+    /// No namespace: the guard adopts orphans and kills every descendant that it finds.
     Subreaper,
+}
+
+impl Fence {
+    /// The byte that stands for it.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Fence::Namespaces => 0,
+            Fence::UserNamespaces => 1,
+            Fence::Subreaper => 2,
+        }
+    }
+
+    /// The fence of a byte.
+    pub(crate) fn of(number: u8) -> Option<Fence> {
+        [Fence::Namespaces, Fence::UserNamespaces, Fence::Subreaper]
+            .into_iter()
+            .find(|fence| fence.number() == number)
+    }
 }
 
 /// One file to lay into the working directory.
@@ -43,7 +61,7 @@ pub(crate) struct PlannedInput {
     pub(crate) executable: bool,
 }
 
-/// Everything a launcher needs to know about one attempt.
+/// Everything a guard needs to know about one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// How to keep its processes together.
@@ -63,14 +81,10 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan behind its length, as the launcher reads it.
+    /// The plan behind its length, as the guard reads it.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; 4];
-        bytes.push(match self.fence {
-            Fence::Namespaces => 0,
-            Fence::UserNamespaces => 1,
-            Fence::Subreaper => 2,
-        });
+        bytes.push(self.fence.number());
         bytes.push(u8::from(self.probe));
         put(&mut bytes, self.directory.as_os_str().as_bytes());
         put(&mut bytes, self.stdin.as_deref().map_or(&[], |path| path.as_os_str().as_bytes()));
@@ -94,12 +108,7 @@ impl Plan {
     /// Reads a plan without its length; `None` when it is not one.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Plan> {
         let mut rest = bytes;
-        let fence = match take_byte(&mut rest)? {
-            0 => Fence::Namespaces,
-            1 => Fence::UserNamespaces,
-            2 => Fence::Subreaper,
-            _ => return None,
-        };
+        let fence = Fence::of(take_byte(&mut rest)?)?;
         let probe = take_byte(&mut rest)? != 0;
         let directory = path(take(&mut rest)?);
         let stdin = Some(take(&mut rest)?).filter(|bytes| !bytes.is_empty()).map(path);
@@ -219,11 +228,11 @@ pub(crate) enum NotStarted {
     NoInterpreter,
 }
 
-/// What the launcher or the init says.
+/// What a guard says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The init runs, with this process id as the worker sees it.
-    Init(i32),
+    /// The guard is there: its first word, whose credentials tell the worker its process id.
+    Begun,
     /// Answer to a probe: the error number of mounting `/proc`, zero when it succeeded.
     Probed(i32),
     /// The program is running.
@@ -232,9 +241,7 @@ pub(crate) enum Report {
     NotStarted(NotStarted, i32),
     /// The main process ended with this wait status, and every other one was killed and reaped.
     Ended(i32, Consumed),
-    /// The last word of the launcher: every process of the attempt is gone.
-    Gone(Consumed),
-    /// The attempt could not be prepared: stage, error number, position.
+    /// The attempt could not be prepared: stage, error number, position. Of a fence, the launcher may say it.
     Failed(Stage, i32, u64),
 }
 
@@ -245,7 +252,7 @@ impl Report {
     /// The report as it is written.
     pub(crate) fn encode(self) -> [u8; REPORT_BYTES] {
         let (tag, small, first, second) = match self {
-            Report::Init(pid) => (1, pid, 0, 0),
+            Report::Begun => (1, 0, 0, 0),
             Report::Probed(error) => (2, error, 0, 0),
             Report::Started => (3, 0, 0, 0),
             Report::NotStarted(why, error) => (
@@ -259,8 +266,7 @@ impl Report {
                 0,
             ),
             Report::Ended(status, used) => (5, status, used.cpu_time_us, used.peak_memory_bytes),
-            Report::Gone(used) => (6, 0, used.cpu_time_us, used.peak_memory_bytes),
-            Report::Failed(stage, error, position) => (7, error, stage.number(), position),
+            Report::Failed(stage, error, position) => (6, error, stage.number(), position),
         };
         let mut bytes = [0; REPORT_BYTES];
         let fields = std::iter::once(tag)
@@ -269,6 +275,14 @@ impl Report {
             .chain(u64::to_le_bytes(second));
         bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
         bytes
+    }
+
+    /// Whether the guard ends after it and says nothing more.
+    pub(crate) fn is_last(self) -> bool {
+        match self {
+            Report::NotStarted(..) | Report::Ended(..) | Report::Failed(..) => true,
+            Report::Begun | Report::Probed(_) | Report::Started => false,
+        }
     }
 
     /// Reads a report; `None` when it is not one.
@@ -281,7 +295,7 @@ impl Report {
             (i32::from_le_bytes(*small), u64::from_le_bytes(*first), u64::from_le_bytes(*second));
         let used = Consumed { cpu_time_us: first, peak_memory_bytes: second };
         Some(match tag {
-            1 => Report::Init(small),
+            1 => Report::Begun,
             2 => Report::Probed(small),
             3 => Report::Started,
             4 => Report::NotStarted(
@@ -294,8 +308,7 @@ impl Report {
                 small,
             ),
             5 => Report::Ended(small, used),
-            6 => Report::Gone(used),
-            7 => Report::Failed(Stage::of(first)?, small, second),
+            6 => Report::Failed(Stage::of(first)?, small, second),
             _ => return None,
         })
     }
@@ -337,12 +350,11 @@ mod tests {
     fn every_report_reads_back_as_written() {
         let used = Consumed { cpu_time_us: 7, peak_memory_bytes: u64::MAX };
         for report in [
-            Report::Init(-1),
+            Report::Begun,
             Report::Probed(13),
             Report::Started,
             Report::NotStarted(NotStarted::NoInterpreter, 2),
             Report::Ended(0x0100, used),
-            Report::Gone(used),
             Report::Failed(Stage::Descendants, 5, 1023),
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));

@@ -1,4 +1,4 @@
-//! What a launcher is told about an attempt.
+//! What a guard is told about an attempt.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use crate::directory::{AttemptDirectory, OUT, TEMPORARY, WORK};
 use crate::plan::{Fence, Plan, PlannedInput};
 use crate::program::SEARCH_PATH;
 
-/// Says everything that the launcher needs to know.
+/// Says everything that the guard needs to know.
 pub(crate) fn plan(
     fence: Fence,
     execution: &Execution,

@@ -1,13 +1,12 @@
 //! Finding out, by doing it, what can be enforced around an attempt on this machine.
 
 use std::io;
-use std::path::Path;
-use std::process::Stdio;
 
 use grey_core::SandboxLevel;
 
 use crate::channel::{Channel, Received};
 use crate::error::ExecError;
+use crate::keeper::Keeper;
 use crate::plan::{Fence, LAUNCH_ARGUMENT, Plan, Report};
 
 /// What was found.
@@ -37,17 +36,17 @@ enum Answer {
 }
 
 /// Tries the fences from the strongest on, leaving out those above `highest`.
-pub(crate) fn probe(launcher: &Path, highest: SandboxLevel) -> Result<Probe, ExecError> {
+pub(crate) fn probe(keeper: &Keeper, highest: SandboxLevel) -> Result<Probe, ExecError> {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == LAUNCH_ARGUMENT) {
         let reason = "it does not call `run_if_requested` before everything else".to_owned();
-        return Err(ExecError::Launcher { path: launcher.to_path_buf(), reason });
+        return Err(ExecError::Launcher { path: keeper.path().to_path_buf(), reason });
     }
     let mut notes = Vec::new();
     for fence in [Fence::Namespaces, Fence::UserNamespaces, Fence::Subreaper] {
         if fence.level() > highest {
             continue;
         }
-        match ask(launcher, fence)? {
+        match ask(keeper, fence)? {
             Answer::Works { proc_error } => {
                 describe(fence, highest, proc_error, &mut notes);
                 return Ok(Probe { fence, notes });
@@ -59,11 +58,11 @@ pub(crate) fn probe(launcher: &Path, highest: SandboxLevel) -> Result<Probe, Exe
             }),
         }
     }
-    Err(ExecError::Launcher { path: launcher.to_path_buf(), reason: notes.join(" ") })
+    Err(ExecError::Launcher { path: keeper.path().to_path_buf(), reason: notes.join(" ") })
 }
 
-fn ask(launcher: &Path, fence: Fence) -> Result<Answer, ExecError> {
-    let failed = |reason: String| ExecError::Launcher { path: launcher.to_path_buf(), reason };
+fn ask(keeper: &Keeper, fence: Fence) -> Result<Answer, ExecError> {
+    let failed = |reason: String| ExecError::Launcher { path: keeper.path().to_path_buf(), reason };
     let plan = Plan {
         fence,
         probe: true,
@@ -73,8 +72,11 @@ fn ask(launcher: &Path, fence: Fence) -> Result<Answer, ExecError> {
         command: Vec::new(),
         environment: Vec::new(),
     };
-    let mut channel = Channel::open(launcher, &plan, Stdio::null)
-        .map_err(|error| failed(format!("it does not start: {error}")))?;
+    let mut channel = Channel::open(keeper, &plan).map_err(|error| {
+        failed(format!(
+            "it does not start, or does not call `run_if_requested` before everything else: {error}"
+        ))
+    })?;
     let mut answer = None;
     loop {
         match channel.receive() {
@@ -113,7 +115,7 @@ fn describe(fence: Fence, highest: SandboxLevel, proc_error: Option<io::Error>, 
                 notes.push("Pid namespaces were not asked for.".to_owned());
             }
             notes.push(
-                "An attempt has a process group: Grey kills every descendant that it finds, and a task that kills its launcher can leave processes behind."
+                "An attempt has a process group: Grey kills every descendant that it finds, and a task that kills its guard can leave processes behind."
                     .to_owned(),
             );
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use grey_agent::{
     Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, OutputStream, StopReason, Tail,
@@ -15,6 +16,7 @@ use crate::attempt::{self, Ground, never_ran, stopped};
 use crate::capture::Brought;
 use crate::directory::WorkDirectory;
 use crate::error::ExecError;
+use crate::keeper::Keeper;
 use crate::plan::Fence;
 use crate::probe::probe;
 use crate::stop::Stop;
@@ -23,6 +25,8 @@ use crate::stop::Stop;
 const ACCEPTED: usize = WORKER_SLOTS as usize;
 /// The stack of an attempt's thread in bytes; it keeps its buffers on the heap.
 const STACK_BYTES: usize = 512 * 1024;
+/// How long a thread waits for another attempt before it ends.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What a [`ProcessExecutor`] needs to know.
 #[derive(Debug, Clone)]
@@ -49,10 +53,13 @@ pub struct ProcessExecutor {
 struct Shared {
     options: ProcessOptions,
     work: WorkDirectory,
+    keeper: Keeper,
     fence: Fence,
     capabilities: Capabilities,
     sink: EventSink,
     state: Mutex<State>,
+    /// Told of every attempt that is queued for an idle thread.
+    queued: Condvar,
 }
 
 /// An attempt that runs.
@@ -69,6 +76,10 @@ struct State {
     accepted: BTreeSet<AttemptId>,
     running: BTreeMap<AttemptId, Handle>,
     threads: usize,
+    /// Threads that wait for an attempt.
+    idle: usize,
+    /// No attempt will follow.
+    closed: bool,
 }
 
 impl ProcessExecutor {
@@ -98,11 +109,24 @@ impl ProcessExecutor {
             });
         }
         let work = WorkDirectory::open(&options.work_dir)?;
-        let found = probe(&options.launcher, highest)?;
+        let keeper = Keeper::new(options.launcher.clone()).map_err(|error| ExecError::Launcher {
+            path: options.launcher.clone(),
+            reason: format!("no thread can be started for it: {error}"),
+        })?;
+        let found = probe(&keeper, highest)?;
         let capabilities =
             Capabilities { sandbox: found.fence.level(), resources: options.resources, notes: found.notes };
         let state = Mutex::new(State::default());
-        let shared = Shared { options, work, fence: found.fence, capabilities, sink, state };
+        let shared = Shared {
+            options,
+            work,
+            keeper,
+            fence: found.fence,
+            capabilities,
+            sink,
+            state,
+            queued: Condvar::new(),
+        };
         Ok(ProcessExecutor { shared: Arc::new(shared) })
     }
 }
@@ -111,6 +135,7 @@ impl Drop for ProcessExecutor {
     fn drop(&mut self) {
         let queued = {
             let mut state = self.shared.state();
+            state.closed = true;
             state.running.values().for_each(|handle| handle.stop.request(StopReason::Infrastructure));
             let queued = std::mem::take(&mut state.queue);
             queued.iter().for_each(|execution| {
@@ -118,6 +143,7 @@ impl Drop for ProcessExecutor {
             });
             queued
         };
+        self.shared.queued.notify_all();
         for execution in queued {
             self.shared.refuse(execution.attempt, stopped(StopReason::Infrastructure));
         }
@@ -145,6 +171,10 @@ impl Executor for ProcessExecutor {
                 return;
             }
             state.queue.push_back(execution);
+            if state.idle >= state.queue.len() {
+                drop(state);
+                return self.shared.queued.notify_one();
+            }
             let needs_thread = state.threads < self.shared.options.max_running;
             state.threads = state.threads.saturating_add(usize::from(needs_thread));
             needs_thread
@@ -242,16 +272,31 @@ impl Shared {
         }
     }
 
+    /// The state when an attempt is queued; `None` when this thread has waited for one in vain, and is not counted any
+    /// more.
+    fn wait_for_work(&self) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        if state.queue.is_empty() && !state.closed {
+            state.idle = state.idle.saturating_add(1);
+            let waited =
+                self.queued.wait_timeout_while(state, IDLE, |state| state.queue.is_empty() && !state.closed);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.idle = state.idle.saturating_sub(1);
+        }
+        if state.queue.is_empty() {
+            state.threads = state.threads.saturating_sub(1);
+            return None;
+        }
+        Some(state)
+    }
+
     /// Runs queued attempts until none is left.
     fn work_off(&self) {
         loop {
             let brought: [Arc<Brought>; 2] = Default::default();
             let (execution, stop) = {
-                let mut state = self.state();
-                let Some(execution) = state.queue.pop_front() else {
-                    state.threads = state.threads.saturating_sub(1);
-                    return;
-                };
+                let Some(mut state) = self.wait_for_work() else { return };
+                let Some(execution) = state.queue.pop_front() else { continue };
                 let stop = Stop::new(execution.spec.timeout_ms).map(Arc::new);
                 if let Ok(stop) = &stop {
                     let handle = Handle { stop: stop.clone(), brought: brought.clone() };
@@ -282,10 +327,10 @@ impl Shared {
     }
 
     fn run(&self, execution: &Execution, stop: &Stop, brought: &[Arc<Brought>; 2]) -> Executed {
-        let ground = Ground { work: &self.work, launcher: &self.options.launcher, fence: self.fence };
+        let ground = Ground { work: &self.work, keeper: &self.keeper, fence: self.fence };
         let attempt = execution.attempt;
         let started = || (self.sink)(ExecutorEvent::Started(attempt));
-        // An attempt that panics still gets its one answer; its launcher dies with the socket that is dropped.
+        // An attempt that panics still gets its one answer; its guard dies with the socket that is dropped.
         catch_unwind(AssertUnwindSafe(|| attempt::run(&ground, execution, stop, brought, &started)))
             .unwrap_or_else(|_| {
                 never_ran(

@@ -1,7 +1,6 @@
 //! The last steps of a task's first process before it becomes the program.
 
 use std::ffi::{CString, OsStr};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,6 +10,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal};
 
+use crate::guard::Streams;
 use crate::plan::{NotStarted, Plan, Stage};
 use crate::system;
 
@@ -31,8 +31,8 @@ pub(crate) enum StartError {
 }
 
 /// Restricts the process and becomes the program. Writes an answer and ends when that fails.
-pub(crate) fn run(plan: &Plan, stdin: &File, answer: &OwnedFd) -> ! {
-    let error = match prepare(plan, stdin) {
+pub(crate) fn run(plan: &Plan, streams: &Streams, answer: &OwnedFd) -> ! {
+    let error = match prepare(plan, streams) {
         Ok(()) => become_program(plan),
         Err(error) => error,
     };
@@ -76,9 +76,12 @@ fn failed(stage: Stage) -> impl FnOnce(io::Error) -> StartError {
     move |error| StartError::Failed(stage, error.raw_os_error().unwrap_or(0))
 }
 
-fn prepare(plan: &Plan, stdin: &File) -> Result<(), StartError> {
+fn prepare(plan: &Plan, streams: &Streams) -> Result<(), StartError> {
     std::env::set_current_dir(plan.work()).map_err(failed(Stage::WorkDirectory))?;
-    system::become_stdin(stdin.as_fd()).map_err(failed(Stage::Stdin))?;
+    system::become_standard(streams.stdin.as_fd(), 0).map_err(failed(Stage::Stdin))?;
+    for (stream, number) in [(&streams.stdout, 1), (&streams.stderr, 2)] {
+        system::become_standard(stream.as_fd(), number).map_err(failed(Stage::Process))?;
+    }
     restrict().map_err(failed(Stage::Process))
 }
 

@@ -1,7 +1,6 @@
 //! Watching over one program: as the init of its namespace, or as the adopter of its orphans.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -10,7 +9,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::launcher::{Failure, read_control, send};
+use crate::guard::{Failure, Streams, read_control, send};
 use crate::plan::{CONTROL_TERMINATE, Fence, Plan, Report, Stage};
 use crate::program::{self, StartError};
 use crate::system::{self, Forked, SingleThread};
@@ -19,22 +18,26 @@ use crate::system::{self, Forked, SingleThread};
 pub(crate) fn supervise(
     thread: &SingleThread,
     plan: &Plan,
-    stdin: &File,
-    control: &OwnedFd,
+    streams: &Streams,
     channel: &OwnedFd,
 ) -> Result<(), Failure> {
     let process = || Failure::at(Stage::Process);
     let signals = system::child_signals().map_err(process())?;
     let (verdict, answer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(process())?;
-    let main = match system::fork(thread).map_err(process())? {
-        Forked::Child => program::run(plan, stdin, &answer),
-        Forked::Parent(pid) => pid,
+    let isolated = plan.fence != Fence::Subreaper;
+    let main = if isolated {
+        system::run_until_exec(thread, || program::run(plan, streams, &answer)).map_err(process())?
+    } else {
+        // Here nobody but this process can end the attempt, so it must listen even while the program is loaded.
+        match system::fork(thread).map_err(process())? {
+            Forked::Child => program::run(plan, streams, &answer),
+            Forked::Parent(pid) => pid,
+        }
     };
     drop(answer);
-    let watched =
-        Watched { main, isolated: plan.fence != Fence::Subreaper, verdict: Some(verdict), status: None };
-    watched.watch(&signals, control, channel)
+    let watched = Watched { main, isolated, verdict: Some(verdict), status: None };
+    watched.watch(&signals, channel)
 }
 
 struct Watched {
@@ -47,10 +50,10 @@ struct Watched {
 }
 
 impl Watched {
-    fn watch(mut self, signals: &OwnedFd, control: &OwnedFd, channel: &OwnedFd) -> Result<(), Failure> {
+    fn watch(mut self, signals: &OwnedFd, channel: &OwnedFd) -> Result<(), Failure> {
         let mut failure = None;
         while self.status.is_none() && failure.is_none() {
-            let spoken = self.wait(signals, control).map_err(Failure::at(Stage::Process))?;
+            let spoken = self.wait(signals, channel).map_err(Failure::at(Stage::Process))?;
             if spoken.verdict {
                 failure = self.read_verdict(channel).err();
             }
@@ -58,7 +61,7 @@ impl Watched {
                 self.reap(signals).map_err(Failure::at(Stage::Process))?;
             }
             if spoken.control {
-                match read_control(control) {
+                match read_control(channel) {
                     Some(CONTROL_TERMINATE) => self.terminate(),
                     _ => break,
                 }
@@ -79,8 +82,8 @@ impl Watched {
         }
     }
 
-    fn wait(&self, signals: &OwnedFd, control: &OwnedFd) -> io::Result<Spoken> {
-        let mut descriptors = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+    fn wait(&self, signals: &OwnedFd, channel: &OwnedFd) -> io::Result<Spoken> {
+        let mut descriptors = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(channel, PollFlags::IN)];
         descriptors.extend(self.verdict.as_ref().map(|verdict| PollFd::new(verdict, PollFlags::IN)));
         match poll(&mut descriptors, None) {
             Err(Errno::INTR) => return Ok(Spoken::default()),

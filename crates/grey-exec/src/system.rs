@@ -1,6 +1,6 @@
 //! The few system calls that have no safe form: the only unsafe code of Grey.
 //!
-//! Everything here is called by a launcher or its children, which have one thread; [`SingleThread`] is the proof of it
+//! All but [`wait_for`] is called by a launcher or its guards, which have one thread; [`SingleThread`] is the proof of it
 //! for what would be unsound otherwise.
 #![allow(unsafe_code, reason = "fork, exec and signals have no safe form; each use says why it is sound")]
 
@@ -13,9 +13,9 @@ use std::ptr;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
-use crate::plan::Consumed;
+use crate::plan::{Consumed, Fence};
 
-/// Proof that the calling process had one thread when it was made, and starts none: only a launcher holds one.
+/// Proof that the calling process had one thread when it was made, and starts none: only a launcher and its guards hold one.
 pub(crate) struct SingleThread(());
 
 impl SingleThread {
@@ -46,6 +46,72 @@ pub(crate) fn fork(_proof: &SingleThread) -> io::Result<Forked> {
     }
 }
 
+/// The stack of a process that runs until it becomes a program, in bytes.
+const BRIEF_STACK_BYTES: usize = 256 * 1024;
+
+/// Runs `brief` in a new process that shares this one's memory, and returns when the new process has become a program or
+/// has ended, as it does when `brief` returns. Copying a memory that is about to be replaced would cost more than all that `brief` does.
+///
+/// Only a process that is killed from outside may wait like this: until then it hears nothing else.
+pub(crate) fn run_until_exec<F: FnMut()>(_proof: &SingleThread, mut brief: F) -> io::Result<Pid> {
+    extern "C" fn enter<F: FnMut()>(brief: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the pointer is to the closure below, which nobody else uses while this process shares the memory.
+        unsafe { (*brief.cast::<F>())() };
+        exit_now(1)
+    }
+    // Words of sixteen bytes, so that the top is aligned as every platform wants it.
+    let mut stack = vec![0u128; BRIEF_STACK_BYTES / size_of::<u128>()];
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the process has one thread, which CLONE_VFORK holds until the new process has left the shared memory, so both
+    // never run in it at once, and stack and closure live through that. Descriptors, signal actions and the working
+    // directory are copies. What the closure allocates and does not free before exec is lost, no more.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr_range().end;
+        libc::clone(enter::<F>, top.cast(), flags, (&raw mut brief).cast())
+    };
+    Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// Forks a child of this process's parent, into the namespaces that `fence` needs from the first instruction on. The
+/// child has one thread too and may do whatever this process may.
+pub(crate) fn fork_sibling(_proof: &SingleThread, fence: Fence) -> io::Result<Forked> {
+    let namespaces = match fence {
+        Fence::Namespaces => libc::CLONE_NEWPID,
+        Fence::UserNamespaces => libc::CLONE_NEWUSER | libc::CLONE_NEWPID,
+        Fence::Subreaper => 0,
+    };
+    let flags = libc::c_long::from(libc::CLONE_PARENT | namespaces);
+    // SAFETY: without CLONE_VM the child has a copy of this one thread and its stack, as after fork(2); no pointer is
+    // passed. The C library is not told; it keeps nothing about processes that the child would use.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Forked::Child),
+        Ok(pid) if pid > 0 => {
+            Pid::from_raw(pid).map(Forked::Parent).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Waits for the end of a child and returns what it used with its own waited-for children.
+pub(crate) fn wait_for(pid: Pid) -> io::Result<Consumed> {
+    loop {
+        // SAFETY: the structure is plain numbers, for which zeroes are a value, and lives through the call; the status is
+        // not asked for.
+        let (result, usage) = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            (libc::wait4(pid.as_raw_nonzero().get(), ptr::null_mut(), 0, &raw mut usage), usage)
+        };
+        if result > 0 {
+            return Ok(consumed(&usage));
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => {}
+            error => return Err(error),
+        }
+    }
+}
+
 /// Leaves the process without running what a parent registered for its own exit.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` takes no pointer and does not return.
@@ -72,11 +138,14 @@ unsafe fn close_range(flags: libc::c_uint) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes `descriptor` the standard input.
-pub(crate) fn become_stdin(descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both numbers are open descriptors; standard input is owned by nobody in a launcher.
-    let result = unsafe { libc::dup2(descriptor.as_raw_fd(), 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Makes `descriptor` a standard one: input 0, output 1, error 2.
+pub(crate) fn become_standard(descriptor: BorrowedFd<'_>, number: libc::c_int) -> io::Result<()> {
+    if !(0..=2).contains(&number) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is open; the standard ones are owned by nobody in a launcher and what is forked from it.
+    let result = unsafe { libc::dup2(descriptor.as_raw_fd(), number) };
+    if result == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Takes a launcher's channel from standard input: closes whatever else was inherited, and returns a close-on-exec copy
@@ -157,6 +226,10 @@ pub(crate) fn consumed_by_children() -> Consumed {
         libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
         usage
     };
+    consumed(&usage)
+}
+
+fn consumed(usage: &libc::rusage) -> Consumed {
     let microseconds = |time: libc::timeval| {
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
         seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(time.tv_usec).unwrap_or(0))

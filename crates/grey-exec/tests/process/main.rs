@@ -10,6 +10,7 @@
 
 mod ending;
 mod files;
+mod launcher;
 mod many;
 mod rig;
 mod tree;
@@ -28,12 +29,12 @@ fn main() {
     grey_exec::launcher::run_if_requested();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some((role, rest)) = arguments.split_first()
-        && tree::played(role, rest)
+        && (tree::played(role, rest) || launcher::played(role, rest))
     {
         return;
     }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let tests: Vec<Test> = [ending::TESTS, files::TESTS, tree::TESTS, many::TESTS]
+    let tests: Vec<Test> = [ending::TESTS, files::TESTS, tree::TESTS, launcher::TESTS, many::TESTS]
         .concat()
         .into_iter()
         .filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_daemon_ends_with_its_attempt", a_daemon_ends_with_its_attempt),
     ("a_fork_bomb_ends_with_its_attempt", a_fork_bomb_ends_with_its_attempt),
     ("orphans_are_reaped_while_the_task_runs", orphans_are_reaped_while_the_task_runs),
-    ("a_killed_launcher_takes_the_attempt_along", a_killed_launcher_takes_the_attempt_along),
+    ("a_killed_guard_takes_the_attempt_along", a_killed_guard_takes_the_attempt_along),
     ("a_killed_worker_leaves_nothing", a_killed_worker_leaves_nothing),
     ("a_worker_without_privilege_fences_too", a_worker_without_privilege_fences_too),
     ("a_launcher_that_is_none_is_refused", a_launcher_that_is_none_is_refused),
@@ -129,15 +129,15 @@ fn orphans_are_reaped_while_the_task_runs() {
     assert_eq!(text(&executed.stdout), "0\n");
 }
 
-fn a_killed_launcher_takes_the_attempt_along() {
+fn a_killed_guard_takes_the_attempt_along() {
     let rig = Rig::new();
     let mark = mark();
     let attempt = fresh_attempt();
     rig.executor.start(execution(attempt, spec(&["sleep", &mark])));
     rig.expect_started(attempt);
-    // The launcher is the one child of this process that has the attempt's directory locked.
+    // The guard is the one child of this process that has the attempt's directory locked.
     let directory = rig.directory(attempt);
-    let launcher = std::fs::read_dir("/proc").unwrap().find_map(|entry| {
+    let guard = std::fs::read_dir("/proc").unwrap().find_map(|entry| {
         let path = entry.unwrap().path();
         let own = std::fs::read_to_string(path.join("stat")).ok()?;
         let parent = own.rsplit(')').next()?.split_whitespace().nth(1)?.to_owned();
@@ -147,7 +147,7 @@ fn a_killed_launcher_takes_the_attempt_along() {
         });
         (holds && parent == std::process::id().to_string()).then(|| path.file_name().unwrap().to_owned())
     });
-    let killed = Command::new("kill").arg("-KILL").arg(launcher.expect("no launcher")).status().unwrap();
+    let killed = Command::new("kill").arg("-KILL").arg(guard.expect("no guard")).status().unwrap();
     assert!(killed.success());
     assert_eq!(rig.expect_finished().outcome, Outcome::Infrastructure);
     assert!(!lives(&mark));
