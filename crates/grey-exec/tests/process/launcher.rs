@@ -102,6 +102,17 @@ fn launcher(parent: u32) -> Option<u32> {
     })
 }
 
+/// The launcher, once it has closed what it was given for a guard.
+fn idle_launcher(parent: u32) -> u32 {
+    let begin = Instant::now();
+    loop {
+        if let Some(pid) = launcher(parent) {
+            return pid;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "no launcher");
+    }
+}
+
 fn wait_until(what: &str, reached: impl Fn() -> bool) {
     let begin = Instant::now();
     while !reached() {
@@ -124,7 +135,7 @@ fn a_lost_launcher_costs_no_attempt() {
         let running = [(); 4].map(|()| fresh_attempt());
         let go = rig.root.path().join("go");
         start_all(&rig, &running, &format!("while ! test -e {}; do sleep 0.01; done", go.display()));
-        let first = launcher(std::process::id()).expect("no launcher");
+        let first = idle_launcher(std::process::id());
         kill("-KILL", first);
         let later: Vec<AttemptId> = (0..20).map(|_| fresh_attempt()).collect();
         later.iter().for_each(|attempt| rig.executor.start(execution(*attempt, spec(&["true"]))));
@@ -138,7 +149,7 @@ fn a_lost_launcher_costs_no_attempt() {
             }
         };
         take(later.len());
-        let second = launcher(std::process::id()).expect("no launcher was started in its place");
+        let second = idle_launcher(std::process::id());
         assert!(second != first && !processes().contains_key(&first), "the lost launcher was not reaped");
         std::fs::write(go, "").unwrap();
         take(later.len() + running.len());
@@ -199,14 +210,14 @@ fn a_launcher_lost_at_any_moment() {
 
 fn a_stuck_launcher_is_replaced() {
     let rig = Rig::new();
-    let first = launcher(std::process::id()).expect("no launcher");
+    let first = idle_launcher(std::process::id());
     kill("-STOP", first);
     // Noticing takes ten seconds, which count as the attempt's.
     let mut patient = spec(&["true"]);
     patient.timeout_ms = 50_000;
     let executed = rig.run(patient);
     assert_eq!(executed.outcome, Outcome::Exited(0), "{}", executed.message);
-    assert!(rig.is_silent() && launcher(std::process::id()).is_some_and(|second| second != first));
+    assert!(rig.is_silent() && idle_launcher(std::process::id()) != first);
 }
 
 /// Whether a secret lies anywhere in what a process may write to, or in its environment.
@@ -244,7 +255,7 @@ fn nothing_of_a_task_stays() {
         rig.executor.start(knowing);
         rig.expect_started(attempt);
         assert!(remembers(guard(&rig, attempt), secret.as_bytes()), "this test finds nothing");
-        assert!(!remembers(launcher(std::process::id()).unwrap(), secret.as_bytes()));
+        assert!(!remembers(idle_launcher(std::process::id()), secret.as_bytes()));
         let other = fresh_attempt();
         start_all(&rig, &[other], "sleep 1000");
         let guard = guard(&rig, other);
@@ -260,7 +271,7 @@ fn attempts_share_no_descriptor() {
         let rig = Rig::with(level, 8);
         let attempts = [(); 8].map(|()| fresh_attempt());
         start_all(&rig, &attempts, "exec sleep 1000");
-        let launcher = launcher(std::process::id()).expect("no launcher");
+        let launcher = idle_launcher(std::process::id());
         let mut owners: BTreeMap<PathBuf, u32> = BTreeMap::new();
         let shared = ["/dev/null", "anon_inode:[signalfd]"].map(PathBuf::from);
         let mut claim = |pid: u32| {
@@ -313,10 +324,8 @@ fn a_killed_worker_takes_all_along() {
         let lines = BufReader::new(worker.stdout.take().unwrap()).lines();
         assert!(lines.take(8).all(|line| line.unwrap() == "started"));
         let below = children(worker.id());
-        assert!(
-            below.len() == 9 && launcher(worker.id()).is_some(),
-            "a launcher and eight guards: {below:?}"
-        );
+        assert_eq!(below.len(), 9, "a launcher and eight guards: {below:?}");
+        assert!(below.contains(&idle_launcher(worker.id())));
         worker.kill().unwrap();
         worker.wait().unwrap();
         wait_until("the end of the launcher and of every guard", || {
