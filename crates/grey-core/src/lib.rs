@@ -60,7 +60,7 @@ pub use range_set::RangeSet;
 pub use rejection::Rejection;
 pub use report_check::{ReportRefusal, check_report};
 pub use rows::{
-    Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Presence, Tenant, Worker,
+    Counts, Group, Job, JobInfo, KeyId, KeyRecord, LiveTask, Meta, Phase, Presence, RunClock, Tenant, Worker,
     WorkerDevices,
 };
 pub use spec::{BlobReference, ExecutorKind, InputFile, Resources, Retries, TaskSpec};

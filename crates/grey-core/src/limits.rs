@@ -83,6 +83,8 @@ pub const TIME_STEP_MS: u64 = 10_000;
 /// How long a task waits for each level of priority that it gains on later ones, in cluster milliseconds. A task of the
 /// lowest priority goes before everything that is submitted 255 such steps after it.
 pub const AGEING_STEP_MS: u64 = 60_000;
+/// How long after an attempt's time-out the cluster asks its worker to end it, and how often again, in milliseconds.
+pub const TIMEOUT_GRACE_MS: u64 = 30_000;
 /// Back-off after a failure: first wait, in milliseconds; it doubles each time.
 pub const BACKOFF_FIRST_MS: u64 = 100;
 /// Back-off after a failure: longest wait, in milliseconds.

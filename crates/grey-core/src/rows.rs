@@ -340,6 +340,16 @@ impl Phase {
     }
 }
 
+/// How long a running attempt may take, by the cluster's clock. The worker's own clock ends it at its time-out; this one only
+/// notices a worker that does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunClock {
+    /// When its start was reported.
+    pub started_ms: u64,
+    /// Time-out and grace after that; later once the worker was asked.
+    pub overdue_ms: u64,
+}
+
 /// A task that was assigned at least once and has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveTask {
@@ -357,6 +367,8 @@ pub struct LiveTask {
     pub losses: u16,
     /// Its time-out in milliseconds, where that is no longer what the specification said.
     pub timeout_ms: Option<u64>,
+    /// While it runs: since when, and when the cluster asks after it, both in cluster milliseconds.
+    pub clock: Option<RunClock>,
     /// Where it is.
     pub phase: Phase,
 }

@@ -35,6 +35,8 @@ pub enum Deadline {
     Backoff(TaskId),
     /// An idempotency key is forgotten.
     Key(KeyId),
+    /// An attempt should have been ended by its worker.
+    Overdue(TaskId),
     /// A worker's quarantine ends.
     Quarantine(WorkerId),
 }
@@ -413,7 +415,8 @@ impl State {
         }
         for (task, now) in changes.live.iter() {
             self.index_live(task, false);
-            indexed.live.extend(now.filter(|now| now.phase.worker().is_none()).map(|_| task));
+            let has_place = |now: &&LiveTask| now.phase.worker().is_none() || now.clock.is_some();
+            indexed.live.extend(now.filter(has_place).map(|_| task));
         }
         for (key, now) in &changes.keys {
             self.index_key(key, false);
@@ -490,7 +493,12 @@ impl State {
                 self.set_ready(tenant, key, present);
             }
             Phase::Backoff { until_ms } => self.set_deadline(until_ms, Deadline::Backoff(task), present),
-            Phase::Assigned { .. } | Phase::Running { .. } | Phase::Stopping { .. } => {}
+            Phase::Running { .. } => {
+                if let Some(clock) = live.clock {
+                    self.set_deadline(clock.overdue_ms, Deadline::Overdue(task), present);
+                }
+            }
+            Phase::Assigned { .. } | Phase::Stopping { .. } => {}
         }
     }
 

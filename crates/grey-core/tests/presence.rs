@@ -4,8 +4,9 @@
 mod support;
 
 use grey_core::{
-    Answer, AttemptId, Command, Entry, Epoch, LoseWorker, Outcome, Phase, Presence, QuarantineOptions,
-    Rejection, Standing, State, SuspectWorker, TaskId, TaskRange, WorkerId, apply, plan,
+    Answer, AttemptId, Command, Effect, Entry, Epoch, LoseWorker, Outcome, Phase, Presence,
+    QuarantineOptions, Rejection, Standing, State, SuspectWorker, TaskId, TaskRange, WorkerId, apply, limits,
+    plan,
 };
 use support::{announce, applied, finished, founded, phase, register, report, spec, submit};
 
@@ -176,4 +177,39 @@ fn a_tenth_of_the_workers_may_be_in_quarantine_and_beyond_that_an_alert_is_count
     }
     let working = state.workers().values().filter(|row| row.usable_slots() > 0).count();
     assert_eq!(working, 18, "what the whole cluster suffers shuts out a tenth of it");
+}
+
+#[test]
+fn a_worker_that_does_not_end_an_attempt_at_its_time_out_is_asked_to_and_gets_nothing_new() {
+    let mut state = busy();
+    let asked = |state: &mut State, ms: u64| {
+        let target_ms = state.meta().time_ms + ms;
+        let mut asked = 0;
+        while state.meta().time_ms < target_ms {
+            let bytes = Entry { time_ms: target_ms, command: Command::Tick }.encode().unwrap();
+            let index = state.applied_index() + 1;
+            let effects = apply(state, 1, index, &bytes).unwrap().effects;
+            state.check().unwrap();
+            asked += effects
+                .iter()
+                .filter(|effect| {
+                    matches!(effect, Effect::ChangeTimeout { worker: WORKER, attempts, timeout_ms: 60_000 }
+                        if *attempts == [attempt(1, 1)])
+                })
+                .count();
+        }
+        asked
+    };
+    let grace_ms = limits::TIMEOUT_GRACE_MS;
+    assert_eq!(asked(&mut state, 60_000 + grace_ms - 1), 0, "the worker's own clock comes first");
+    assert_eq!(asked(&mut state, 1), 1);
+    assert!(matches!(standing(&state), Standing::Quarantined { .. }));
+    assert_eq!(asked(&mut state, 2 * grace_ms), 2, "and again");
+    assert_eq!(phase(&state, 1), Some(Phase::Running { worker: WORKER }), "it may still run");
+
+    // When: it has ended, nobody asks any more.
+    let run = finished(TaskRange::single(TaskId(1)), Epoch(1), Outcome::TimedOut);
+    let body = report(&state, WORKER, vec![], vec![run]);
+    applied(&mut state, Command::Report(body)).answer.unwrap();
+    assert_eq!(asked(&mut state, 10 * grace_ms), 0);
 }

@@ -66,10 +66,13 @@ impl Application<'_> {
         if live.epoch != attempt.epoch || live.phase != (Phase::Assigned { worker }) {
             return Ok(());
         }
+        let spec = self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?;
+        let clock = self.run_clock(live.timeout_ms.unwrap_or(spec.timeout_ms));
         let (job, _) = self.job_and_tenant(live.group)?;
         self.move_count(job, ASSIGNED, RUNNING, 1)?;
         if let Some(live) = self.rows.live.get_mut(&attempt.task) {
             live.phase = Phase::Running { worker };
+            live.clock = Some(clock);
         }
         Ok(())
     }

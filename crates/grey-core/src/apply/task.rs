@@ -162,6 +162,7 @@ impl Application<'_> {
                 failures: 0,
                 losses: 0,
                 timeout_ms: None,
+                clock: None,
                 phase: Phase::Assigned { worker: placement.worker },
             };
             self.rows.live.insert(task, live);
@@ -219,7 +220,9 @@ impl Application<'_> {
         let (job, tenant) = self.job_and_tenant(group)?;
         self.move_count(job, from, PENDING, 1)?;
         self.tenant_mut(tenant)?.queued_tasks += 1;
-        change(self.rows.live.get_mut(&task).ok_or(Stop::Bug("a live task disappeared"))?);
+        let live = self.rows.live.get_mut(&task).ok_or(Stop::Bug("a live task disappeared"))?;
+        live.clock = None;
+        change(live);
         Ok(())
     }
 

@@ -28,6 +28,7 @@ impl Application<'_> {
                         self.rows.live.get_mut(&task).ok_or(Stop::Bug("a back-off without its task"))?;
                     live.phase = Phase::Ready;
                 }
+                Deadline::Overdue(task) => self.overdue(task)?,
                 Deadline::Quarantine(worker) => self.judge(worker, HealthEvent::Passed)?,
                 Deadline::Key(key) => {
                     let tenant =

@@ -9,10 +9,41 @@ use crate::command::{ChangeTimeout, Target};
 use crate::effect::{Answer, Effect};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::limits;
+use crate::quarantine::HealthEvent;
 use crate::rejection::Rejection;
-use crate::rows::Phase;
+use crate::rows::{Phase, RunClock};
+
+/// When the cluster asks after an attempt that started at a time.
+fn overdue_ms(started_ms: u64, timeout_ms: u64) -> u64 {
+    started_ms.saturating_add(timeout_ms).saturating_add(limits::TIMEOUT_GRACE_MS)
+}
 
 impl Application<'_> {
+    /// The clock of an attempt whose start is reported now.
+    pub(super) fn run_clock(&self, timeout_ms: u64) -> RunClock {
+        let started_ms = self.rows.meta.time_ms;
+        RunClock { started_ms, overdue_ms: overdue_ms(started_ms, timeout_ms) }
+    }
+
+    /// A worker did not end an attempt at its time-out: it is asked to, again after each grace, and gets no new work for a
+    /// while. The attempt stays charged until the worker answers or is lost, for until then it may run.
+    pub(super) fn overdue(&mut self, task: TaskId) -> Result<(), Stop> {
+        let again_ms = self.rows.meta.time_ms.saturating_add(limits::TIMEOUT_GRACE_MS);
+        let live = self.rows.live.get_mut(&task).ok_or(Stop::Bug("a clock without its task"))?;
+        let Phase::Running { worker } = live.phase else {
+            return Err(Stop::Bug("a clock of an attempt that does not run"));
+        };
+        if let Some(clock) = &mut live.clock {
+            clock.overdue_ms = again_ms;
+        }
+        let (attempt, group, changed_ms) =
+            (AttemptId { task, epoch: live.epoch }, live.group, live.timeout_ms);
+        let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?;
+        let timeout_ms = changed_ms.unwrap_or(spec.timeout_ms);
+        self.effects.push(Effect::ChangeTimeout { worker, attempts: vec![attempt], timeout_ms });
+        self.judge(worker, HealthEvent::Failed)
+    }
+
     pub(super) fn change_timeout(&mut self, body: &ChangeTimeout) -> Result<Answer, Stop> {
         if body.timeout_ms == 0 || body.timeout_ms > limits::TIMEOUT_MS {
             return Err(Rejection::OutOfBounds {
@@ -59,6 +90,9 @@ impl Application<'_> {
                 continue;
             }
             live.timeout_ms = Some(timeout_ms);
+            if let Some(clock) = &mut live.clock {
+                clock.overdue_ms = overdue_ms(clock.started_ms, timeout_ms);
+            }
             changed += 1;
             if let Some(worker) = live.phase.worker() {
                 told.entry(worker).or_default().push(AttemptId { task, epoch: live.epoch });
