@@ -4,6 +4,7 @@
 //! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them. A [`Server`] is a replica with what
 //! it does for workers while it leads.
 
+mod guard;
 mod installation;
 mod ports;
 mod reconfigure;

@@ -10,6 +10,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
 
+use crate::guard;
 use crate::installation::Installation;
 use crate::ports::{Checkpoint, HardState, LogReader, Membership, PersistBatch, Recovered, RowChange};
 use crate::window::{Window, from_entry};
@@ -129,7 +130,7 @@ pub enum ReplicaError {
     /// The engine failed.
     #[error("consensus engine: {0}")]
     Engine(#[from] raft::Error),
-    /// Bytes that are no message of the engine.
+    /// Bytes that are no message of the engine. The replica is as it was.
     #[error("not a message of the consensus engine")]
     BadMessage,
     /// A change of membership that changes nothing, or leaves no voter.
@@ -138,6 +139,22 @@ pub enum ReplicaError {
     /// A whole state from another server does not decode.
     #[error("the state that another server sent does not decode")]
     BadInstallation,
+    /// A message that no server sends: its sender is wrong, or this server's log is. The replica is as it was.
+    #[error("a message of server {from} is refused: {what}")]
+    Refused {
+        /// Who sent it, as it says.
+        from: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A committed change of membership that cannot be carried out.
+    #[error("the change of membership at index {index} cannot be carried out: {what}")]
+    BadMembership {
+        /// Its index.
+        index: u64,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The watch over the workers cannot be kept.
     #[error(transparent)]
     Health(#[from] grey_health::HealthError),
@@ -326,12 +343,21 @@ impl Replica {
     }
 
     /// A message from another server, already authenticated.
+    ///
+    /// # Errors
+    /// [`ReplicaError::BadMessage`] and [`ReplicaError::Refused`] leave the replica as it was and say that the other server is
+    /// wrong; any other error ends this one.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ReplicaError> {
+        if bytes.len() > guard::INSTALLATION_BYTES {
+            return Err(ReplicaError::BadMessage);
+        }
         let message = Message::parse_from_bytes(bytes).map_err(|_| ReplicaError::BadMessage)?;
         // The engine must see nothing before an installed state is durable; what is lost here is sent again.
         if self.installing.is_some() {
             return Ok(());
         }
+        guard::check(&message, &self.engine)
+            .map_err(|what| ReplicaError::Refused { from: message.from, what })?;
         match self.engine.step(message) {
             // The engine refuses messages from peers it does not know; that is no failure of this node.
             Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg) => {}
@@ -593,8 +619,9 @@ impl Replica {
     }
 
     fn change_membership(&mut self, entry: &EngineEntry) -> Result<(), ReplicaError> {
-        let change = ConfChangeV2::parse_from_bytes(&entry.data).map_err(|_| ReplicaError::BadMessage)?;
-        let membership = self.engine.apply_conf_change(&change)?;
+        let wrong = |what: String| ReplicaError::BadMembership { index: entry.index, what };
+        let change = ConfChangeV2::parse_from_bytes(&entry.data).map_err(|error| wrong(error.to_string()))?;
+        let membership = self.engine.apply_conf_change(&change).map_err(|error| wrong(error.to_string()))?;
         let id = self.engine.raft.id;
         let votes = membership.voters.contains(&id) || membership.voters_outgoing.contains(&id);
         self.engine.mut_store().set_membership(membership);
