@@ -81,7 +81,7 @@ impl Outbox {
         for (key, bytes) in found {
             let record: RecordBytes =
                 postcard::from_bytes(bytes).map_err(|_| AgentError::DamagedRecord { key })?;
-            if record.version != RECORD_VERSION {
+            if record.version != RECORD_VERSION || key == u64::MAX || !is_one(&record.runs) {
                 return Err(AgentError::DamagedRecord { key });
             }
             outbox.records.insert(key, Record { runs: record.runs, durable: true, sequence: None });
@@ -192,6 +192,22 @@ impl Outbox {
     }
 }
 
+/// Whether these runs can be of one report: what follows goes through their tasks one by one, with the figures of each.
+fn is_one(runs: &[ReportedRun]) -> bool {
+    let mut attempts = 0usize;
+    runs.iter().all(|run| {
+        let (tasks, count) = (run.finished.tasks, run.finished.tasks.count as usize);
+        attempts = attempts.saturating_add(count);
+        let whole = tasks.first.0.checked_add(u64::from(tasks.count)).is_some();
+        let assigned = run.context.as_ref().map(|context| context.assigned.len());
+        count > 0
+            && whole
+            && attempts <= limits::REPORT_ATTEMPTS
+            && run.finished.usage.len() == count
+            && assigned == Some(count)
+    })
+}
+
 /// Joins neighbouring attempts of one group and epoch that came to the same.
 fn runs(ended: Vec<Ended>) -> Vec<ReportedRun> {
     let mut runs: Vec<ReportedRun> = Vec::new();
@@ -270,4 +286,59 @@ fn without(run: ReportedRun, unwanted: &dyn Fn(AttemptId) -> bool) -> Vec<Report
         joins = true;
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use grey_core::{Content, Epoch, ExecutorKind, Outcome, SandboxLevel, UsageSource};
+
+    fn run(first: u64, count: u32, figures: usize) -> ReportedRun {
+        let result = AttemptResult {
+            outcome: Outcome::Exited(0),
+            sandbox: SandboxLevel::None,
+            usage_source: UsageSource::None,
+            stdout: Content::EMPTY,
+            stderr: Content::EMPTY,
+            files: Vec::new(),
+            message: String::new(),
+        };
+        let context = RunContext {
+            job: JobId(1),
+            tenant: "default".to_owned(),
+            executor: ExecutorKind::Noop,
+            exec_key: Digest::ZERO,
+            first_item: None,
+            assigned: vec![(1, 1); figures],
+        };
+        let tasks = TaskRange { first: TaskId(first), count };
+        let finished = Finished { tasks, epoch: Epoch(1), result, usage: vec![Usage::default(); figures] };
+        ReportedRun { context: Some(context), finished }
+    }
+
+    fn recovered(key: u64, runs: Vec<ReportedRun>) -> Result<usize, AgentError> {
+        let bytes = postcard::to_allocvec(&RecordBytes { version: RECORD_VERSION, runs }).unwrap();
+        Outbox::recover([(key, bytes.as_slice())]).map(|outbox| outbox.attempts().count())
+    }
+
+    #[test]
+    fn a_record_that_no_report_could_carry_is_damaged() {
+        assert_eq!(recovered(3, vec![run(1, 2, 2), run(9, 1, 1)]).unwrap(), 3);
+        assert_eq!(recovered(3, Vec::new()).unwrap(), 0);
+        let half = limits::REPORT_ATTEMPTS as u32 / 2 + 1;
+        let without_context = ReportedRun { context: None, ..run(1, 1, 1) };
+        for (key, wrong) in [
+            // Four thousand million attempts that no figures stand for would be announced one by one.
+            (3, vec![run(1, u32::MAX, 1)]),
+            (3, vec![run(1, 0, 0)]),
+            (3, vec![run(1, 1, 2)]),
+            (3, vec![run(u64::MAX, 2, 2)]),
+            (3, vec![run(1, half, half as usize), run(9_999, half, half as usize)]),
+            (3, vec![without_context]),
+            // No key comes after it.
+            (u64::MAX, vec![run(1, 1, 1)]),
+        ] {
+            assert!(matches!(recovered(key, wrong), Err(AgentError::DamagedRecord { .. })));
+        }
+    }
 }
