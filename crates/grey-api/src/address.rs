@@ -62,12 +62,19 @@ impl FromStr for Address {
         let (host, port) = match rest.strip_prefix('[') {
             Some(rest) => {
                 let (host, rest) = rest.split_once(']').ok_or_else(|| wrong("`]` is missing"))?;
-                (host, rest.strip_prefix(':'))
+                let port = rest.strip_prefix(':');
+                if port.is_none() && !rest.is_empty() {
+                    return Err(wrong("`:` and a port must follow `]`"));
+                }
+                (host, port)
             }
             None => rest.rsplit_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
         };
-        if host.is_empty() || host.contains(['/', ' ', '@', '?', '#']) {
+        if host.is_empty() || host.contains(['/', ' ', '@', '?', '#', '[', ']']) {
             return Err(wrong("the host is missing or not one"));
+        }
+        if host.contains(':') && !rest.starts_with('[') {
+            return Err(wrong("an address with colons stands in brackets, such as [::1]:7654"));
         }
         let port = match port {
             None => DEFAULT_PORT,
@@ -97,8 +104,23 @@ mod tests {
             assert_eq!(text.parse::<Address>(), Ok(address.clone()));
             assert_eq!(address.to_string().parse::<Address>(), Ok(address));
         }
-        for wrong in ["", "unix:", ":7", "a:b", "a:0", "a:65536", "https://a", "http://a/b", "u@h:1", "[::1"]
-        {
+        for wrong in [
+            "",
+            "unix:",
+            ":7",
+            "a:b",
+            "a:0",
+            "a:65536",
+            "https://a",
+            "http://a/b",
+            "u@h:1",
+            "[::1",
+            "::1:9",
+            "[::1]9",
+            "a]:9",
+            "[[::1]:9",
+            "http://^:;1]:9",
+        ] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong} was taken");
         }
     }
