@@ -317,6 +317,11 @@ impl State {
         self.tenants.iter().find(|(_, tenant)| &*tenant.name == name).map(|(id, tenant)| (*id, tenant))
     }
 
+    /// Whether a tenant's idempotency key was used: what is submitted under it again is nothing new.
+    pub fn knows_key(&self, tenant: TenantId, key: &str) -> bool {
+        self.keys.contains_key(&(tenant, key.to_owned()))
+    }
+
     /// All workers.
     pub fn workers(&self) -> &Table<WorkerId, Worker> {
         &self.workers

@@ -17,6 +17,18 @@ pub enum Level {
     Blocked,
 }
 
+impl Level {
+    /// Its stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Normal => "normal",
+            Level::Warning => "warning",
+            Level::Critical => "critical",
+            Level::Blocked => "blocked",
+        }
+    }
+}
+
 /// What a level means for a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {
@@ -139,6 +151,11 @@ impl Backpressure {
         self.level
     }
 
+    /// The level of something else by the same bounds, without a memory and so without hysteresis.
+    pub fn level_at(&self, fill_permille: u64) -> Level {
+        self.level_from(fill_permille)
+    }
+
     /// The level as of the last update.
     pub fn level(&self) -> Level {
         self.level
@@ -146,7 +163,12 @@ impl Backpressure {
 
     /// What the level means for a sender.
     pub fn advice(&self) -> Advice {
-        match self.level {
+        self.advice_for(self.level)
+    }
+
+    /// What a level means for a sender.
+    pub fn advice_for(&self, level: Level) -> Advice {
+        match level {
             Level::Normal => Advice::Send { rate_permille: 1_000 },
             Level::Warning => Advice::Send { rate_permille: self.options.warning_rate_permille },
             Level::Critical => Advice::Send { rate_permille: self.options.critical_rate_permille },
@@ -161,6 +183,13 @@ impl Backpressure {
             permille if permille >= self.options.warning_permille => Level::Warning,
             _ => Level::Normal,
         }
+    }
+}
+
+impl Default for Backpressure {
+    /// With the usual options.
+    fn default() -> Backpressure {
+        Backpressure { options: BackpressureOptions::default(), level: Level::Normal }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use grey_core::{Gcra, RateLimit, RateRefusal, TenantId};
 
+use crate::backpressure::fill_permille;
 use crate::capacity::{Capacity, CapacityOptions, Class, Short};
 use crate::error::HealthError;
 use crate::limits;
@@ -29,12 +30,14 @@ impl Default for GateOptions {
         const MIB: u64 = 1024 * 1024;
         let amount = |count: u64, bytes: u64| crate::capacity::Amount { count, bytes };
         GateOptions {
+            // Together less than what the consensus engine takes, so that it is the door that refuses.
             capacity: CapacityOptions {
-                heartbeats: amount(256, 4 * MIB),
-                endings: amount(1_024, 64 * MIB),
-                shared: amount(4_096, 128 * MIB),
+                heartbeats: amount(256, MIB),
+                endings: amount(16_384, 24 * MIB),
+                shared: amount(4_096, 32 * MIB),
             },
-            shed: ShedOptions::default(),
+            // A slow disk alone makes a delay of some tens of milliseconds; that is no queue.
+            shed: ShedOptions { target_ms: 500, interval_ms: 2_000, ..ShedOptions::default() },
             retry_after_ms: 1_000,
             tenants: 10_000,
         }
@@ -95,6 +98,8 @@ pub enum RefusalCode {
     Delay,
     /// Too many tenants submit at once.
     Tenants,
+    /// Too many reads are under way.
+    Reads,
 }
 
 impl RefusalCode {
@@ -108,6 +113,7 @@ impl RefusalCode {
             RefusalCode::ProposalBytes => "proposal_bytes_full",
             RefusalCode::Delay => "queueing_delay",
             RefusalCode::Tenants => "tenants_full",
+            RefusalCode::Reads => "reads_full",
         }
     }
 }
@@ -197,9 +203,27 @@ impl Gate {
     /// [`HealthError::Options`].
     pub fn new(options: GateOptions) -> Result<Gate, HealthError> {
         options.validate()?;
-        let shedder = DelayShedder::new(options.shed.clone())?;
+        Ok(Gate::of(options))
+    }
+
+    fn of(options: GateOptions) -> Gate {
+        let shedder = DelayShedder::of(options.shed.clone());
         let capacity = Capacity::new(&options.capacity);
-        Ok(Gate { options, capacity, shedder, tenants: BTreeMap::new(), swept_ms: 0 })
+        Gate { options, capacity, shedder, tenants: BTreeMap::new(), swept_ms: 0 }
+    }
+
+    /// Whether new work would be let in, as far as it can be told without its bytes: what is refused here need not be encoded.
+    ///
+    /// # Errors
+    /// [`GateRefusal`] by the first rule that refuses.
+    pub fn ask(&self, work: &Work, now_ms: u64) -> Result<(), GateRefusal> {
+        let known = self.tenants.get(&work.tenant);
+        if let Some(limit) = work.rate {
+            charge(known.map_or(&Gcra::default(), |known| &known.rate), limit, work.tasks, now_ms)?;
+        }
+        self.ask_queue(work, known.map_or(0, |known| known.tasks_under_way))?;
+        self.ask_room(Class::Other, 0)?;
+        self.ask_delay(now_ms)
     }
 
     /// Asks for new work to be let in.
@@ -252,6 +276,14 @@ impl Gate {
         {
             known.tasks_under_way = known.tasks_under_way.saturating_sub(tasks);
         }
+    }
+
+    /// How full the door is, in thousandths: the fullest of the room that everything shares (its count, its bytes) and of the time
+    /// after which a standing queue closes the door.
+    pub fn fill_permille(&self, now_ms: u64) -> u64 {
+        let (used, limit) = (self.capacity.shared_used(), self.capacity.shared);
+        let room = fill_permille((used.count, limit.count), (used.bytes, limit.bytes));
+        room.max(self.shedder.standing_permille(now_ms))
     }
 
     /// What was let in has waited for so long; see [`DelayShedder::observe`].
@@ -310,6 +342,13 @@ impl Gate {
             usage: self.tenants.len() as u64,
             retry_after_ms: Some(self.options.retry_after_ms),
         })
+    }
+}
+
+impl Default for Gate {
+    /// With the usual options.
+    fn default() -> Gate {
+        Gate::of(GateOptions::default())
     }
 }
 

@@ -22,6 +22,9 @@ pub struct OutboxOptions {
     pub heartbeats_in_flight: u64,
     /// Completions and cancels that may be under way beyond the window; at least 1.
     pub endings_in_flight: u64,
+    /// Whether completions and cancels keep their place among the rest, because what they end may still be waiting before them. They have
+    /// room of their own all the same. Heartbeats overtake in any case.
+    pub in_order: bool,
     /// How the fill of the shared room becomes a level. While it is blocked, nothing of the class `Other` is taken in.
     pub pressure: BackpressureOptions,
 }
@@ -40,6 +43,7 @@ impl Default for OutboxOptions {
             most_window: Amount { count: 256, bytes: 64 * MIB },
             heartbeats_in_flight: 2,
             endings_in_flight: 4,
+            in_order: false,
             pressure: BackpressureOptions::default(),
         }
     }
@@ -130,6 +134,8 @@ struct Entry<T> {
 ///   refused when its class has no room.
 /// - Heartbeats go first, then completions and cancels, then the rest, each in order. The first two have room of their own in the queue
 ///   and in the window.
+/// - What counts as an answer is the caller's to say: a peer's answer to a request, or, where messages may be lost anyway, the transport's
+///   word that it has written one.
 /// - After a connection was made the window is small. Whenever as many as it holds were answered it doubles, up to its bound (the
 ///   slow start of Jacobson: "Congestion avoidance and control", SIGCOMM 1988): a peer that comes back is not flooded.
 ///
@@ -225,16 +231,13 @@ impl<T> PeerOutbox<T> {
         if !self.connected {
             return None;
         }
-        for class in Class::ALL {
-            let waiting = self.waiting.of(class);
-            let Some((number, bytes)) = waiting
-                .iter()
-                .find(|(_, entry)| entry.deadline_ms > now_ms)
-                .map(|(number, entry)| (*number, entry.bytes))
-            else {
-                continue;
-            };
-            if self.in_flight.fits(class, bytes).is_err() {
+        let mut after_another = false;
+        for class in self.classes(now_ms) {
+            let Some((number, bytes)) = self.first(class, now_ms) else { continue };
+            let fits = !after_another && self.in_flight.fits(class, bytes).is_ok();
+            // In order, what does not fit is waited for; only a heartbeat passes it by.
+            after_another |= self.options.in_order && class != Class::Heartbeat;
+            if !fits {
                 continue;
             }
             let Entry { deadline_ms, message, .. } = self.waiting.of_mut(class).remove(&number)?;
@@ -245,7 +248,65 @@ impl<T> PeerOutbox<T> {
         None
     }
 
-    /// A message was answered. Returns whether it was still under way; if not, the answer came too late or twice.
+    /// The first of a class whose deadline is not over: its number and bytes.
+    fn first(&self, class: Class, now_ms: u64) -> Option<(u64, u64)> {
+        let mut waiting = self.waiting.of(class).iter();
+        waiting.find(|(_, entry)| entry.deadline_ms > now_ms).map(|(number, entry)| (*number, entry.bytes))
+    }
+
+    /// The classes in the order in which their first messages are to be sent.
+    fn classes(&self, now_ms: u64) -> [Class; 3] {
+        let number = |class| self.first(class, now_ms).map_or(u64::MAX, |(number, _)| number);
+        if self.options.in_order && number(Class::Other) < number(Class::Ending) {
+            [Class::Heartbeat, Class::Other, Class::Ending]
+        } else {
+            Class::ALL
+        }
+    }
+
+    /// Takes in a message that makes those of its class before it worth less: where there is no room, the oldest of them that waits
+    /// gives up its place. Returns the message, and why, when even that does not help.
+    ///
+    /// # Errors
+    /// As [`push`](PeerOutbox::push).
+    pub fn push_latest(
+        &mut self,
+        class: Class,
+        bytes: u64,
+        deadline_ms: u64,
+        message: T,
+        now_ms: u64,
+    ) -> Result<Level, (T, NotTaken)> {
+        let mut message = message;
+        loop {
+            match self.push(class, bytes, deadline_ms, message, now_ms) {
+                Err((returned, NotTaken::Full { .. })) if self.drop_oldest(class) => message = returned,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self, class: Class) -> bool {
+        let Some((number, entry)) = self.waiting.of_mut(class).pop_first() else { return false };
+        self.capacity.give_back(class, entry.bytes);
+        self.deadlines.remove(&(entry.deadline_ms, number));
+        self.update_level();
+        true
+    }
+
+    /// Forgets everything that waits; what is under way stays so.
+    pub fn clear(&mut self) {
+        for class in Class::ALL {
+            while self.drop_oldest(class) {}
+        }
+    }
+
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// A message was answered, or, where the transport's word is enough, written. Returns whether it was still under way; if not, the answer came too late or twice.
     pub fn answered(&mut self, number: u64) -> bool {
         if !self.forget_sent(number) {
             return false;

@@ -85,7 +85,20 @@ impl DelayShedder {
     /// [`HealthError::Options`].
     pub fn new(options: ShedOptions) -> Result<DelayShedder, HealthError> {
         options.validate()?;
-        Ok(DelayShedder { options, run: None })
+        Ok(DelayShedder::of(options))
+    }
+
+    /// With options that were checked.
+    pub(crate) fn of(options: ShedOptions) -> DelayShedder {
+        DelayShedder { options, run: None }
+    }
+
+    /// How far the present run has gone towards closing the door, in thousandths of the interval; 1,000 when it is closed.
+    pub fn standing_permille(&self, now_ms: u64) -> u64 {
+        let Some(run) = self.current(now_ms) else { return 0 };
+        let lasted = u128::from(now_ms.saturating_sub(run.since_ms)) * 1_000;
+        let permille = lasted.checked_div(u128::from(self.options.interval_ms)).unwrap_or(1_000);
+        u64::try_from(permille).unwrap_or(1_000).min(1_000)
     }
 
     /// Something has waited in the queue for so long, or waits there for so long.

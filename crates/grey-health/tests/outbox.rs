@@ -19,6 +19,7 @@ fn options() -> OutboxOptions {
         most_window: Amount { count: 7, bytes: 70 },
         heartbeats_in_flight: 1,
         endings_in_flight: 1,
+        in_order: false,
         pressure: BackpressureOptions::default(),
     }
 }
@@ -116,6 +117,43 @@ fn what_is_overdue_is_handed_back_and_never_sent() {
     assert_eq!(outbox.overdue(300), Overdue { unsent: vec![2, 1], unanswered: vec![first.number] });
     assert!(!outbox.answered(first.number), "the answer came too late");
     assert_eq!(outbox.next_deadline_ms(), Some(400));
+}
+
+#[test]
+fn in_order_an_ending_waits_for_what_came_before_it_and_a_heartbeat_does_not() {
+    let mut outbox = PeerOutbox::new(OutboxOptions { in_order: true, ..options() }).unwrap();
+    for (class, message) in [
+        (Class::Other, 1),
+        (Class::Ending, 2),
+        (Class::Other, 3),
+        (Class::Other, 4),
+        (Class::Ending, 5),
+        (Class::Heartbeat, 6),
+    ] {
+        outbox.push(class, 10, 1_000, message, 0).unwrap();
+    }
+    outbox.connected();
+    let sent: Vec<_> = core::iter::from_fn(|| outbox.take(0)).collect();
+    let messages: Vec<u64> = sent.iter().map(|sending| sending.message).collect();
+    assert_eq!(messages, [6, 1, 2, 3], "the window has two of the rest, and an ending of its own");
+    sent.iter().for_each(|sending| assert!(outbox.answered(sending.number)));
+    let messages: Vec<u64> = core::iter::from_fn(|| outbox.take(0)).map(|sending| sending.message).collect();
+    assert_eq!(messages, [4, 5]);
+}
+
+#[test]
+fn the_latest_of_a_class_takes_the_place_of_the_oldest_and_of_no_other_class() {
+    let mut outbox = filled(15);
+    for message in 100..110 {
+        outbox.push_latest(Class::Heartbeat, 10, 1_000, message, 0).unwrap();
+    }
+    outbox.connected();
+    let first = outbox.take(0).unwrap();
+    assert_eq!((first.class, first.message), (Class::Heartbeat, 108), "its own room and one of the shared");
+    outbox.clear();
+    assert_eq!(outbox.level(), Level::Normal);
+    assert!(outbox.take(0).is_none());
+    assert_eq!(outbox.next_deadline_ms(), Some(1_000), "what is under way stays so");
 }
 
 #[test]

@@ -4,8 +4,10 @@
 //! other. It owns no thread, clock, disk or socket, so a simulator can run a cluster of them. A [`Server`] is a replica with what
 //! it does for workers while it leads.
 
+mod door;
 mod guard;
 mod installation;
+mod links;
 mod ports;
 mod reconfigure;
 mod replica;
@@ -13,12 +15,14 @@ mod server;
 mod watch;
 mod window;
 
+pub use door::{DoorOptions, DoorRefusal};
 pub use installation::Installation;
+pub use links::{LinkOptions, Parcel, Peer, PeerMessage};
 pub use ports::{
     Checkpoint, HardState, LogEntry, LogEntryKind, LogReader, Membership, PersistBatch, ReadError, Recovered,
     RowChange,
 };
 pub use reconfigure::MemberChange;
 pub use replica::{Options, Output, Replica, ReplicaError, TICK_MS, Ticket};
-pub use server::{Server, ServerOutput};
+pub use server::{Server, ServerOptions, ServerOutput};
 pub use watch::WatchOptions;

@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 use grey_core::{
     Applied, AttemptId, Command, Entry, EntryError, LoadError, State, WorkerId, limits, plan, steal,
 };
+use grey_health::Class;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType, Snapshot};
 use raft::{Config, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
 
+use crate::door::DoorRefusal;
 use crate::guard;
 use crate::installation::Installation;
 use crate::ports::{Checkpoint, HardState, LogReader, Membership, PersistBatch, Recovered, RowChange};
@@ -28,7 +30,8 @@ const STEAL_EVERY_MS: u64 = 100;
 const STOLEN_AT_ONCE: u32 = 1_024;
 /// How long a whole state is on its way before it is sent again, in milliseconds.
 const OFFER_MS: u64 = 5_000;
-const UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
+/// The door lets in less than this, so that the engine never refuses what the door accepted.
+pub(crate) const UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
 const COMMITTED_BYTES_PER_STEP: u64 = 16 * 1024 * 1024;
 
 /// Names a proposal to whoever made it.
@@ -55,6 +58,8 @@ pub enum Output {
     Send {
         /// Which server.
         to: u64,
+        /// How urgent it is: what keeps leadership alive goes first, then acknowledgements, then entries.
+        class: Class,
         /// The engine's bytes.
         bytes: Vec<u8>,
     },
@@ -121,6 +126,9 @@ pub enum ReplicaError {
     /// Too much is proposed and not yet committed.
     #[error("more than {} bytes are proposed and not yet committed", UNCOMMITTED_BYTES)]
     Overloaded,
+    /// The door refused it; nothing was proposed and nothing charged.
+    #[error(transparent)]
+    Door(#[from] DoorRefusal),
     /// The entry is too large, or of a version that this one does not understand.
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -180,6 +188,22 @@ struct Installing {
     batch: u64,
     index: u64,
     state: State,
+}
+
+/// How urgent a message of the engine is.
+fn class(message: MessageType) -> Class {
+    match message {
+        MessageType::MsgHeartbeat
+        | MessageType::MsgHeartbeatResponse
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgTimeoutNow => Class::Heartbeat,
+        // It makes room in the leader's own window.
+        MessageType::MsgAppendResponse => Class::Ending,
+        _ => Class::Other,
+    }
 }
 
 /// One server of the control plane.
@@ -387,11 +411,50 @@ impl Replica {
         Ok(refused)
     }
 
-    fn append(&mut self, command: Command, ticket: Option<Ticket>) -> Result<u64, ReplicaError> {
-        if self.engine.raft.state != StateRole::Leader {
-            return Err(ReplicaError::NotLeader { leader: self.leader() });
+    /// The entry of a command as it would be proposed now, so that its bytes are known before it is let in.
+    pub(crate) fn encode(&self, command: Command) -> Result<Vec<u8>, ReplicaError> {
+        self.must_take_proposals()?;
+        Ok(Entry { time_ms: self.clock_ms, command }.encode()?)
+    }
+
+    /// Proposes what [`Replica::encode`] made, like [`Replica::propose_all`].
+    pub(crate) fn propose_encoded(
+        &mut self,
+        entries: impl IntoIterator<Item = (Ticket, Vec<u8>)>,
+    ) -> Result<Vec<(Ticket, ReplicaError)>, ReplicaError> {
+        let mut refused = Vec::new();
+        for (ticket, bytes) in entries {
+            if let Err(error) = self.append_bytes(bytes, Some(ticket)) {
+                refused.push((ticket, error));
+            }
         }
-        let bytes = Entry { time_ms: self.clock_ms, command }.encode()?;
+        self.settle()?;
+        Ok(refused)
+    }
+
+    /// Whether this server leads, perhaps without having applied everything of earlier terms.
+    pub(crate) fn must_take_proposals(&self) -> Result<(), ReplicaError> {
+        if self.engine.raft.state == StateRole::Leader {
+            Ok(())
+        } else {
+            Err(ReplicaError::NotLeader { leader: self.leader() })
+        }
+    }
+
+    /// What was to be sent to a server was not: the engine stops streaming to it and looks for where it stands.
+    pub(crate) fn unreachable(&mut self, server: u64) {
+        self.engine.report_unreachable(server);
+        // Does nothing unless a snapshot was under way.
+        self.engine.report_snapshot(server, SnapshotStatus::Failure);
+    }
+
+    fn append(&mut self, command: Command, ticket: Option<Ticket>) -> Result<u64, ReplicaError> {
+        let bytes = self.encode(command)?;
+        self.append_bytes(bytes, ticket)
+    }
+
+    fn append_bytes(&mut self, bytes: Vec<u8>, ticket: Option<Ticket>) -> Result<u64, ReplicaError> {
+        self.must_take_proposals()?;
         match self.engine.propose(Vec::new(), bytes) {
             Ok(()) => {}
             Err(raft::Error::ProposalDropped) => return Err(ReplicaError::Overloaded),
@@ -563,12 +626,12 @@ impl Replica {
 
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
-            let to = message.to;
+            let (to, class) = (message.to, class(message.msg_type));
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.offered.insert(to, 0);
             }
             match message.write_to_bytes() {
-                Ok(bytes) => self.outputs.push_back(Output::Send { to, bytes }),
+                Ok(bytes) => self.outputs.push_back(Output::Send { to, class, bytes }),
                 Err(_) => self.engine.report_unreachable(to),
             }
         }

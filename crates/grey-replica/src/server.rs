@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use grey_core::{
     Answer, Applied, Command, Effect, FromWorker, Heartbeat, RegisterWorker, Rejection, Report, ReportAnswer,
-    ReportRefusal, State, ToWorker, WorkerId, WorkerMessage, check_report,
+    ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report,
 };
+use grey_health::{Advice, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
 
+use crate::door::{Door, DoorOptions, Entrant};
+use crate::links::{LinkOptions, Links, Parcel, Peer, PeerMessage, Waiting};
 use crate::replica::{Output, Replica, ReplicaError, Ticket};
 use crate::watch::{Watch, WatchOptions};
 
@@ -26,7 +29,7 @@ pub enum ServerOutput {
         /// What.
         message: ToWorker,
     },
-    /// A proposal or a read was not taken.
+    /// A proposal or a read was not taken. Nothing was proposed, and the door charged nothing.
     Refused(Ticket, ReplicaError),
 }
 
@@ -49,25 +52,53 @@ enum Pending {
     Confirmation { asked_ms: u64 },
 }
 
-/// A replica with its workers.
+/// How a server behaves towards clients, workers and other servers.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions {
+    /// How workers are watched. Without it no worker is ever suspected or lost: for a cluster of one server whose only worker lives
+    /// in the same process.
+    pub watch: Option<WatchOptions>,
+    /// What is let in.
+    pub door: DoorOptions,
+    /// What waits for other servers and for workers. Without it messages come out as outputs, unbounded: for the same cluster of one.
+    pub links: Option<LinkOptions>,
+}
+
+/// A replica with its workers, its door and its links.
 pub struct Server {
     replica: Replica,
+    door: Door,
+    links: Option<Links>,
     watch_options: Option<WatchOptions>,
     watch: Option<Watch>,
     sessions: BTreeMap<Digest, Session>,
     pending: BTreeMap<u64, Pending>,
-    queue: Vec<(Ticket, Command)>,
+    queue: Vec<(Ticket, Vec<u8>)>,
     outputs: VecDeque<ServerOutput>,
     next_ticket: u64,
     now_ms: u64,
 }
 
 impl Server {
-    /// A server around a replica. Without `watch` no worker is ever suspected or lost: for a cluster of one server whose
-    /// only worker lives in the same process.
+    /// A server around a replica with the usual door and without links; see [`ServerOptions`].
     pub fn new(replica: Replica, watch: Option<WatchOptions>) -> Server {
+        Server::of(replica, watch, Door::default(), None)
+    }
+
+    /// A server around a replica.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Health`] when options lie outside their bounds.
+    pub fn with_options(replica: Replica, options: ServerOptions) -> Result<Server, ReplicaError> {
+        let links = options.links.map(Links::new).transpose()?;
+        Ok(Server::of(replica, options.watch, Door::new(&options.door)?, links))
+    }
+
+    fn of(replica: Replica, watch: Option<WatchOptions>, door: Door, links: Option<Links>) -> Server {
         Server {
             replica,
+            door,
+            links,
             watch_options: watch,
             watch: None,
             sessions: BTreeMap::new(),
@@ -94,16 +125,165 @@ impl Server {
         self.replica.state()
     }
 
-    /// Proposes a command. Its fate comes with the same ticket, which must be below 2^63; nothing is proposed before
-    /// [`Server::flush`].
+    /// Proposes a command of a client's, if the door lets it in. Its fate comes with the same ticket, which must be below 2^63 and is used
+    /// once; nothing is proposed before [`Server::flush`].
     pub fn propose(&mut self, ticket: Ticket, command: Command) {
-        self.queue.push((ticket, command));
+        self.propose_waited(ticket, command, 0);
+    }
+
+    /// Proposes a command that has waited for so many milliseconds before it came here: that counts as queueing delay.
+    pub fn propose_waited(&mut self, ticket: Ticket, command: Command, waited_ms: u64) {
+        let entrant = self.door.entrant(self.replica.state(), &command);
+        if let Err(error) = self.enter(ticket, command, entrant, waited_ms) {
+            self.outputs.push_back(ServerOutput::Refused(ticket, error));
+        }
+    }
+
+    fn enter(
+        &mut self,
+        ticket: Ticket,
+        command: Command,
+        entrant: Entrant,
+        waited_ms: u64,
+    ) -> Result<(), ReplicaError> {
+        // Only a leader's door is asked: what another server must do costs nothing here.
+        self.replica.must_take_proposals()?;
+        self.door.ask(&entrant, self.now_ms)?;
+        let bytes = self.replica.encode(command)?;
+        self.door.admit(ticket, entrant, bytes.len() as u64, waited_ms, self.now_ms)?;
+        self.queue.push((ticket, bytes));
+        Ok(())
+    }
+
+    /// Proposes a command of the server's own, through the room that is reserved for it.
+    fn propose_own(&mut self, pending: Pending, command: Command) {
+        let entrant = if matches!(pending, Pending::Watched(_)) { Entrant::Life } else { Entrant::Ending };
+        let ticket = self.ticket(pending);
+        if self.enter(ticket, command, entrant, 0).is_err()
+            && let Some(pending) = self.pending.remove(&ticket.0)
+        {
+            self.came_to_nothing(&pending);
+        }
     }
 
     /// Asks for a linearizable read.
     pub fn read(&mut self, ticket: Ticket) {
-        if let Err(error) = self.replica.read(ticket) {
+        let admitted = self.door.admit_read(ticket).map_err(ReplicaError::from);
+        if let Err(error) = admitted.and_then(|()| self.replica.read(ticket)) {
+            self.door.read_ended(ticket);
             self.outputs.push_back(ServerOutput::Refused(ticket, error));
+        }
+    }
+
+    /// How full the door is. It goes with every refusal, and whoever answers a client near the limit sends it along.
+    pub fn level(&self) -> Level {
+        self.door.level()
+    }
+
+    /// How full the door is for one tenant: its queue counts too.
+    pub fn level_for(&self, tenant: TenantId) -> Level {
+        self.door.level_for(self.replica.state(), tenant)
+    }
+
+    /// What the level means for a sender.
+    pub fn advice(&self) -> Advice {
+        self.door.advice()
+    }
+
+    /// Proposals that were let in and of which nobody knows yet what became.
+    pub fn under_way(&self) -> usize {
+        self.door.under_way()
+    }
+
+    /// Whether a connection to a peer may be tried now; what comes of it is told with [`Server::connected`] or
+    /// [`Server::disconnected`].
+    ///
+    /// # Errors
+    /// [`CallRefused`] when it failed too often or too lately.
+    pub fn may_connect(&mut self, peer: Peer) -> Result<(), CallRefused> {
+        let now_ms = self.now_ms;
+        self.links.as_mut().map_or(Ok(()), |links| links.may_connect(peer, now_ms))
+    }
+
+    /// A connection to a peer was made, by whichever side. Its window is small at first, and nothing of before waits for it.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Health`] at the bound of peers.
+    pub fn connected(&mut self, peer: Peer) -> Result<(), ReplicaError> {
+        let now_ms = self.now_ms;
+        match &mut self.links {
+            Some(links) => Ok(links.connected(peer, now_ms)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The connection to a peer was lost, or could not be made.
+    pub fn disconnected(&mut self, peer: Peer) {
+        let Some(links) = &mut self.links else { return };
+        links.disconnected(peer, self.now_ms);
+        match peer {
+            Peer::Server(server) => self.replica.unreachable(server),
+            // What waited for it is gone, and with it the order of the session.
+            Peer::Worker(node) => drop(self.sessions.remove(&node)),
+        }
+    }
+
+    /// What is to be written to a peer next, if there is a connection, room in its window, and its breaker lets it through. To be followed
+    /// by [`Server::sent`] or [`Server::not_sent`]; never anything without links.
+    pub fn take(&mut self, peer: Peer) -> Option<Parcel> {
+        loop {
+            let sending = self.links.as_mut()?.take(peer, self.now_ms)?;
+            let message = match (sending.message, peer) {
+                (Waiting::Server(bytes), _) => Some(PeerMessage::Server(bytes)),
+                (Waiting::Worker { incarnation, session, message }, Peer::Worker(node)) => {
+                    self.numbered(node, incarnation, session, message).map(PeerMessage::Worker)
+                }
+                (Waiting::Worker { .. }, Peer::Server(_)) => None,
+            };
+            match message {
+                Some(message) => {
+                    let (number, deadline_ms) = (sending.number, sending.deadline_ms);
+                    return Some(Parcel { number, deadline_ms, message });
+                }
+                None => self.sent(peer, sending.number),
+            }
+        }
+    }
+
+    /// A parcel was written.
+    pub fn sent(&mut self, peer: Peer, number: u64) {
+        if let Some(links) = &mut self.links {
+            links.settled(peer, number, CallOutcome::Succeeded, self.now_ms);
+        }
+    }
+
+    /// A parcel could not be written.
+    pub fn not_sent(&mut self, peer: Peer, number: u64) {
+        let Some(links) = &mut self.links else { return };
+        links.settled(peer, number, CallOutcome::Failed, self.now_ms);
+        self.lost_on_the_way(peer);
+    }
+
+    /// How full the outbox of a peer is; `None` for one that was never connected.
+    pub fn outbox_level(&self, peer: Peer) -> Option<Level> {
+        self.links.as_ref()?.level(peer)
+    }
+
+    /// Something to a peer was dropped.
+    fn lost_on_the_way(&mut self, peer: Peer) {
+        match peer {
+            Peer::Server(server) => self.replica.unreachable(server),
+            Peer::Worker(node) => self.end_session(node),
+        }
+    }
+
+    /// A worker waits for every number of its session, so a session of which something was dropped is over.
+    fn end_session(&mut self, node: Digest) {
+        if let Some(links) = &mut self.links {
+            links.clear(node);
+        }
+        if let Some(known) = self.sessions.remove(&node) {
+            self.unavailable(node, known.incarnation, known.session);
         }
     }
 
@@ -113,6 +293,9 @@ impl Server {
         self.now_ms = self.now_ms.saturating_add(elapsed_ms);
         self.replica.elapse(elapsed_ms)?;
         let now_ms = self.now_ms;
+        self.door.tick(now_ms);
+        let late = self.links.as_mut().map(|links| links.tick(now_ms)).unwrap_or_default();
+        late.into_iter().for_each(|peer| self.lost_on_the_way(peer));
         let Some(watch) = &mut self.watch else { return Ok(()) };
         let commands = watch.tick(self.replica.state(), now_ms);
         if watch.wants_confirmation(now_ms) {
@@ -122,8 +305,7 @@ impl Server {
             }
         }
         for (worker, command) in commands {
-            let ticket = self.ticket(Pending::Watched(worker));
-            self.queue.push((ticket, command));
+            self.propose_own(Pending::Watched(worker), command);
         }
         Ok(())
     }
@@ -142,8 +324,7 @@ impl Server {
             FromWorker::Register(body) => self.announced(node, key, body),
             FromWorker::Report(report) => self.reported(node, report),
             FromWorker::Revoked(body) => {
-                let ticket = self.ticket(Pending::Revoked);
-                self.queue.push((ticket, Command::Revoked(body)));
+                self.propose_own(Pending::Revoked, Command::Revoked(body));
             }
             FromWorker::Heartbeat(heartbeat) => self.heartbeat(node, heartbeat),
         }
@@ -162,14 +343,19 @@ impl Server {
         let opened =
             Session { incarnation: body.incarnation, session, key: *key, worker: None, next_number: 0 };
         self.sessions.insert(node, opened);
-        let ticket = self.ticket(Pending::Registration { node, session });
-        self.queue.push((ticket, Command::RegisterWorker(body)));
+        self.propose_own(Pending::Registration { node, session }, Command::RegisterWorker(body));
     }
 
     fn unavailable(&mut self, node: Digest, incarnation: u64, session: u64) {
         let message = WorkerMessage::Unavailable { leader: self.replica.leader() };
-        let message = ToWorker { incarnation, session, number: 0, message };
-        self.outputs.push_back(ServerOutput::ToWorker { node, message });
+        match &mut self.links {
+            // If it is not taken, the worker's own waiting ends.
+            Some(links) => drop(links.push_worker(node, incarnation, session, message, self.now_ms)),
+            None => {
+                let message = ToWorker { incarnation, session, number: 0, message };
+                self.outputs.push_back(ServerOutput::ToWorker { node, message });
+            }
+        }
     }
 
     fn reported(&mut self, node: Digest, report: Report) {
@@ -183,8 +369,7 @@ impl Server {
         let (session, sequence) = (report.session, report.sequence);
         match check_report(self.replica.state(), &report, &known.key) {
             Ok(()) => {
-                let ticket = self.ticket(Pending::Report { node, session, sequence });
-                self.queue.push((ticket, Command::Report(report)));
+                self.propose_own(Pending::Report { node, session, sequence }, Command::Report(report));
             }
             Err(ReportRefusal::NotHeld(attempts)) => {
                 self.answer_report(node, session, sequence, ReportAnswer::NotHeld(attempts));
@@ -218,13 +403,32 @@ impl Server {
 
     /// Sends within a session, if it is still the node's.
     fn send_in(&mut self, node: Digest, session: u64, message: WorkerMessage) {
-        let Some(known) = self.sessions.get_mut(&node).filter(|known| known.session == session) else {
-            return;
-        };
-        let (incarnation, number) = (known.incarnation, known.next_number);
+        let known = self.sessions.get(&node).filter(|known| known.session == session);
+        let Some(incarnation) = known.map(|known| known.incarnation) else { return };
+        if let Some(links) = &mut self.links {
+            if !links.push_worker(node, incarnation, session, message, self.now_ms) {
+                self.end_session(node);
+            }
+        } else if let Some(message) = self.numbered(node, incarnation, session, message) {
+            self.outputs.push_back(ServerOutput::ToWorker { node, message });
+        }
+    }
+
+    /// A message with its number, if its session is still the node's.
+    fn numbered(
+        &mut self,
+        node: Digest,
+        incarnation: u64,
+        session: u64,
+        message: WorkerMessage,
+    ) -> Option<ToWorker> {
+        if matches!(message, WorkerMessage::Unavailable { .. }) {
+            return Some(ToWorker { incarnation, session, number: 0, message });
+        }
+        let known = self.sessions.get_mut(&node).filter(|known| known.session == session)?;
+        let number = known.next_number;
         known.next_number += 1;
-        let message = ToWorker { incarnation, session, number, message };
-        self.outputs.push_back(ServerOutput::ToWorker { node, message });
+        Some(ToWorker { incarnation: known.incarnation, session, number, message })
     }
 
     /// Sends to a worker that is registered here. To one that is not, nothing is lost: when it announces itself, what it
@@ -243,7 +447,8 @@ impl Server {
             return Ok(());
         }
         let queue = core::mem::take(&mut self.queue);
-        for (ticket, error) in self.replica.propose_all(queue)? {
+        for (ticket, error) in self.replica.propose_encoded(queue)? {
+            self.door.dropped(ticket, self.now_ms);
             match self.pending.remove(&ticket.0) {
                 Some(pending) => self.came_to_nothing(&pending),
                 None => self.outputs.push_back(ServerOutput::Refused(ticket, error)),
@@ -264,6 +469,9 @@ impl Server {
     fn translate(&mut self, output: Output) -> Result<(), ReplicaError> {
         match output {
             Output::Applied { term, index, ticket, leads, mut applied } => {
+                if let Some(ticket) = ticket {
+                    self.door.applied(ticket, self.now_ms);
+                }
                 let pending = ticket.and_then(|ticket| self.pending.remove(&ticket.0));
                 let ticket = if pending.is_some() { None } else { ticket };
                 if let Some(pending) = pending {
@@ -273,17 +481,32 @@ impl Server {
                 let output = Output::Applied { term, index, ticket, leads, applied };
                 self.outputs.push_back(ServerOutput::Replica(output));
             }
-            Output::Unknown(ticket) => match self.pending.remove(&ticket.0) {
-                Some(pending) => self.came_to_nothing(&pending),
-                None => self.outputs.push_back(ServerOutput::Replica(Output::Unknown(ticket))),
-            },
+            Output::Unknown(ticket) => {
+                self.door.dropped(ticket, self.now_ms);
+                self.door.read_ended(ticket);
+                match self.pending.remove(&ticket.0) {
+                    Some(pending) => self.came_to_nothing(&pending),
+                    None => self.outputs.push_back(ServerOutput::Replica(Output::Unknown(ticket))),
+                }
+            }
             Output::Readable(ticket) => match self.pending.remove(&ticket.0) {
                 Some(Pending::Confirmation { asked_ms }) => {
                     if let Some(watch) = &mut self.watch {
                         watch.confirmed(asked_ms);
                     }
                 }
-                _ => self.outputs.push_back(ServerOutput::Replica(Output::Readable(ticket))),
+                _ => {
+                    self.door.read_ended(ticket);
+                    self.outputs.push_back(ServerOutput::Replica(Output::Readable(ticket)));
+                }
+            },
+            Output::Send { to, class, bytes } => match &mut self.links {
+                Some(links) => {
+                    if !links.push_server(to, class, bytes, self.now_ms) {
+                        self.replica.unreachable(to);
+                    }
+                }
+                None => self.outputs.push_back(ServerOutput::Replica(Output::Send { to, class, bytes })),
             },
             Output::Revoke { worker, attempts } => self.send_to(worker, WorkerMessage::Revoke(attempts)),
             Output::Role { leads, leader, term } => {

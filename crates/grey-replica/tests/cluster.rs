@@ -224,7 +224,7 @@ impl Cluster {
         for output in outputs {
             match output {
                 Output::Persist(batch) => server.unsynced.push_back(batch),
-                Output::Send { to, bytes } => self.links.push_back((id, to, bytes)),
+                Output::Send { to, bytes, .. } => self.links.push_back((id, to, bytes)),
                 Output::Applied { ticket: Some(ticket), applied, .. } => {
                     server.answers.insert(ticket.0, Some(applied.answer));
                 }
