@@ -6,14 +6,15 @@ use std::collections::{BTreeSet, VecDeque};
 
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output as AgentOutput, StopReason};
 use grey_core::{
-    AttemptId, AttemptResult, Bootstrap, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
-    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Submit, TaskDefaults, TaskSpec, TenantId,
-    TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+    AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
+    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Submit, Target, TaskDefaults, TaskSpec,
+    TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
 };
+use grey_health::{Amount, CapacityOptions, GateOptions, Level, RefusalCode};
 use grey_proof::{Digest, SigningKey};
 use grey_replica::{
-    LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, Server, ServerOutput,
-    Ticket, WatchOptions,
+    DoorOptions, LinkOptions, LogEntry, LogReader, Membership, Options, Output, Peer, PeerMessage, ReadError,
+    Recovered, Replica, ReplicaError, Server, ServerOptions, ServerOutput, Ticket, WatchOptions,
 };
 
 const WORKER: WorkerId = WorkerId(1);
@@ -48,10 +49,19 @@ struct House {
     held: VecDeque<ToWorker>,
     hold: bool,
     tickets: u64,
+    /// Batches that are written and not durable, while the disk is held.
+    unsynced: Vec<u64>,
+    hold_disk: bool,
+    refused: Vec<(Ticket, ReplicaError)>,
+    applied: BTreeSet<Ticket>,
 }
 
 impl House {
     fn new() -> House {
+        House::with(ServerOptions { watch: Some(WatchOptions::default()), ..ServerOptions::default() })
+    }
+
+    fn with(server: ServerOptions) -> House {
         let membership = Membership { voters: vec![1], ..Membership::default() };
         let recovered = Recovered { membership, ..Recovered::default() };
         let options = Options { id: 1, seed: 5, checkpoint_bytes: u64::MAX };
@@ -73,7 +83,7 @@ impl House {
             salt_seed: [9; 32],
         };
         let mut house = House {
-            server: Server::new(replica, Some(WatchOptions::default())),
+            server: Server::with_options(replica, server).unwrap(),
             agent: Agent::new(agent, key(), []).unwrap(),
             up: true,
             swallow: 0,
@@ -83,7 +93,12 @@ impl House {
             held: VecDeque::new(),
             hold: false,
             tickets: 1,
+            unsynced: Vec::new(),
+            hold_disk: false,
+            refused: Vec::new(),
+            applied: BTreeSet::new(),
         };
+        house.server.connected(house.peer()).unwrap();
         house.settle();
         let resources = Resources { cpu_millicores: 100, memory_bytes: 1, disk_bytes: 0 };
         let defaults = TaskDefaults { resources, timeout_ms: 1_000, output_limit_bytes: 1_000, priority: 1 };
@@ -94,17 +109,23 @@ impl House {
         house
     }
 
+    fn peer(&self) -> Peer {
+        Peer::Worker(key().verifying_key().id())
+    }
+
     fn presence(&self) -> Presence {
         self.server.state().workers()[&WORKER].presence
     }
 
-    fn propose(&mut self, command: Command) {
-        self.server.propose(Ticket(self.tickets), command);
+    fn propose(&mut self, command: Command) -> Ticket {
+        let ticket = Ticket(self.tickets);
+        self.server.propose(ticket, command);
         self.tickets += 1;
         self.settle();
+        ticket
     }
 
-    fn submit(&mut self, count: u32) {
+    fn submit(&mut self, count: u32) -> Ticket {
         let spec = TaskSpec {
             name: String::new(),
             executor: ExecutorKind::Process,
@@ -130,7 +151,7 @@ impl House {
             groups: vec![GroupSubmission { spec, count }],
             flow: Default::default(),
             wall_ms: 1,
-        }));
+        }))
     }
 
     /// Lets both clocks run, in steps of 50 ms.
@@ -152,11 +173,28 @@ impl House {
             for output in self.server.outputs().unwrap() {
                 moved = true;
                 match output {
-                    ServerOutput::Replica(Output::Persist(batch)) => {
-                        self.server.replica_mut().persisted(batch.number).unwrap();
+                    ServerOutput::Replica(Output::Persist(batch)) => self.unsynced.push(batch.number),
+                    ServerOutput::Replica(Output::Applied { ticket: Some(ticket), .. }) => {
+                        assert!(self.applied.insert(ticket));
                     }
+                    ServerOutput::Refused(ticket, error) => self.refused.push((ticket, error)),
                     ServerOutput::ToWorker { message, .. } if self.up => self.deliver(message),
                     _ => {}
+                }
+            }
+            while let Some(parcel) = self.server.take(self.peer()) {
+                moved = true;
+                self.server.sent(self.peer(), parcel.number);
+                match parcel.message {
+                    PeerMessage::Worker(message) if self.up => self.deliver(message),
+                    PeerMessage::Worker(_) => {}
+                    PeerMessage::Server(_) => panic!("there is no other server"),
+                }
+            }
+            if !self.hold_disk {
+                for number in core::mem::take(&mut self.unsynced) {
+                    moved = true;
+                    self.server.replica_mut().persisted(number).unwrap();
                 }
             }
             self.agent.settle().unwrap();
@@ -361,4 +399,79 @@ fn a_node_speaks_for_itself_only() {
         house.elapse(50);
     }
     assert_eq!(house.presence(), Presence::Lost, "a stranger's heartbeats keep nobody alive");
+}
+
+/// A door with little shared room, and links.
+fn small() -> ServerOptions {
+    let capacity = CapacityOptions {
+        heartbeats: Amount { count: 4, bytes: 1 << 20 },
+        endings: Amount { count: 8, bytes: 1 << 20 },
+        shared: Amount { count: 20, bytes: 1 << 20 },
+    };
+    ServerOptions {
+        watch: Some(WatchOptions::default()),
+        door: DoorOptions {
+            gate: GateOptions { capacity, ..GateOptions::default() },
+            ..DoorOptions::default()
+        },
+        links: Some(LinkOptions::default()),
+    }
+}
+
+#[test]
+fn with_everything_else_refused_heartbeats_completions_and_cancels_go_through() {
+    let mut house = House::with(small());
+    house.submit(2);
+    house.elapse(200);
+    assert_eq!(house.running.len(), 2);
+    let long = house.submit(1);
+    house.elapse(100);
+    let job = *house.server.state().jobs().keys().next_back().unwrap();
+    assert!(house.applied.contains(&long));
+    // Given: a disk that stands still, and a flood that has filled the room for proposals.
+    house.hold_disk = true;
+    let flood: Vec<Ticket> = (0..60).map(|_| house.submit(1)).collect();
+    assert_eq!(house.refused.len(), 40);
+    for (_, error) in &house.refused {
+        let ReplicaError::Door(refused) = error else { panic!("{error}") };
+        assert_eq!((refused.refusal.code, refused.refusal.limit), (RefusalCode::Proposals, 20));
+        assert_eq!((refused.refusal.usage, refused.level), (20, Level::Blocked));
+        assert!(refused.refusal.retry_after_ms.is_some());
+    }
+    // Then: the worker's signs of life are heard for longer than its lease is.
+    house.elapse(10_000);
+    assert!(house.agent.has_lease(), "load is not death");
+    assert!(!house.server.state().workers()[&WORKER].is_suspect());
+    // When: a cancel comes, and what runs ends.
+    let cancel = house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target: Target::Job(job) }));
+    let ended: Vec<AttemptId> = house.running.iter().copied().take(2).collect();
+    ended.into_iter().for_each(|attempt| house.finish(attempt, Outcome::Exited(0)));
+    house.elapse(500);
+    assert_eq!(house.refused.len(), 40, "the cancel was let in");
+    assert_eq!(house.server.under_way(), 22, "and so was the report of what ended");
+    // Then: all that was accepted is done as soon as the disk goes on, and the door is open again.
+    house.hold_disk = false;
+    house.elapse(200);
+    assert!(house.applied.contains(&cancel));
+    assert!(flood[..20].iter().all(|ticket| house.applied.contains(ticket)));
+    assert!(!house.server.state().jobs().contains_key(&job), "it was cancelled and has stopped");
+    house.elapse(3_000);
+    assert_eq!(house.server.level(), Level::Normal);
+    let last = house.submit(1);
+    assert!(house.applied.contains(&last));
+    assert_eq!(house.server.under_way(), 0);
+}
+
+#[test]
+fn a_worker_of_which_a_message_was_dropped_announces_itself_and_gets_what_it_lacks() {
+    let mut house = House::with(small());
+    house.up = false;
+    house.server.disconnected(house.peer());
+    house.submit(1);
+    assert!(house.running.is_empty());
+    house.up = true;
+    house.server.connected(house.peer()).unwrap();
+    house.elapse(1_500);
+    assert_eq!(house.running.len(), 1, "the session that was cut is over, and the next one brings it");
+    assert_eq!(house.executed.len(), 1);
 }
