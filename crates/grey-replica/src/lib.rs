@@ -5,6 +5,7 @@
 //! it does for workers while it leads.
 
 mod door;
+mod error;
 mod guard;
 mod installation;
 mod links;
@@ -16,6 +17,7 @@ mod watch;
 mod window;
 
 pub use door::{DoorOptions, DoorRefusal};
+pub use error::ReplicaError;
 pub use installation::Installation;
 pub use links::{LinkOptions, Parcel, Peer, PeerMessage};
 pub use ports::{
@@ -23,6 +25,6 @@ pub use ports::{
     RowChange,
 };
 pub use reconfigure::MemberChange;
-pub use replica::{Options, Output, Replica, ReplicaError, TICK_MS, Ticket};
+pub use replica::{Options, Output, Replica, TICK_MS, Ticket};
 pub use server::{Server, ServerOptions, ServerOutput};
 pub use watch::WatchOptions;

@@ -4,7 +4,8 @@
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
-use crate::replica::{Replica, ReplicaError, Ticket};
+use crate::error::ReplicaError;
+use crate::replica::{Replica, Ticket};
 
 /// One change of membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

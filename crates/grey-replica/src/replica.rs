@@ -3,17 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_core::{
-    Applied, AttemptId, Command, Entry, EntryError, LoadError, State, WorkerId, limits, plan, steal,
-};
+use grey_core::{Applied, AttemptId, Command, Entry, State, WorkerId, limits, plan, steal};
 use grey_health::Class;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType, Snapshot};
-use raft::{Config, ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
+use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType};
+use raft::{Config, RawNode, Ready, SnapshotStatus, StateRole};
 
-use crate::door::DoorRefusal;
+use crate::error::ReplicaError;
 use crate::guard;
-use crate::installation::Installation;
+use crate::installation::{Installation, Installing};
 use crate::ports::{Checkpoint, HardState, LogReader, Membership, PersistBatch, Recovered, RowChange};
 use crate::window::{Window, from_entry};
 
@@ -28,8 +26,6 @@ const INFLIGHT_MESSAGES: usize = 64;
 const STEAL_EVERY_MS: u64 = 100;
 /// The most attempts that are asked back at once.
 const STOLEN_AT_ONCE: u32 = 1_024;
-/// How long a whole state is on its way before it is sent again, in milliseconds.
-const OFFER_MS: u64 = 5_000;
 /// The door lets in less than this, so that the engine never refuses what the door accepted.
 pub(crate) const UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
 const COMMITTED_BYTES_PER_STEP: u64 = 16 * 1024 * 1024;
@@ -114,80 +110,11 @@ pub enum Output {
     },
 }
 
-/// Why a replica cannot go on, or would not take something.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicaError {
-    /// Only the leader takes proposals and reads.
-    #[error("this server does not lead; the leader is {leader}, 0 when unknown")]
-    NotLeader {
-        /// The leader's number.
-        leader: u64,
-    },
-    /// Too much is proposed and not yet committed.
-    #[error("more than {} bytes are proposed and not yet committed", UNCOMMITTED_BYTES)]
-    Overloaded,
-    /// The door refused it; nothing was proposed and nothing charged.
-    #[error(transparent)]
-    Door(#[from] DoorRefusal),
-    /// The entry is too large, or of a version that this one does not understand.
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-    /// The checkpoint's rows are not a state.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The engine failed.
-    #[error("consensus engine: {0}")]
-    Engine(#[from] raft::Error),
-    /// Bytes that are no message of the engine. The replica is as it was.
-    #[error("not a message of the consensus engine")]
-    BadMessage,
-    /// A change of membership that changes nothing, or leaves no voter.
-    #[error("a change of membership must name servers, and leave at least one voter")]
-    BadReconfiguration,
-    /// A whole state from another server does not decode.
-    #[error("the state that another server sent does not decode")]
-    BadInstallation,
-    /// A message that no server sends: its sender is wrong, or this server's log is. The replica is as it was.
-    #[error("a message of server {from} is refused: {what}")]
-    Refused {
-        /// Who sent it, as it says.
-        from: u64,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// A committed change of membership that cannot be carried out.
-    #[error("the change of membership at index {index} cannot be carried out: {what}")]
-    BadMembership {
-        /// Its index.
-        index: u64,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The watch over the workers cannot be kept.
-    #[error(transparent)]
-    Health(#[from] grey_health::HealthError),
-    /// What storage found contradicts itself.
-    #[error("the log ends at {last_index}, before the checkpoint at {checkpoint_index}")]
-    LogBehindCheckpoint {
-        /// The log's last index.
-        last_index: u64,
-        /// The checkpoint's index.
-        checkpoint_index: u64,
-    },
-}
-
 /// A ready whose batch is not yet durable.
 struct Unpersisted {
     ready: u64,
     batch: u64,
     messages: Vec<Message>,
-}
-
-/// A whole state that is being made durable.
-struct Installing {
-    batch: u64,
-    index: u64,
-    state: State,
 }
 
 /// How urgent a message of the engine is.
@@ -209,28 +136,28 @@ fn class(message: MessageType) -> Class {
 /// One server of the control plane.
 pub struct Replica {
     pub(crate) engine: RawNode<Window>,
-    state: State,
+    pub(crate) state: State,
     checkpoint_bytes: u64,
-    outputs: VecDeque<Output>,
+    pub(crate) outputs: VecDeque<Output>,
     unpersisted: VecDeque<Unpersisted>,
-    next_batch: u64,
+    pub(crate) next_batch: u64,
     durable_index: u64,
     durable_hard_state: (u64, u64),
     pub(crate) proposals: BTreeMap<u64, (u64, Ticket)>,
     reads: BTreeMap<u64, Ticket>,
     readable: VecDeque<(u64, Ticket)>,
     next_read: u64,
-    bytes_since_checkpoint: u64,
+    pub(crate) bytes_since_checkpoint: u64,
     checkpoint_in_flight: bool,
     plan_in_flight: Option<u64>,
     tick_in_flight: Option<u64>,
-    plan_is_moot: bool,
-    clock_ms: u64,
+    pub(crate) plan_is_moot: bool,
+    pub(crate) clock_ms: u64,
     unticked_ms: u64,
     unstolen_ms: u64,
-    installing: Option<Installing>,
+    pub(crate) installing: Option<Installing>,
     /// Servers that were sent a whole state, and how long ago, in milliseconds.
-    offered: BTreeMap<u64, u64>,
+    pub(crate) offered: BTreeMap<u64, u64>,
     random: u64,
     role: (bool, u64, u64),
 }
@@ -694,64 +621,6 @@ impl Replica {
             self.engine.raft.become_follower(term, 0);
         }
         Ok(())
-    }
-
-    /// Takes in a whole state. Until it is durable the engine sees nothing.
-    fn begin_installation(&mut self, snapshot: &Snapshot) -> Result<Box<Installation>, ReplicaError> {
-        let installation = Installation::from_engine(snapshot)?;
-        let rows = installation.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
-        let mut state = State::load(rows)?;
-        state.take_dirty_rows();
-        let (index, term) = (installation.index, installation.term);
-        let membership = snapshot.get_metadata().get_conf_state().clone();
-        self.engine.mut_store().install(index, term, membership);
-        self.installing = Some(Installing { batch: self.next_batch, index, state });
-        Ok(Box::new(installation))
-    }
-
-    fn installed(&mut self, installing: Installing) {
-        self.state = installing.state;
-        self.clock_ms = self.clock_ms.max(self.state.meta().time_ms);
-        self.engine.advance_apply_to(installing.index);
-        self.plan_is_moot = false;
-        self.bytes_since_checkpoint = 0;
-        let unknown = core::mem::take(&mut self.proposals).into_values().map(|(_, ticket)| ticket);
-        self.outputs.extend(unknown.map(Output::Unknown));
-        self.outputs.push_back(Output::Installed { index: installing.index });
-    }
-
-    /// Makes a whole state for those who lag behind the log.
-    fn offer(&mut self) {
-        let installation = Installation {
-            index: self.state.applied_index(),
-            term: self.state.applied_term(),
-            membership: self.membership(),
-            rows: self.state.all_rows(),
-            tree_hashes: grey_proof::stored_hash_count(self.state.meta().log.size()),
-        };
-        self.engine.mut_store().set_offer(Some(installation.into_engine()));
-    }
-
-    /// A whole state that was sent and not taken is taken for lost after a while, or its receiver would wait for ever.
-    fn pass_offers(&mut self, elapsed_ms: u64) {
-        if self.offered.is_empty() {
-            return;
-        }
-        let waiting = core::mem::take(&mut self.offered).into_iter().filter_map(|(to, waited_ms)| {
-            let progress = self.engine.raft.prs().get(to)?;
-            let waits = progress.state == ProgressState::Snapshot;
-            waits.then(|| (to, waited_ms.saturating_add(elapsed_ms)))
-        });
-        for (to, waited_ms) in waiting.collect::<Vec<_>>() {
-            if waited_ms < OFFER_MS {
-                self.offered.insert(to, waited_ms);
-            } else {
-                self.engine.report_snapshot(to, SnapshotStatus::Failure);
-            }
-        }
-        if self.offered.is_empty() {
-            self.engine.mut_store().set_offer(None);
-        }
     }
 
     fn serve_reads(&mut self) {

@@ -10,8 +10,9 @@ use grey_health::{Advice, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
 
 use crate::door::{Door, DoorOptions, Entrant};
+use crate::error::ReplicaError;
 use crate::links::{LinkOptions, Links, Parcel, Peer, PeerMessage, Waiting};
-use crate::replica::{Output, Replica, ReplicaError, Ticket};
+use crate::replica::{Output, Replica, Ticket};
 use crate::watch::{Watch, WatchOptions};
 
 /// Tickets of the server's own proposals have this bit; clients' must not.

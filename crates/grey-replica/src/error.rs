@@ -1,0 +1,68 @@
+//! Everything that a replica can report.
+
+use grey_core::{EntryError, LoadError};
+
+use crate::door::DoorRefusal;
+use crate::replica::UNCOMMITTED_BYTES;
+
+/// Why a replica cannot go on, or would not take something.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// Only the leader takes proposals and reads.
+    #[error("this server does not lead; the leader is {leader}, 0 when unknown")]
+    NotLeader {
+        /// The leader's number.
+        leader: u64,
+    },
+    /// Too much is proposed and not yet committed.
+    #[error("more than {} bytes are proposed and not yet committed", UNCOMMITTED_BYTES)]
+    Overloaded,
+    /// The door refused it; nothing was proposed and nothing charged.
+    #[error(transparent)]
+    Door(#[from] DoorRefusal),
+    /// The entry is too large, or of a version that this one does not understand.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The checkpoint's rows are not a state.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The engine failed.
+    #[error("consensus engine: {0}")]
+    Engine(#[from] raft::Error),
+    /// Bytes that are no message of the engine. The replica is as it was.
+    #[error("not a message of the consensus engine")]
+    BadMessage,
+    /// A change of membership that changes nothing, or leaves no voter.
+    #[error("a change of membership must name servers, and leave at least one voter")]
+    BadReconfiguration,
+    /// A whole state from another server does not decode.
+    #[error("the state that another server sent does not decode")]
+    BadInstallation,
+    /// A message that no server sends: its sender is wrong, or this server's log is. The replica is as it was.
+    #[error("a message of server {from} is refused: {what}")]
+    Refused {
+        /// Who sent it, as it says.
+        from: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A committed change of membership that cannot be carried out.
+    #[error("the change of membership at index {index} cannot be carried out: {what}")]
+    BadMembership {
+        /// Its index.
+        index: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The watch over the workers cannot be kept.
+    #[error(transparent)]
+    Health(#[from] grey_health::HealthError),
+    /// What storage found contradicts itself.
+    #[error("the log ends at {last_index}, before the checkpoint at {checkpoint_index}")]
+    LogBehindCheckpoint {
+        /// The log's last index.
+        last_index: u64,
+        /// The checkpoint's index.
+        checkpoint_index: u64,
+    },
+}
