@@ -5,6 +5,8 @@ mod cluster;
 mod dev;
 mod doctor;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inputs;
 mod job;
 mod junit;

@@ -18,6 +18,8 @@ mod channel;
 mod collect;
 mod directory;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod keeper;
 pub mod launcher;

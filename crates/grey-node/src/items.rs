@@ -50,7 +50,8 @@ fn failed(error: impl core::fmt::Display) -> GatherError {
     GatherError::Failed(error.to_string())
 }
 
-fn parse(line: &[u8]) -> Result<Item, String> {
+/// The item of one line, or what is wrong with it.
+pub(crate) fn parse(line: &[u8]) -> Result<Item, String> {
     let line: Line = serde_json::from_slice(line)
         .map_err(|_| "is neither a JSON text nor a file with path, digest and size_bytes".to_owned())?;
     let item = match line {

@@ -5,6 +5,8 @@ mod control;
 mod disk_room;
 mod error;
 mod estimate;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gather;
 mod handle;
 mod http;

@@ -443,7 +443,8 @@ fn with_everything_else_refused_heartbeats_completions_and_cancels_go_through() 
     assert!(house.agent.has_lease(), "load is not death");
     assert!(!house.server.state().workers()[&WORKER].is_suspect());
     // When: a cancel comes, and what runs ends.
-    let cancel = house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target: Target::Job(job) }));
+    let cancel =
+        house.propose(Command::Cancel(Cancel { tenant: TenantId(1), target: Target::Job(job), wall_ms: 1 }));
     let ended: Vec<AttemptId> = house.running.iter().copied().take(2).collect();
     ended.into_iter().for_each(|attempt| house.finish(attempt, Outcome::Exited(0)));
     house.elapse(500);

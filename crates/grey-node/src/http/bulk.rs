@@ -53,6 +53,11 @@ where
     S: futures_util::Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
+    fn new(pieces: S) -> Batches<S> {
+        let next = Batch::default();
+        Batches { pieces, rest: Vec::new(), begins: 0, searched: 0, ended: false, next }
+    }
+
     /// The next batch; nothing after the last. `line` counts those before it.
     async fn next(&mut self, line: u64) -> Result<Option<Batch>, Problem> {
         loop {
@@ -110,6 +115,25 @@ where
             }
         }
     }
+}
+
+/// For the fuzz targets: the batches of a stream that comes in pieces of so many bytes, or why it is refused.
+pub(crate) fn batches(text: &[u8], piece_bytes: usize) -> Result<Vec<Vec<u8>>, String> {
+    use futures_util::FutureExt;
+    let pieces = text.chunks(piece_bytes.max(1)).map(|piece| Ok::<_, String>(Bytes::copy_from_slice(piece)));
+    let mut batches = Batches::new(futures_util::stream::iter(pieces));
+    let (mut found, mut lines) = (Vec::new(), 0);
+    // What is there already is never waited for.
+    while let Some(next) = batches.next(lines).now_or_never() {
+        match next.map_err(|problem| problem.detail)? {
+            Some(batch) => {
+                lines += batch.lines;
+                found.push(batch.bytes);
+            }
+            None => break,
+        }
+    }
+    Ok(found)
 }
 
 /// Submits the jobs of one stream, one after another.
@@ -189,14 +213,7 @@ pub(crate) async fn stream(
     let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
     let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
     let mut submitter = Submitter { node, tenant, name, key, end };
-    let mut batches = Batches {
-        pieces: request.into_body().into_data_stream(),
-        rest: Vec::new(),
-        begins: 0,
-        searched: 0,
-        ended: false,
-        next: Batch::default(),
-    };
+    let mut batches = Batches::new(request.into_body().into_data_stream());
     // The first job's refusal is the request's: until then nothing was accepted.
     let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {
         Refusal(Problem::new(ErrorCode::InvalidRequest, "the stream has no tasks").hint("send one a line"))
@@ -237,14 +254,7 @@ mod tests {
 
     async fn batches(pieces: Vec<Vec<u8>>) -> Result<Vec<(u64, usize, Vec<u8>)>, Problem> {
         let pieces = pieces.into_iter().map(|piece| Ok::<Bytes, std::io::Error>(piece.into()));
-        let mut batches = Batches {
-            pieces: futures_util::stream::iter(pieces),
-            rest: Vec::new(),
-            begins: 0,
-            searched: 0,
-            ended: false,
-            next: Batch::default(),
-        };
+        let mut batches = Batches::new(futures_util::stream::iter(pieces));
         let mut found = Vec::new();
         while let Some(batch) = batches.next(0).await? {
             found.push((batch.lines, batch.tasks, batch.bytes));

@@ -21,8 +21,10 @@ use axum::routing::{get, post};
 use grey_api::{ErrorCode, Problem};
 
 use crate::handle::Node;
+pub(crate) use bulk::batches;
 use guard::{Entrance, guard};
 use reply::Refusal;
+pub(crate) use submit::submissions;
 
 /// The most bytes of a request's body: a submission's JSON is several times its encoded size.
 pub(crate) const REQUEST_BYTES: usize = 16 * 1024 * 1024;

@@ -12,7 +12,7 @@ use grey_api::{ConstraintsRequest, ErrorCode, InputRequest, JobCreated, JobReque
 use grey_core::{
     Answer, BlobReference, Command, Constraints, Devices, ExecutorKind, GroupSubmission, IdempotencyKey,
     InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel, Source, Submit, TaskDefaults,
-    TaskId, TaskSpec, Tier, limits, validate,
+    TaskId, TaskSpec, TenantId, Tier, limits, validate,
 };
 use grey_proof::{Digest, DigestBuilder};
 
@@ -29,7 +29,7 @@ pub(crate) const DEFAULT_TENANT: &str = "default";
 /// Equal tasks next to one another.
 pub(super) struct Run {
     pub(super) request: TaskRequest,
-    count: u32,
+    pub(super) count: u32,
     /// Where the first of them stands in the list, from zero.
     pub(super) position: usize,
 }
@@ -58,7 +58,13 @@ pub(crate) async fn job(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let body = whole(body)?;
-    let request: JobRequest = parse(&body, "the job")?;
+    let (heading, runs) = job_request(&body)?;
+    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
+    json(&submit(&node, key, heading, runs).await?)
+}
+
+fn job_request(body: &[u8]) -> Result<(Heading, Vec<Run>), Refusal> {
+    let request: JobRequest = parse(body, "the job")?;
     let mut runs = Vec::new();
     let listed = request.tasks.len();
     for (position, task) in request.tasks.into_iter().enumerate() {
@@ -72,8 +78,7 @@ pub(crate) async fn job(
         max_failures: request.max_failures,
         listed,
     };
-    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
-    json(&submit(&node, key, heading, runs).await?)
+    Ok((heading, runs))
 }
 
 /// `POST /v1/tasks`.
@@ -172,14 +177,26 @@ pub(super) async fn submit(
                 .hint(format!("there are: {}", names.join(", "))),
         )
     })?;
-    let flow = flow::flow(&runs, heading.parallel, heading.max_failures)?;
     let positions: Vec<usize> = runs.iter().map(|run| run.position).collect();
+    let submission = submission(tenant.id, &tenant.defaults, key, heading, runs)?;
+    propose(node, submission, &positions, None).await
+}
+
+/// The command that a request becomes.
+fn submission(
+    tenant: TenantId,
+    defaults: &TaskDefaults,
+    key: Option<IdempotencyKey>,
+    heading: Heading,
+    runs: Vec<Run>,
+) -> Result<Submit, Refusal> {
+    let flow = flow::flow(&runs, heading.parallel, heading.max_failures)?;
     let groups = runs
         .into_iter()
-        .map(|run| Ok(GroupSubmission { count: run.count, spec: spec(run.request, &tenant.defaults)? }))
+        .map(|run| Ok(GroupSubmission { count: run.count, spec: spec(run.request, defaults)? }))
         .collect::<Result<Vec<_>, Refusal>>()?;
-    let submission = Submit {
-        tenant: tenant.id,
+    Ok(Submit {
+        tenant,
         submitter: String::new(),
         name: heading.name,
         labels: heading.labels.into_iter().collect(),
@@ -187,8 +204,20 @@ pub(super) async fn submit(
         groups,
         flow,
         wall_ms: wall_ms(),
+    })
+}
+
+/// For the fuzz targets: what a body becomes at each endpoint that takes it.
+pub(crate) fn submissions(body: &[u8], defaults: &TaskDefaults) -> Vec<Submit> {
+    let of_job = || {
+        let (heading, runs) = job_request(body)?;
+        submission(TenantId(2), defaults, None, heading, runs)
     };
-    propose(node, submission, &positions, None).await
+    let of_tasks = |(runs, listed): (Vec<Run>, usize)| {
+        submission(TenantId(2), defaults, None, Heading { listed, ..Heading::default() }, runs)
+    };
+    let found = [of_job(), document(body).and_then(of_tasks), lines(body).and_then(of_tasks)];
+    found.into_iter().filter_map(Result::ok).filter(|found| validate::submission(found).is_ok()).collect()
 }
 
 /// Checks a submission and proposes it. `positions` says where the first task of each group stands in what was sent,
