@@ -64,11 +64,16 @@ where
             while let Some(end) = self.line_end() {
                 let text = self.rest.get(self.begins..end).unwrap_or_default();
                 let is_blank = text.iter().all(u8::is_ascii_whitespace);
-                let full = !is_blank
-                    && (self.next.tasks >= limits::BATCH_TASKS
-                        || self.next.bytes.len() + text.len() > BATCH_BYTES && self.next.tasks > 0);
-                if full {
+                let too_long = self.next.bytes.len() + text.len() > BATCH_BYTES;
+                if self.next.tasks > 0 && (too_long || !is_blank && self.next.tasks >= limits::BATCH_TASKS) {
                     return Ok(Some(core::mem::take(&mut self.next)));
+                }
+                if too_long && !self.next.bytes.is_empty() {
+                    let (first, last) = (line + 1, line + self.next.lines + 1);
+                    let detail = format!("there is no task in lines {first} to {last}");
+                    return Err(Problem::new(ErrorCode::TooLarge, detail)
+                        .limit(BATCH_BYTES as u64)
+                        .hint("leave blank lines out"));
                 }
                 self.next.bytes.extend_from_slice(text);
                 (self.begins, self.searched) = (end, end);
@@ -285,6 +290,21 @@ mod tests {
         assert_eq!(tasks, [1, 2]);
         let problem = batches(vec![long(10), vec![b'x'; BATCH_BYTES + 1]]).await.err().unwrap();
         assert_eq!((problem.code, problem.detail.as_str()), (ErrorCode::TooLarge, "line 2 is too long"));
+    }
+
+    #[tokio::test]
+    async fn blank_lines_are_held_no_more_than_others() {
+        let blank = vec![b'\n'; 700_000];
+        let task = b"{}\n".to_vec();
+        let endless = vec![task.clone(), blank.clone(), blank.clone(), blank.clone(), blank.clone()];
+        let found = batches(endless).await;
+        let problem = found.err().unwrap();
+        assert_eq!(problem.code, ErrorCode::TooLarge, "without end they would take all memory");
+        let found = batches(vec![blank.clone(), task.clone(), blank.clone(), task]).await.ok().unwrap();
+        assert_eq!(found.iter().map(|(_, tasks, _)| *tasks).collect::<Vec<_>>(), [1, 1]);
+        let problem = batches(vec![blank.clone(), blank]).await.err().unwrap();
+        assert_eq!(problem.code, ErrorCode::TooLarge);
+        assert!(problem.detail.starts_with("there is no task in lines 1 to "), "{}", problem.detail);
     }
 
     #[tokio::test]
