@@ -6,6 +6,7 @@ use std::sync::Arc;
 use grey_api::{ErrorCode, Problem, TaskRequest};
 use grey_core::{
     BlobReference, Flow, FlowSubmission, Items, Source, StageInput, StageSubmission, TaskId, TaskRange,
+    limits,
 };
 
 use super::reply::{Refusal, value};
@@ -63,15 +64,25 @@ pub(super) fn flow(
             named.entry(name).or_default().push(number);
         }
     }
-    let stages = stages.iter().map(|stage| links(stage, &named)).collect::<Result<Vec<_>, Refusal>>()?;
+    // A name may stand for many stages, and be named many times: what is made of it is bounded while it is made.
+    let mut room = limits::STAGE_LINKS;
+    let stages =
+        stages.iter().map(|stage| links(stage, &named, &mut room)).collect::<Result<Vec<_>, Refusal>>()?;
     Ok(FlowSubmission { parallel, max_failures, stages })
 }
 
-fn links(stage: &[Run], named: &BTreeMap<&str, Vec<u32>>) -> Result<StageSubmission, Refusal> {
+/// The links of a stage; `room` is how many more the whole request may have.
+fn links(
+    stage: &[Run],
+    named: &BTreeMap<&str, Vec<u32>>,
+    room: &mut usize,
+) -> Result<StageSubmission, Refusal> {
     let Some(first) = stage.first() else { return Err(unknown("after", 0, "", named)) };
     let request = &first.request;
-    let find = |field: &str, name: &str| {
-        named.get(name).cloned().ok_or_else(|| unknown(field, first.position, name, named))
+    let mut find = |field: &str, name: &str| {
+        let numbers = named.get(name).ok_or_else(|| unknown(field, first.position, name, named))?;
+        *room = room.checked_sub(numbers.len()).ok_or_else(|| too_many(field, first.position))?;
+        Ok::<_, Refusal>(numbers.clone())
     };
     let mut after = BTreeSet::new();
     for name in &request.after {
@@ -90,6 +101,14 @@ fn links(stage: &[Run], named: &BTreeMap<&str, Vec<u32>>) -> Result<StageSubmiss
         inputs,
         items: items(first)?,
     })
+}
+
+fn too_many(field: &str, position: usize) -> Refusal {
+    let detail = "the tasks of this job wait for too many others altogether";
+    let problem = Problem::new(ErrorCode::OutOfBounds, detail).field(format!("tasks[{position}].{field}"));
+    Refusal(
+        problem.limit(limits::STAGE_LINKS as u64).hint("give tasks that are waited for together one name"),
+    )
 }
 
 fn unknown(field: &str, position: usize, name: &str, named: &BTreeMap<&str, Vec<u32>>) -> Refusal {
@@ -181,6 +200,25 @@ fn without(range: TaskRange, tasks: &[TaskId]) -> Vec<TaskRange> {
 mod tests {
     use super::*;
     use grey_core::{OutputsOf, Stage};
+
+    /// A request of so many stages that share a name, and of tasks that name it so many times.
+    fn crossed(stages: usize, times: usize) -> Result<FlowSubmission, Refusal> {
+        let task = |name: &str| TaskRequest { name: Some(name.to_owned()), ..TaskRequest::default() };
+        let named = (0..stages * 2).map(|number| task(if number % 2 == 0 { "a" } else { "b" }));
+        let after = TaskRequest { after: vec!["a".to_owned(); times], ..task("c") };
+        let requests = named.chain([after]).enumerate();
+        let runs: Vec<Run> =
+            requests.map(|(position, request)| Run { request, count: 1, position }).collect();
+        flow(&runs, None, None)
+    }
+
+    #[test]
+    fn what_a_name_stands_for_is_bounded_before_it_is_made() {
+        let most = limits::STAGE_LINKS / 100;
+        assert_eq!(crossed(100, most).ok().unwrap().stages.last().unwrap().after.len(), 100);
+        let refused = crossed(100, most + 1).err().unwrap().0;
+        assert_eq!((refused.code, refused.limit), (ErrorCode::OutOfBounds, Some(limits::STAGE_LINKS as u64)));
+    }
 
     fn range(first: u64, count: u32) -> TaskRange {
         TaskRange { first: TaskId(first), count }
