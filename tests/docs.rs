@@ -90,6 +90,7 @@ fn the_example_of_a_page_is_a_refusal_of_its_code() {
             detail: String::new(),
             field: None,
             limit: None,
+            usage: None,
             hint: None,
             retry_after_ms: None,
             ..read.clone()

@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("blob", &["proof"]),
     ("exec", &["agent", "core", "proof"]),
     ("api", &["proof"]),
-    ("node", &["proof", "core", "agent", "replica", "store", "blob", "exec", "api"]),
+    ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api"]),
 ];
 
 /// Crates whose code is a pure function of its inputs.

@@ -9,7 +9,7 @@ use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
 use super::output::Output;
-use super::serve::{LAUNCHER, RetentionArguments, WorkerArguments, log_to_stderr};
+use super::serve::{IntakeArguments, LAUNCHER, RetentionArguments, WorkerArguments, log_to_stderr};
 use super::session::{Target, runtime};
 
 /// How long `grey down` waits for the process to end.
@@ -32,6 +32,8 @@ pub struct DevArguments {
     worker: WorkerArguments,
     #[command(flatten)]
     retention: RetentionArguments,
+    #[command(flatten)]
+    intake: IntakeArguments,
 }
 
 /// Runs the local cluster in the foreground.
@@ -46,6 +48,7 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
         retention: arguments.retention.retention(),
+        intake: arguments.intake.intake(),
     };
     let outcome = run_local(&options, |ready: &Ready| {
         // A closed stdout must not end the cluster.

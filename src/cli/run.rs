@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use grey_api::{
-    Address, Client, ClientError, ConstraintsRequest, JobCreated, JobRequest, TaskRequest, TaskResult,
-    TaskStatus,
+    Address, Client, ClientError, ConstraintsRequest, ErrorCode, JobCreated, JobRequest, TaskRequest,
+    TaskResult, TaskStatus,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -235,12 +235,21 @@ fn has_ended(client: &Client) -> bool {
 /// Waits before the same request is sent again under the same key; gives up when that is pointless.
 async fn again(client: &Client, tries: &mut u32, error: ClientError) -> Result<(), CliError> {
     let wait = match error.problem() {
+        // The client has tried these again for as long as makes sense.
+        Some(problem)
+            if matches!(
+                problem.code,
+                ErrorCode::Overloaded | ErrorCode::RateExceeded | ErrorCode::QueueFull
+            ) =>
+        {
+            None
+        }
         Some(problem) if problem.status >= 500 || problem.status == 429 => problem.retry_after_ms,
         Some(_) => None,
         None => matches!(error, ClientError::Broken { .. } | ClientError::Unreachable { .. })
             .then_some(u64::try_from(ASK_AGAIN.as_millis()).unwrap_or(500)),
     };
-    let full = error.problem().is_some_and(|problem| problem.code == grey_api::ErrorCode::DiskFull);
+    let full = error.problem().is_some_and(|problem| problem.code == ErrorCode::DiskFull);
     *tries += 1;
     let most = if has_ended(client) { RETRIES_WHEN_ENDED } else { MOST_RETRIES };
     match wait {

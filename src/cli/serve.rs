@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use grey_node::{LocalOptions, NodeError, Ready, Retention, run_local};
+use grey_node::{Intake, LocalOptions, NodeError, Ready, Retention, run_local};
 use tracing_subscriber::EnvFilter;
 
 use super::session::StartReport;
@@ -24,6 +24,8 @@ pub struct LocalArguments {
     idle_exit_ms: Option<u64>,
     #[command(flatten)]
     worker: WorkerArguments,
+    #[command(flatten)]
+    intake: IntakeArguments,
     #[command(flatten)]
     retention: RetentionArguments,
 }
@@ -81,6 +83,28 @@ impl WorkerArguments {
     }
 }
 
+/// How much a local cluster takes in.
+#[derive(clap::Args)]
+pub struct IntakeArguments {
+    /// Tasks a second that a tenant may submit in the long run
+    #[arg(long = "submit-rate", env = "GREY_SUBMIT_RATE", value_name = "TASKS")]
+    tasks_per_second: Option<u64>,
+    /// Tasks that a tenant may submit at once after a pause; a larger submission is refused
+    #[arg(long = "submit-burst", env = "GREY_SUBMIT_BURST", value_name = "TASKS")]
+    burst_tasks: Option<u64>,
+    /// Submissions under way at once; more are refused until there is room
+    #[arg(long = "under-way", env = "GREY_UNDER_WAY", value_name = "COUNT")]
+    proposals: Option<u64>,
+}
+
+impl IntakeArguments {
+    /// As the node takes it.
+    pub fn intake(&self) -> Intake {
+        let IntakeArguments { tasks_per_second, burst_tasks, proposals } = *self;
+        Intake { tasks_per_second, burst_tasks, proposals }
+    }
+}
+
 /// Writes structured logs to stderr.
 pub fn log_to_stderr(default_level: &str) {
     let filter = EnvFilter::try_from_env("GREY_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
@@ -106,6 +130,7 @@ pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
         retention: arguments.retention.retention(),
+        intake: arguments.intake.intake(),
         idle_exit: Some(arguments.idle_exit_ms.map_or(IDLE_EXIT, Duration::from_millis)),
     };
     let mut ready = false;

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -22,6 +22,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::address::Address;
 use crate::problem::{ErrorCode, Problem};
+use crate::retry::{Repeat, Retries, RetryOptions};
 
 /// The longest path of a unix socket that the system takes, in bytes.
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
@@ -30,6 +31,8 @@ const LARGEST_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// How much of a file is read at once, in bytes.
 const FILE_PIECE_BYTES: u64 = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within which time a node answers, the longest wait that it grants included; its own deadline comes before this one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why a request has no answer, or a refusal.
 #[derive(Debug, thiserror::Error)]
@@ -103,17 +106,30 @@ impl Body {
 }
 
 /// Talks to one node. Requests follow one another on one connection, which is opened when it is needed.
+///
+/// Reads, and writes under a key, are sent again when they came to nothing, as long as the budget and the deadline of [`RetryOptions`]
+/// allow; other requests only when they were refused for load. A node's retry-after is kept to. Writes under a key slow down when the
+/// node says that it fills up.
 #[derive(Debug)]
 pub struct Client {
     address: Address,
     token: Option<String>,
     connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    retries: Retries,
 }
 
 impl Client {
     /// A client of the node at `address`. Nothing is opened yet.
     pub fn new(address: Address, token: Option<String>) -> Client {
-        Client { address, token, connection: Mutex::new(None) }
+        let retries = Retries::new(Some(RetryOptions::default()));
+        Client { address, token, connection: Mutex::new(None), retries }
+    }
+
+    /// Sends requests again as the options say; never with `None`.
+    #[must_use]
+    pub fn with_retries(mut self, options: Option<RetryOptions>) -> Client {
+        self.retries = Retries::new(options);
+        self
     }
 
     /// Where it talks to.
@@ -240,11 +256,58 @@ impl Client {
         })
     }
 
+    /// Sends a request once. Returns its answer, and how full the node is where it says so.
+    async fn once(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(Bytes, Option<String>), ClientError> {
+        let answering = async {
+            let response = self.send(method, path, headers, body).await?;
+            let level = response.headers().get("grey-pressure").and_then(|value| value.to_str().ok());
+            let level = level.map(str::to_owned);
+            let (status, body) = self.whole(response).await?;
+            if status.is_success() { Ok((body, level)) } else { Err(self.refusal(status, &body)) }
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, answering).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Sends a request until it is answered, or what it fails with is final.
+    async fn answered(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+        repeat: Repeat,
+    ) -> Result<Bytes, ClientError> {
+        let mut attempts = self.retries.begin();
+        if method != Method::GET && repeat == Repeat::Always {
+            tokio::time::sleep(self.retries.pause()).await;
+        }
+        loop {
+            let begun = Instant::now();
+            match self.once(method.clone(), path, headers, body.clone()).await {
+                Ok((answer, level)) => {
+                    self.retries.succeeded(begun.elapsed(), level.as_deref());
+                    return Ok(answer);
+                }
+                Err(error) => match self.retries.wait(&mut attempts, &error, repeat) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
     /// Fetches a document as it is.
     pub async fn get_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
-        let response = self.send(Method::GET, path, &[], Bytes::new()).await?;
-        let (status, body) = self.whole(response).await?;
-        if status.is_success() { Ok(body) } else { Err(self.refusal(status, &body)) }
+        self.answered(Method::GET, path, &[], Bytes::new(), Repeat::Always).await
     }
 
     /// Fetches a document.
@@ -332,9 +395,8 @@ impl Client {
         if let Some(key) = key {
             headers.push(("idempotency-key", key));
         }
-        let response = self.send(Method::POST, path, &headers, body).await?;
-        let (status, body) = self.whole(response).await?;
-        if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
+        let repeat = if key.is_some() { Repeat::Always } else { Repeat::Refused };
+        self.read(&self.answered(Method::POST, path, &headers, body, repeat).await?)
     }
 }
 

@@ -6,6 +6,7 @@ mod client;
 mod endpoints;
 mod near;
 mod problem;
+mod retry;
 mod types;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
@@ -13,6 +14,7 @@ pub use client::{Body, Client, ClientError};
 pub use endpoints::{ENDPOINTS, Endpoint, openapi};
 pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
+pub use retry::RetryOptions;
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,

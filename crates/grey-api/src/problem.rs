@@ -62,8 +62,12 @@ codes! {
     TooLarge = "too_large", 413, "The request is too large";
     /// The tenant has as many tasks or keys as it may.
     QueueFull = "queue_full", 429, "A bound of the tenant is reached";
+    /// The tenant submits more tasks a second than it may.
+    RateExceeded = "rate_exceeded", 429, "The tenant submits too fast";
+    /// The submission has more tasks than the tenant may submit at once: it never fits.
+    BurstExceeded = "burst_exceeded", 422, "The submission is larger than the tenant may send at once";
     /// More is under way than the node takes.
-    Overloaded = "overloaded", 429, "Too much is under way";
+    Overloaded = "overloaded", 503, "Too much is under way";
     /// The request was accepted for replication and its fate is not known to this node.
     OutcomeUnknown = "outcome_unknown", 500, "Whether it happened is not known";
     /// A defect of Grey or damaged data.
@@ -101,6 +105,9 @@ pub struct Problem {
     /// The bound that was broken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// What is used of the limit without the request, in the same unit, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<u64>,
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -120,6 +127,7 @@ impl Problem {
             detail: detail.into(),
             field: None,
             limit: None,
+            usage: None,
             hint: None,
             retry_after_ms: None,
         }
@@ -136,6 +144,13 @@ impl Problem {
     #[must_use]
     pub fn limit(mut self, limit: u64) -> Problem {
         self.limit = Some(limit);
+        self
+    }
+
+    /// With what is used of the limit.
+    #[must_use]
+    pub fn usage(mut self, usage: u64) -> Problem {
+        self.usage = Some(usage);
         self
     }
 

@@ -6,13 +6,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use grey_core::{
-    Answer, Applied, Command, Effect, Event, EventKind, FromWorker, JobId, Rejection, State, TaskId,
+    Answer, Applied, Command, Effect, Event, EventKind, FromWorker, JobId, Rejection, State, TaskId, TenantId,
 };
+use grey_health::Level;
 use grey_proof::VerifyingKey;
 use grey_replica::{Output, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::error::NodeError;
+use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::threads::{LogRequest, SideRequest};
 use crate::worker::WorkerMessage;
@@ -23,8 +25,8 @@ const MESSAGES_PER_TURN: usize = 512;
 /// What a proposal came to.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It was committed and applied.
-    Applied(Result<Answer, Rejection>),
+    /// It was committed and applied; and how full the door is for its tenant.
+    Applied(Result<Answer, Rejection>, Level),
     /// It was not proposed.
     Refused(ReplicaError),
     /// It was proposed, and this node lost track of it.
@@ -36,8 +38,8 @@ pub(crate) type Question = Box<dyn FnOnce(Result<&Replica, ReplicaError>) + Send
 
 /// What the control thread is asked.
 pub(crate) enum Message {
-    /// Propose a command.
-    Propose(Command, oneshot::Sender<Outcome>),
+    /// Propose a command, which waits since then.
+    Propose(Command, Instant, oneshot::Sender<Outcome>),
     /// Answer a question.
     Ask(Question),
     /// Say when a job, or one task of it, has ended.
@@ -65,12 +67,19 @@ pub(crate) struct Wiring {
     pub(crate) role: watch::Sender<bool>,
     pub(crate) worker_key: VerifyingKey,
     pub(crate) rate: Arc<EndRate>,
+    pub(crate) pressure: Arc<Pressure>,
+}
+
+/// Who waits for what a proposal comes to.
+struct Waiting {
+    reply: oneshot::Sender<Outcome>,
+    tenant: Option<TenantId>,
 }
 
 pub(crate) struct Control {
     server: Server,
     wiring: Wiring,
-    replies: BTreeMap<Ticket, oneshot::Sender<Outcome>>,
+    replies: BTreeMap<Ticket, Waiting>,
     questions: BTreeMap<Ticket, Question>,
     waiters: HashMap<JobId, Vec<(Option<TaskId>, oneshot::Sender<()>)>>,
     next_ticket: u64,
@@ -90,10 +99,9 @@ fn task_ended(state: &State, task: TaskId) -> bool {
 }
 
 impl Control {
-    pub(crate) fn new(replica: Replica, wiring: Wiring) -> Control {
+    pub(crate) fn new(server: Server, wiring: Wiring) -> Control {
         Control {
-            // A worker in the same process lives and dies with this server: there is nothing to watch.
-            server: Server::new(replica, None),
+            server,
             wiring,
             replies: BTreeMap::new(),
             questions: BTreeMap::new(),
@@ -129,6 +137,7 @@ impl Control {
             }
             self.server.flush()?;
             self.act()?;
+            self.wiring.pressure.set(self.server.level());
             if self.stopping {
                 self.request_last_checkpoint()?;
             }
@@ -158,10 +167,15 @@ impl Control {
 
     fn handle(&mut self, message: Message) -> Result<(), NodeError> {
         match message {
-            Message::Propose(command, reply) => {
+            Message::Propose(command, since, reply) => {
                 let ticket = self.ticket();
-                self.replies.insert(ticket, reply);
-                self.server.propose(ticket, command);
+                let tenant = match &command {
+                    Command::Submit(body) => Some(body.tenant),
+                    _ => None,
+                };
+                self.replies.insert(ticket, Waiting { reply, tenant });
+                let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.server.propose_waited(ticket, command, waited_ms);
             }
             Message::Ask(question) => {
                 let ticket = self.ticket();
@@ -241,8 +255,8 @@ impl Control {
         // Who asked and went away need not be told.
         if let Some(question) = self.questions.remove(&ticket) {
             question(Err(error));
-        } else if let Some(reply) = self.replies.remove(&ticket) {
-            drop(reply.send(Outcome::Refused(error)));
+        } else if let Some(waiting) = self.replies.remove(&ticket) {
+            drop(waiting.reply.send(Outcome::Refused(error)));
         }
     }
 
@@ -300,8 +314,8 @@ impl Control {
         if let Some(question) = self.questions.remove(&ticket) {
             let leader = self.server.replica().leader();
             question(Err(ReplicaError::NotLeader { leader }));
-        } else if let Some(reply) = self.replies.remove(&ticket) {
-            drop(reply.send(Outcome::Unknown));
+        } else if let Some(waiting) = self.replies.remove(&ticket) {
+            drop(waiting.reply.send(Outcome::Unknown));
         }
     }
 
@@ -333,8 +347,9 @@ impl Control {
         }
         // Every index is told, also one that left nothing: readers wait for it.
         self.to_side(SideRequest::Effects(index, kept))?;
-        if let Some(reply) = ticket.and_then(|ticket| self.replies.remove(&ticket)) {
-            drop(reply.send(Outcome::Applied(applied.answer)));
+        if let Some(Waiting { reply, tenant }) = ticket.and_then(|ticket| self.replies.remove(&ticket)) {
+            let level = tenant.map_or_else(|| self.server.level(), |tenant| self.server.level_for(tenant));
+            drop(reply.send(Outcome::Applied(applied.answer, level)));
         }
         Ok(())
     }

@@ -12,6 +12,9 @@ pub enum NodeError {
     /// Executors.
     #[error(transparent)]
     Exec(#[from] grey_exec::ExecError),
+    /// How much it takes in lies outside its bounds.
+    #[error("the intake is wrong: {0}")]
+    Intake(String),
     /// Consensus and state.
     #[error(transparent)]
     Replica(#[from] grey_replica::ReplicaError),

@@ -13,6 +13,7 @@ use grey_blob::BlobStore;
 use grey_core::{
     Answer, Command, EntryError, Event, JobId, Rejection, Resources, State, TaskDefaults, TaskId, TenantId,
 };
+use grey_health::{GateRefusal, Level, RefusalCode};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
@@ -21,13 +22,14 @@ use crate::control::{Message, Outcome};
 use crate::disk_room::DiskRoom;
 use crate::identity::Identity;
 use crate::items::ItemLists;
+use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
 use crate::retention::Keeping;
 
-/// Submissions that are worked on at once; more wait for a moment and are then refused.
-const SUBMISSIONS_AT_ONCE: usize = 64;
-const SUBMISSION_WAIT: Duration = Duration::from_secs(5);
+/// Uploads that are written at once; more wait for a moment and are then refused.
+const UPLOADS_AT_ONCE: usize = 64;
+const UPLOAD_WAIT: Duration = Duration::from_secs(5);
 /// How long history may lag behind the state before a read gives up.
 const HISTORY_WAIT: Duration = Duration::from_secs(30);
 
@@ -57,7 +59,8 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     pub(crate) shutdown: Notify,
     pub(crate) activity: Arc<Activity>,
-    pub(crate) submissions: Semaphore,
+    pub(crate) uploads: Semaphore,
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) disk: DiskRoom,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever.
     pub(crate) capacity: Resources,
@@ -109,9 +112,9 @@ impl Drop for ActivityGuard {
     }
 }
 
-/// A semaphore for submissions.
-pub(crate) fn submission_gate() -> Semaphore {
-    Semaphore::new(SUBMISSIONS_AT_ONCE)
+/// A semaphore for uploads. They are no proposals, so the server's door does not see them.
+pub(crate) fn upload_gate() -> Semaphore {
+    Semaphore::new(UPLOADS_AT_ONCE)
 }
 
 fn gone() -> Problem {
@@ -127,6 +130,7 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
                 .limit(*limit_bytes as u64)
                 .hint("send it in parts; equal tasks are one task with a `count`")
         }
+        ReplicaError::Door(refused) => at_the_door(&refused.refusal),
         ReplicaError::NotLeader { .. } => {
             Problem::new(ErrorCode::Unavailable, error.to_string()).retry_after_ms(200)
         }
@@ -137,14 +141,53 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
     }
 }
 
+/// A refusal by the door: 429 where the tenant is to blame, 503 where the node has too much of everybody's.
+fn at_the_door(refusal: &GateRefusal) -> Problem {
+    let GateRefusal { code, limit, usage, retry_after_ms } = *refusal;
+    let (error, detail, hint) = match code {
+        RefusalCode::Burst => (
+            ErrorCode::BurstExceeded,
+            format!("the submission has {usage} tasks; the tenant may submit {limit} at once"),
+            "send it in parts",
+        ),
+        RefusalCode::Rate => (
+            ErrorCode::RateExceeded,
+            format!("the tenant submits too fast: {usage} of {limit} tasks at once are used up"),
+            "submit more slowly, or in larger pauses",
+        ),
+        RefusalCode::Queue => (
+            ErrorCode::QueueFull,
+            format!("the tenant has {usage} tasks that wait; the limit is {limit}"),
+            "wait until tasks of the tenant have ended",
+        ),
+        RefusalCode::Proposals
+        | RefusalCode::ProposalBytes
+        | RefusalCode::Delay
+        | RefusalCode::Tenants
+        | RefusalCode::Reads => {
+            (ErrorCode::Overloaded, format!("{code}: {usage} of {limit}"), "what was accepted goes on")
+        }
+    };
+    let problem = Problem::new(error, detail).limit(limit).usage(usage).hint(hint);
+    match retry_after_ms {
+        Some(retry_after_ms) => problem.retry_after_ms(retry_after_ms),
+        None => problem,
+    }
+}
+
 impl Node {
     /// Proposes a command and waits for what it came to.
     pub(crate) async fn propose(&self, command: Command) -> Result<Answer, Problem> {
+        Ok(self.propose_at_level(command).await?.0)
+    }
+
+    /// Proposes a command, and says how full the door is for its tenant after it was applied.
+    pub(crate) async fn propose_at_level(&self, command: Command) -> Result<(Answer, Level), Problem> {
         let (reply, answer) = oneshot::channel();
-        self.control.send(Message::Propose(command, reply)).map_err(|_| gone())?;
+        self.control.send(Message::Propose(command, Instant::now(), reply)).map_err(|_| gone())?;
         match answer.await {
-            Ok(Outcome::Applied(Ok(answer))) => Ok(answer),
-            Ok(Outcome::Applied(Err(rejection))) => Err(rejected(&rejection)),
+            Ok(Outcome::Applied(Ok(answer), level)) => Ok((answer, level)),
+            Ok(Outcome::Applied(Err(rejection), _)) => Err(rejected(&rejection)),
             Ok(Outcome::Refused(error)) => Err(not_leading(&error)),
             Ok(Outcome::Unknown) | Err(_) => Err(Problem::new(
                 ErrorCode::OutcomeUnknown,
@@ -198,20 +241,23 @@ impl Node {
         }
     }
 
-    /// A place among the submissions that are worked on.
-    pub(crate) async fn admit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
-        if let Some(refusal) = self.disk.refusal() {
-            return Err(refusal);
-        }
-        match tokio::time::timeout(SUBMISSION_WAIT, self.submissions.acquire()).await {
+    /// Whether the disk has room for new work.
+    pub(crate) fn must_have_room(&self) -> Result<(), Problem> {
+        self.disk.refusal().map_or(Ok(()), Err)
+    }
+
+    /// A place among the uploads that are written.
+    pub(crate) async fn admit_upload(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+        self.must_have_room()?;
+        match tokio::time::timeout(UPLOAD_WAIT, self.uploads.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(Problem::new(
-                ErrorCode::Overloaded,
-                format!("{SUBMISSIONS_AT_ONCE} submissions are under way"),
-            )
-            .limit(SUBMISSIONS_AT_ONCE as u64)
-            .retry_after_ms(1_000)),
+            Err(_) => {
+                Err(Problem::new(ErrorCode::Overloaded, format!("{UPLOADS_AT_ONCE} uploads are under way"))
+                    .limit(UPLOADS_AT_ONCE as u64)
+                    .usage(UPLOADS_AT_ONCE as u64)
+                    .retry_after_ms(1_000))
+            }
         }
     }
 

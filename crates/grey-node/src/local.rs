@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grey_agent::{Agent, AgentOptions, Capabilities, EventSink, Executor};
 use grey_blob::BlobStore;
 use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantRecord, validate};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
-use grey_replica::{Options, Replica};
+use grey_replica::{DoorOptions, Options, Replica, Server, ServerOptions};
 use grey_store::{DirectoryLock, Disk, Folder, HistoryCollector, Journal, Storage, StorageOptions};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, broadcast, watch};
@@ -27,10 +27,11 @@ use crate::control::{Control, Message, Outcome, Wiring};
 use crate::disk_room::DiskRoom;
 use crate::error::NodeError;
 use crate::gather::Gatherer;
-use crate::handle::{Activity, Node, TenantEntry, submission_gate};
+use crate::handle::{Activity, Node, TenantEntry, upload_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
+use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
@@ -79,6 +80,42 @@ pub struct LocalOptions {
     pub devices: BTreeMap<String, u32>,
     /// How long it keeps what has ended.
     pub retention: Retention,
+    /// How much it takes in.
+    pub intake: Intake,
+}
+
+/// How much a node takes in. What is left out has the usual bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Intake {
+    /// Tasks a second that each tenant may submit in the long run; 1 to 10,000,000.
+    pub tasks_per_second: Option<u64>,
+    /// Tasks that a tenant may submit at once after a pause, and so the most of one submission; 1 to 100,000,000.
+    pub burst_tasks: Option<u64>,
+    /// Proposals that may be under way at once, beside those that end work; 1 to 4,096.
+    pub proposals: Option<u64>,
+}
+
+impl Intake {
+    fn door(self) -> Result<DoorOptions, NodeError> {
+        let mut door = DoorOptions::default();
+        if let Some(rate) = &mut door.rate {
+            rate.tasks_per_second = self.tasks_per_second.unwrap_or(rate.tasks_per_second);
+            rate.burst = self.burst_tasks.unwrap_or(rate.burst);
+            rate.validate().map_err(|problems| {
+                NodeError::Intake(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            })?;
+        }
+        let most = door.gate.capacity.shared.count;
+        if let Some(proposals) = self.proposals {
+            if !(1..=most).contains(&proposals) {
+                return Err(NodeError::Intake(format!(
+                    "`proposals` is {proposals}; it must be from 1 to {most}"
+                )));
+            }
+            door.gate.capacity.shared.count = proposals;
+        }
+        Ok(door)
+    }
 }
 
 /// What a node tells once it takes requests.
@@ -126,13 +163,19 @@ struct Engine {
     leads: watch::Receiver<bool>,
     events: broadcast::Sender<grey_core::Event>,
     rate: Arc<EndRate>,
+    pressure: Arc<Pressure>,
     ended: Arc<Notify>,
     threads: Threads,
     records: Records,
     tree: grey_store::TreeFile,
 }
 
-fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Result<Engine, NodeError> {
+fn start_engine(
+    disk: Arc<dyn Disk>,
+    identity: &Identity,
+    data_dir: &Path,
+    door: DoorOptions,
+) -> Result<Engine, NodeError> {
     let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default())?;
     if recovered.membership.voters.is_empty() {
         recovered.membership.voters = vec![SERVER];
@@ -145,6 +188,8 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
     if replica.state().meta().cluster.is_some_and(|cluster| cluster != identity.cluster()) {
         return Err(NodeError::ForeignKeys { directory: data_dir.display().to_string() });
     }
+    // A worker in the same process lives and dies with this server, and there is no other: nothing to watch, no links.
+    let server = Server::with_options(replica, ServerOptions { door, ..ServerOptions::default() })?;
     let (control, messages) = channel();
     let (worker, worker_messages) = channel();
     let (kept_sender, kept) = watch::channel(checkpoint_index);
@@ -154,7 +199,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
     let (log_requests, log) = log_thread(storage.log, control.clone())?;
     let (side_requests, side) =
         side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
-    let rate = Arc::new(EndRate::new());
+    let (rate, pressure) = (Arc::new(EndRate::new()), Arc::new(Pressure::default()));
     let wiring = Wiring {
         log: log_requests,
         side: side_requests.clone(),
@@ -163,10 +208,11 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
         role,
         worker_key: identity.worker_key,
         rate: rate.clone(),
+        pressure: pressure.clone(),
     };
     let tell = ended.clone();
     let control_thread = spawn("control", move || {
-        let outcome = Control::new(replica, wiring).run(&messages);
+        let outcome = Control::new(server, wiring).run(&messages);
         tell.notify_one();
         outcome
     })?;
@@ -179,6 +225,7 @@ fn start_engine(disk: Arc<dyn Disk>, identity: &Identity, data_dir: &Path) -> Re
         leads,
         events,
         rate,
+        pressure,
         ended,
         threads: Threads { control: control_thread, log, side, worker: None, collector: None },
         records,
@@ -233,6 +280,7 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
         .map_err(|rejection| NodeError::Worker { reason: rejection.to_string() })?;
     let _lock = DirectoryLock::take(&options.data_dir)?;
     check_format(&options.data_dir)?;
+    let door = options.intake.door()?;
     let identity = Identity::open(&options.data_dir, wall_ms())?;
     let disk: Arc<dyn Disk> =
         Arc::new(Folder::open(&options.data_dir).map_err(NodeError::io("open", options.data_dir.display()))?);
@@ -241,7 +289,7 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
         .enable_all()
         .build()
         .map_err(NodeError::io("start", "the runtime"))?;
-    let mut engine = start_engine(disk.clone(), &identity, &options.data_dir)?;
+    let mut engine = start_engine(disk.clone(), &identity, &options.data_dir, door)?;
     let served = runtime.block_on(serve(options, identity, disk, &mut engine, on_ready));
     let ended = end(engine);
     runtime.shutdown_timeout(GRACE);
@@ -315,7 +363,8 @@ async fn serve(
         data_dir: options.data_dir.clone(),
         shutdown: Notify::new(),
         activity: Arc::new(Activity::new()),
-        submissions: submission_gate(),
+        uploads: upload_gate(),
+        pressure: engine.pressure.clone(),
         disk: DiskRoom::new(options.data_dir.clone())?,
         capacity: capabilities.resources,
     });
@@ -360,9 +409,9 @@ async fn lead(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
         tenants: vec![tenant("system"), tenant("default")],
     };
     let (reply, answer) = tokio::sync::oneshot::channel();
-    drop(engine.control.send(Message::Propose(Command::Bootstrap(body), reply)));
+    drop(engine.control.send(Message::Propose(Command::Bootstrap(body), Instant::now(), reply)));
     match answer.await {
-        Ok(Outcome::Applied(Ok(_))) => Ok(()),
+        Ok(Outcome::Applied(Ok(_), _)) => Ok(()),
         other => {
             tracing::error!(?other, "the cluster could not be founded");
             Err(NodeError::ThreadEnded("control"))

@@ -36,7 +36,7 @@ fn refused(error: &BlobError) -> Refusal {
 
 /// `POST /v1/blobs`.
 pub(crate) async fn create(State(node): State<Arc<Node>>, request: Request) -> Result<Response, Refusal> {
-    let _place = node.admit().await?;
+    let _place = node.admit_upload().await?;
     let pieces = request.into_body().into_data_stream();
     let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, node.keeping.promised_until()).await;
     let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;

@@ -1,10 +1,11 @@
 //! Tasks one a line, any number of them: they become jobs as they come, and are answered as these are durable.
 //!
 //! What is held is one batch, however long the stream is. The stream is read as fast as its jobs become durable, which is
-//! what slows a sender down.
+//! what slows a sender down: when the door fills up the stream pauses, and while it is closed the stream waits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
@@ -12,6 +13,7 @@ use axum::response::Response;
 use futures_util::StreamExt;
 use grey_api::{ErrorCode, Problem, StreamEnd, StreamedJob};
 use grey_core::{IdempotencyKey, limits};
+use grey_health::{Advice, Backpressure};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -19,6 +21,12 @@ use super::reply::{Refusal, typed};
 use super::submit::{Heading, Run, body_digest, given_key, lines, submit};
 use crate::handle::Node;
 
+/// Where streams are sent to.
+pub(crate) const PATH: &str = "/v1/tasks/stream";
+/// For how long a job that the door refuses is tried again before the stream ends with the refusal.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest pause after a job.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The most bytes of the lines of one job. What a job is made of follows from the lines alone, so that the same stream
 /// under the same key makes the same jobs.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -148,9 +156,43 @@ struct Submitter {
     name: String,
     key: Option<String>,
     end: StreamEnd,
+    /// How long to wait before the next job.
+    pause: Duration,
+}
+
+/// How long a sender pauses at a level after a job that took so long: it then sends at about the part of its rate that is advised.
+fn pause(took: Duration, advice: Advice) -> Duration {
+    let pause = match advice {
+        Advice::Send { rate_permille } => {
+            let permille = u32::try_from(rate_permille.clamp(1, 1_000)).unwrap_or(1_000);
+            took.saturating_mul(1_000 - permille) / permille
+        }
+        Advice::Reject { retry_after_ms } => Duration::from_millis(retry_after_ms),
+    };
+    pause.min(LONGEST_PAUSE)
 }
 
 impl Submitter {
+    /// Submits a batch once there is room for it.
+    async fn submit_in_time(&mut self, batch: &Batch) -> Result<StreamedJob, Problem> {
+        tokio::time::sleep(core::mem::take(&mut self.pause)).await;
+        let begun = Instant::now();
+        loop {
+            let refused = match self.submit(batch).await {
+                Ok(created) => return Ok(created),
+                Err(problem) => problem,
+            };
+            let closed = matches!(
+                refused.code,
+                ErrorCode::Overloaded | ErrorCode::RateExceeded | ErrorCode::QueueFull
+            );
+            match refused.retry_after_ms.map(Duration::from_millis) {
+                Some(wait) if closed && begun.elapsed() + wait < PATIENCE => tokio::time::sleep(wait).await,
+                _ => return Err(refused),
+            }
+        }
+    }
+
     async fn submit(&mut self, batch: &Batch) -> Result<StreamedJob, Problem> {
         let before = self.end.lines;
         let (runs, listed) = lines(&batch.bytes).map_err(|refusal| moved(refusal.0, before))?;
@@ -168,11 +210,13 @@ impl Submitter {
             key: format!("{key}/{}", self.end.jobs + 1),
             body: body_digest(heading.tenant_name(), &heading.name, &batch.bytes),
         });
-        let created = submit(&self.node, key, heading, runs).await.map_err(|refusal| {
+        let begun = Instant::now();
+        let (created, level) = submit(&self.node, key, heading, runs).await.map_err(|refusal| {
             let mut problem = refusal.0;
             problem.detail = format!("lines {} to {}: {}", before + 1, before + batch.lines, problem.detail);
             problem
         })?;
+        self.pause = pause(begun.elapsed(), Backpressure::default().advice_for(level));
         self.end.lines += batch.lines;
         self.end.jobs += 1;
         self.end.tasks += u64::from(created.tasks);
@@ -217,13 +261,13 @@ pub(crate) async fn stream(
     let key = given_key(request.headers(), KEY_BYTES)?;
     let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
     let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
-    let mut submitter = Submitter { node, tenant, name, key, end };
+    let mut submitter = Submitter { node, tenant, name, key, end, pause: Duration::ZERO };
     let mut batches = Batches::new(request.into_body().into_data_stream());
     // The first job's refusal is the request's: until then nothing was accepted.
     let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {
         Refusal(Problem::new(ErrorCode::InvalidRequest, "the stream has no tasks").hint("send one a line"))
     })?;
-    let created = submitter.submit(&first).await.map_err(Refusal)?;
+    let created = submitter.submit_in_time(&first).await.map_err(Refusal)?;
     let (answers, body) = mpsc::channel::<Result<Bytes, core::convert::Infallible>>(ANSWERS_WAITING);
     tokio::spawn(async move {
         let mut answer = line(&created);
@@ -240,7 +284,7 @@ pub(crate) async fn stream(
                     break;
                 }
             };
-            match submitter.submit(&batch).await {
+            match submitter.submit_in_time(&batch).await {
                 Ok(created) => answer = line(&created),
                 Err(problem) => {
                     submitter.end.problem = Some(problem);
@@ -256,6 +300,7 @@ pub(crate) async fn stream(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use grey_health::Level;
 
     async fn batches(pieces: Vec<Vec<u8>>) -> Result<Vec<(u64, usize, Vec<u8>)>, Problem> {
         let pieces = pieces.into_iter().map(|piece| Ok::<Bytes, std::io::Error>(piece.into()));
@@ -290,6 +335,18 @@ mod tests {
         assert_eq!(tasks, [1, 2]);
         let problem = batches(vec![long(10), vec![b'x'; BATCH_BYTES + 1]]).await.err().unwrap();
         assert_eq!((problem.code, problem.detail.as_str()), (ErrorCode::TooLarge, "line 2 is too long"));
+    }
+
+    #[test]
+    fn a_stream_pauses_as_long_as_the_level_advises() {
+        let advice = |level| Backpressure::default().advice_for(level);
+        let took = Duration::from_millis(100);
+        let cases =
+            [(Level::Normal, 0), (Level::Warning, 100), (Level::Critical, 900), (Level::Blocked, 1_000)];
+        for (level, pause_ms) in cases {
+            assert_eq!(pause(took, advice(level)), Duration::from_millis(pause_ms), "{level:?}");
+        }
+        assert_eq!(pause(Duration::from_secs(60), advice(Level::Critical)), LONGEST_PAUSE);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Who may speak: checked before anything else, on every method.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::{HeaderMap, Method, header};
@@ -9,14 +10,17 @@ use axum::response::{IntoResponse, Response};
 use grey_api::{ENDPOINTS, Endpoint, ErrorCode, Problem, nearest};
 use grey_proof::Digest;
 
-use super::reply::{PROBLEM_MEDIA_TYPE, Refusal};
-use super::{REQUEST_BYTES, blobs};
-use crate::handle::Activity;
+use super::reply::{PROBLEM_MEDIA_TYPE, Refusal, with_level};
+use super::{REQUEST_BYTES, blobs, bulk, jobs};
+use crate::handle::Node;
 
 /// A refusal of the framework's own is a sentence.
 const LONGEST_REFUSAL_BYTES: usize = 4_096;
 /// How much of an unknown parameter is repeated, in characters.
 const LONGEST_SHOWN: usize = 64;
+
+/// Within which time a request is answered that asks for no waiting.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a request came in.
 pub(crate) enum Entrance {
@@ -29,21 +33,54 @@ pub(crate) enum Entrance {
     },
 }
 
-/// Lets a request in or refuses it, and counts it as activity.
-pub(crate) async fn guard(
-    State(gate): State<Arc<(Entrance, Arc<Activity>)>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let (entrance, activity) = gate.as_ref();
-    if let Err(problem) = admit(entrance, request.headers(), request.uri().path()) {
+/// Stands at an entrance of a node.
+pub(crate) struct Keeper {
+    pub(crate) entrance: Entrance,
+    pub(crate) node: Arc<Node>,
+}
+
+/// Lets a request in or refuses it, counts it as activity, sees that it is answered in time, and says how full the door is.
+pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, next: Next) -> Response {
+    if let Err(problem) = admit(&keeper.entrance, request.headers(), request.uri().path()) {
         return Refusal(problem).into_response();
     }
     if let Err(problem) = known_parameters(&request) {
         return Refusal(problem).into_response();
     }
-    let _open = activity.enter();
-    with_particulars(next.run(request).await).await
+    let _open = keeper.node.activity.enter();
+    let is_read = request.method().is_safe();
+    let response = match deadline(request.uri().path(), request.uri().query().unwrap_or_default()) {
+        None => next.run(request).await,
+        Some(deadline) => match tokio::time::timeout(deadline, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => Refusal(late(deadline, is_read)).into_response(),
+        },
+    };
+    with_level(with_particulars(response).await, keeper.node.pressure.level())
+}
+
+/// Within which time a request must be answered; what is sent or followed piece by piece goes on as long as it moves.
+fn deadline(path: &str, query: &str) -> Option<Duration> {
+    let is_piecewise =
+        path == blobs::PATH || path == bulk::PATH || path.ends_with("/logs") || path.ends_with("/events");
+    if is_piecewise {
+        return None;
+    }
+    // One that cannot be read is refused by its handler.
+    let waits =
+        query.split('&').find_map(|parameter| parameter.strip_prefix("wait_ms=")?.parse::<u64>().ok());
+    Some(ANSWER_WITHIN + Duration::from_millis(waits.unwrap_or(0).min(jobs::LONGEST_WAIT_MS)))
+}
+
+/// Nothing that was accepted is taken back: the request may go on, only its answer is no longer waited for.
+fn late(deadline: Duration, is_read: bool) -> Problem {
+    let detail = format!("the request was not answered within {} s", deadline.as_secs());
+    if is_read {
+        return Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(1_000);
+    }
+    Problem::new(ErrorCode::OutcomeUnknown, format!("{detail}; it may have happened"))
+        .hint("send it again under the same Idempotency-Key")
+        .retry_after_ms(1_000)
 }
 
 /// Refuses a parameter of the query that the endpoint does not have: what it was meant to say would not happen.
@@ -138,6 +175,26 @@ mod tests {
             headers.insert(*name, value.parse().unwrap());
         }
         headers
+    }
+
+    #[test]
+    fn every_request_has_a_deadline_except_what_goes_piece_by_piece() {
+        for (path, query, seconds) in [
+            ("/v1/jobs", "", Some(60)),
+            ("/v1/jobs/j1", "wait_ms=30000", Some(90)),
+            ("/v1/jobs/j1", "limit=1&wait_ms=999999999", Some(120)),
+            ("/v1/jobs/j1", "wait_ms=nonsense", Some(60)),
+            ("/v1/tasks/stream", "", None),
+            ("/v1/blobs", "", None),
+            ("/v1/blobs/missing", "", Some(60)),
+            ("/v1/tasks/t1/logs", "follow=true", None),
+            ("/v1/jobs/j1/events", "", None),
+            ("/v1/events", "", None),
+        ] {
+            assert_eq!(deadline(path, query), seconds.map(Duration::from_secs), "{path}?{query}");
+        }
+        assert_eq!(late(Duration::from_secs(60), true).status, 503);
+        assert_eq!(late(Duration::from_secs(60), false).code, ErrorCode::OutcomeUnknown);
     }
 
     #[test]

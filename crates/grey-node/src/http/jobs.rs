@@ -17,7 +17,7 @@ use crate::handle::Node;
 use crate::views;
 
 /// The longest that a request may wait for something to end, in milliseconds.
-const LONGEST_WAIT_MS: u64 = 60_000;
+pub(super) const LONGEST_WAIT_MS: u64 = 60_000;
 /// The most items of a page.
 const LARGEST_PAGE: usize = 1_000;
 const USUAL_PAGE: usize = 100;

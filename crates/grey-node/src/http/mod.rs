@@ -22,7 +22,7 @@ use grey_api::{ErrorCode, Problem};
 
 use crate::handle::Node;
 pub(crate) use bulk::batches;
-use guard::{Entrance, guard};
+use guard::{Entrance, Keeper, guard};
 use reply::Refusal;
 pub(crate) use submit::submissions;
 
@@ -34,7 +34,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
     let api = Router::new()
         .route("/v1/jobs", post(submit::job).get(jobs::list))
         .route("/v1/tasks", post(submit::tasks).get(tasks::list))
-        .route("/v1/tasks/stream", post(bulk::stream))
+        .route(bulk::PATH, post(bulk::stream))
         .route("/v1/jobs/{id}", get(jobs::show))
         .route("/v1/jobs/{id}/tasks", get(jobs::tasks))
         .route("/v1/jobs/{id}/events", get(events::of_job))
@@ -70,8 +70,8 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         })
         .layer(DefaultBodyLimit::max(REQUEST_BYTES))
         .with_state(node.clone());
-    let gate = Arc::new((entrance, node.activity.clone()));
-    api.layer(axum::middleware::from_fn_with_state(gate, guard))
+    let keeper = Arc::new(Keeper { entrance, node });
+    api.layer(axum::middleware::from_fn_with_state(keeper, guard))
 }
 
 /// Routes for the unix socket: its permissions say who may speak.

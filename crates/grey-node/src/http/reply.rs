@@ -5,6 +5,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use grey_api::{ErrorCode, Problem};
+use grey_health::Level;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -46,6 +47,17 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<Response, Refusal> {
         .map_err(|error| Refusal(Problem::new(ErrorCode::Internal, error.to_string())))?;
     body.push(b'\n');
     Ok(typed("application/json", body))
+}
+
+/// The header that says how full the door is. It is left out while there is room.
+pub(crate) const PRESSURE: HeaderName = HeaderName::from_static("grey-pressure");
+
+/// A response that says how full the door is, unless it says so already.
+pub(crate) fn with_level(mut response: Response, level: Level) -> Response {
+    if level != Level::Normal && !response.headers().contains_key(PRESSURE) {
+        response.headers_mut().insert(PRESSURE, HeaderValue::from_static(level.name()));
+    }
+    response
 }
 
 /// Bytes of a media type.

@@ -12,8 +12,8 @@ use grey_core::{
 };
 
 use super::flow;
-use super::reply::{Refusal, json, value};
-use super::submit::{key, propose, refuse};
+use super::reply::{Refusal, value};
+use super::submit::{created, key, propose, refuse};
 use crate::clock::wall_ms;
 use crate::handle::Node;
 use crate::retention::Class;
@@ -102,7 +102,7 @@ pub(crate) async fn rerun(
         flow,
         wall_ms: wall_ms(),
     };
-    json(&propose(&node, submission, &[], Some(id)).await?)
+    created(propose(&node, submission, &[], Some(id)).await?)
 }
 
 type Again = (Arc<JobInfo>, Vec<GroupSubmission>, FlowSubmission);

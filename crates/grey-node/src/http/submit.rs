@@ -14,9 +14,10 @@ use grey_core::{
     InputFile, Items, JobId, Rejection, Resources, Retries, SandboxLevel, Source, Submit, TaskDefaults,
     TaskId, TaskSpec, TenantId, Tier, limits, validate,
 };
+use grey_health::Level;
 use grey_proof::{Digest, DigestBuilder};
 
-use super::reply::{Refusal, json, parse, value, whole};
+use super::reply::{Refusal, json, parse, value, whole, with_level};
 use super::{blobs, flow};
 use crate::clock::wall_ms;
 use crate::handle::{Node, rejected, unreadable};
@@ -60,7 +61,7 @@ pub(crate) async fn job(
     let body = whole(body)?;
     let (heading, runs) = job_request(&body)?;
     let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
-    json(&submit(&node, key, heading, runs).await?)
+    created(submit(&node, key, heading, runs).await?)
 }
 
 fn job_request(body: &[u8]) -> Result<(Heading, Vec<Run>), Refusal> {
@@ -81,6 +82,11 @@ fn job_request(body: &[u8]) -> Result<(Heading, Vec<Run>), Refusal> {
     Ok((heading, runs))
 }
 
+/// The answer to a submission, with the level near a limit.
+pub(super) fn created((created, level): (JobCreated, Level)) -> Result<Response, Refusal> {
+    Ok(with_level(json(&created)?, level))
+}
+
 /// `POST /v1/tasks`.
 pub(crate) async fn tasks(
     State(node): State<Arc<Node>>,
@@ -98,7 +104,7 @@ pub(crate) async fn tasks(
     let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
     let heading = Heading { tenant, name, listed, ..Heading::default() };
     let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
-    json(&submit(&node, key, heading, runs).await?)
+    created(submit(&node, key, heading, runs).await?)
 }
 
 /// One object a line. Equal neighbours are read once.
@@ -151,13 +157,13 @@ impl Heading {
     }
 }
 
-/// Checks a submission, proposes it, and returns once it is durable and applied.
+/// Checks a submission, proposes it, and returns once it is durable and applied, with how full the door is for its tenant.
 pub(super) async fn submit(
     node: &Node,
     key: Option<IdempotencyKey>,
     heading: Heading,
     runs: Vec<Run>,
-) -> Result<JobCreated, Refusal> {
+) -> Result<(JobCreated, Level), Refusal> {
     if heading.listed > limits::BATCH_TASKS {
         let detail = format!("more than {} tasks are listed", limits::BATCH_TASKS);
         let problem = Problem::new(ErrorCode::OutOfBounds, detail).field("tasks");
@@ -227,7 +233,7 @@ pub(super) async fn propose(
     submission: Submit,
     positions: &[usize],
     again: Option<JobId>,
-) -> Result<JobCreated, Refusal> {
+) -> Result<(JobCreated, Level), Refusal> {
     let at = |group: usize| positions.get(group).copied().unwrap_or(group);
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
     for (number, group) in submission.groups.iter().enumerate() {
@@ -253,14 +259,18 @@ pub(super) async fn propose(
     for task in earlier {
         may_be_named(node, task).await?;
     }
-    let _place = node.admit().await?;
-    match node.propose(Command::Submit(submission)).await? {
-        Answer::Submitted { job, tasks, duplicate } => Ok(JobCreated {
-            job: job.to_string(),
-            first_task: tasks.first.to_string(),
-            tasks: tasks.count,
-            duplicate,
-        }),
+    node.must_have_room()?;
+    let (answer, level) = node.propose_at_level(Command::Submit(submission)).await?;
+    match answer {
+        Answer::Submitted { job, tasks, duplicate } => {
+            let created = JobCreated {
+                job: job.to_string(),
+                first_task: tasks.first.to_string(),
+                tasks: tasks.count,
+                duplicate,
+            };
+            Ok((created, level))
+        }
         other => Err(Refusal(Problem::new(ErrorCode::Internal, format!("unexpected answer {other:?}")))),
     }
 }
