@@ -112,6 +112,7 @@ impl<'a> Application<'a> {
             Command::ChangeTimeout(body) => self.change_timeout(&body),
             Command::SuspectWorker(body) => self.suspect_worker(&body),
             Command::LoseWorker(body) => self.lose_worker(&body),
+            Command::QuarantineWorker(body) => self.quarantine_worker(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }

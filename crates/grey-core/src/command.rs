@@ -228,6 +228,17 @@ pub struct LoseWorker {
     pub session: u64,
 }
 
+/// A worker keeps failing what it is given through no fault of the tasks: it gets no work for a while, and then little at first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineWorker {
+    /// Who.
+    pub worker: WorkerId,
+    /// In which of its lives.
+    pub incarnation: u64,
+    /// Under which announcement.
+    pub session: u64,
+}
+
 /// Everything that can be proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -251,6 +262,8 @@ pub enum Command {
     SuspectWorker(SuspectWorker),
     /// Take a worker for lost.
     LoseWorker(LoseWorker),
+    /// Give a worker no work for a while.
+    QuarantineWorker(QuarantineWorker),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

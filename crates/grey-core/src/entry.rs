@@ -23,6 +23,7 @@ const KIND_REVOKED: u16 = 8;
 const KIND_CHANGE_TIMEOUT: u16 = 9;
 const KIND_SUSPECT_WORKER: u16 = 10;
 const KIND_LOSE_WORKER: u16 = 11;
+const KIND_QUARANTINE_WORKER: u16 = 12;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +84,7 @@ impl Entry {
             Command::ChangeTimeout(body) => self.encode_as(KIND_CHANGE_TIMEOUT, body),
             Command::SuspectWorker(body) => self.encode_as(KIND_SUSPECT_WORKER, body),
             Command::LoseWorker(body) => self.encode_as(KIND_LOSE_WORKER, body),
+            Command::QuarantineWorker(body) => self.encode_as(KIND_QUARANTINE_WORKER, body),
         }
     }
 
@@ -127,6 +129,7 @@ impl Entry {
             KIND_CHANGE_TIMEOUT => Command::ChangeTimeout(decode_body(kind, body)?),
             KIND_SUSPECT_WORKER => Command::SuspectWorker(decode_body(kind, body)?),
             KIND_LOSE_WORKER => Command::LoseWorker(decode_body(kind, body)?),
+            KIND_QUARANTINE_WORKER => Command::QuarantineWorker(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

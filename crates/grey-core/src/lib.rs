@@ -41,7 +41,8 @@ pub use attempt::{
 };
 pub use command::{
     Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, LoseWorker, Placement, Plan,
-    RegisterWorker, Report, Revoked, SignedRoot, Submit, SuspectWorker, Target, TaskDefaults, TenantRecord,
+    QuarantineWorker, RegisterWorker, Report, Revoked, SignedRoot, Submit, SuspectWorker, Target,
+    TaskDefaults, TenantRecord,
 };
 pub use constraint::{Constraints, Devices, Items, Tier};
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};

@@ -428,6 +428,11 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
             suspected: true,
         }),
         Command::LoseWorker(grey_core::LoseWorker { worker: WorkerId(2), incarnation: 3, session: 4 }),
+        Command::QuarantineWorker(grey_core::QuarantineWorker {
+            worker: WorkerId(2),
+            incarnation: 3,
+            session: 4,
+        }),
         Command::Tick,
     ];
     let mut found = Vec::new();
@@ -447,6 +452,7 @@ fn every_command_s_bytes_are_published_and_do_not_change() {
         "2a531512ca16b90c",
         "fcef3af93b9fd93c",
         "bd20a4dcacec3882",
+        "8552fa614ce3cc80",
         "1dd7fbbae3e521ee",
     ];
     assert_eq!(found, published);

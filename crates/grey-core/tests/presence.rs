@@ -5,8 +5,8 @@ mod support;
 
 use grey_core::{
     Answer, AttemptId, Command, Effect, Entry, Epoch, LoseWorker, Outcome, Phase, Presence,
-    QuarantineOptions, Rejection, Standing, State, SuspectWorker, TaskId, TaskRange, WorkerId, apply, limits,
-    plan,
+    QuarantineOptions, QuarantineWorker, Rejection, Standing, State, SuspectWorker, TaskId, TaskRange,
+    WorkerId, apply, limits, plan,
 };
 use support::{announce, applied, finished, founded, phase, register, report, spec, submit};
 
@@ -153,6 +153,24 @@ fn who_was_lost_comes_back_through_quarantine_and_probation() {
     let planned = plan(&state, 10);
     applied(&mut state, Command::Plan(planned)).answer.unwrap();
     assert_eq!(state.workers()[&WORKER].held, 4);
+}
+
+#[test]
+fn a_worker_that_keeps_failing_keeps_what_it_has_gets_nothing_for_a_while_and_then_a_little() {
+    let mut state = busy();
+    let quarantine = |session: u64| {
+        Command::QuarantineWorker(QuarantineWorker { worker: WORKER, incarnation: 1, session })
+    };
+    let stale = applied(&mut state, quarantine(7)).answer;
+    assert_eq!(stale, Err(Rejection::StaleSession { worker: WORKER, given: 7, present: 1 }));
+    applied(&mut state, quarantine(1)).answer.unwrap();
+    assert!(matches!(standing(&state), Standing::Quarantined { silent: false, .. }));
+    assert_eq!(state.workers()[&WORKER].presence, Presence::Present);
+    assert_eq!(state.workers()[&WORKER].held, 3, "what it has it keeps");
+    applied(&mut state, Command::Submit(submit(vec![(spec("b"), 3)]))).answer.unwrap();
+    assert!(plan(&state, 10).placements.is_empty());
+    pass(&mut state, 30_000);
+    assert_eq!(standing(&state), Standing::Probation { successes: 0 });
 }
 
 #[test]

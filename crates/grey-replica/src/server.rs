@@ -13,7 +13,7 @@ use crate::door::{Door, DoorOptions, Entrant};
 use crate::error::ReplicaError;
 use crate::links::{LinkOptions, Links, Parcel, Peer, PeerMessage, Waiting};
 use crate::replica::{Output, Replica, Ticket};
-use crate::watch::{Watch, WatchOptions};
+use crate::watch::{Endings, Watch, WatchOptions};
 
 /// Tickets of the server's own proposals have this bit; clients' must not.
 const OWN: u64 = 1 << 63;
@@ -47,7 +47,7 @@ struct Session {
 /// Who is told what a proposal or a read of the server's own came to.
 enum Pending {
     Registration { node: Digest, session: u64 },
-    Report { node: Digest, session: u64, sequence: u64 },
+    Report { node: Digest, session: u64, sequence: u64, worker: WorkerId, endings: Endings },
     Revoked,
     Watched(WorkerId),
     Confirmation { asked_ms: u64 },
@@ -370,7 +370,9 @@ impl Server {
         let (session, sequence) = (report.session, report.sequence);
         match check_report(self.replica.state(), &report, &known.key) {
             Ok(()) => {
-                self.propose_own(Pending::Report { node, session, sequence }, Command::Report(report));
+                let (worker, endings) = (report.worker, Endings::of(&report));
+                let pending = Pending::Report { node, session, sequence, worker, endings };
+                self.propose_own(pending, Command::Report(report));
             }
             Err(ReportRefusal::NotHeld(attempts)) => {
                 self.answer_report(node, session, sequence, ReportAnswer::NotHeld(attempts));
@@ -571,7 +573,10 @@ impl Server {
                 self.send_in(*node, *session, message);
             }
             (Pending::Registration { .. }, _) => self.came_to_nothing(pending),
-            (Pending::Report { node, session, sequence }, answer) => {
+            (Pending::Report { node, session, sequence, worker, endings }, answer) => {
+                if let (Ok(_), Some(watch)) = (answer, &mut self.watch) {
+                    watch.ended(*worker, *endings, self.now_ms)?;
+                }
                 let answer = match answer {
                     Ok(_) => ReportAnswer::Accepted,
                     Err(Rejection::ReportOutOfOrder { .. }) => ReportAnswer::TooEarly,
@@ -579,7 +584,11 @@ impl Server {
                 };
                 self.answer_report(*node, *session, *sequence, answer);
             }
-            (Pending::Watched(_), _) => self.came_to_nothing(pending),
+            (Pending::Watched(worker), _) => {
+                if let Some(watch) = &mut self.watch {
+                    watch.settled(*worker);
+                }
+            }
             (Pending::Revoked | Pending::Confirmation { .. }, _) => {}
         }
         Ok(())
@@ -597,7 +606,7 @@ impl Server {
             }
             Pending::Watched(worker) => {
                 if let Some(watch) = &mut self.watch {
-                    watch.settled(*worker);
+                    watch.lost(*worker);
                 }
             }
             Pending::Revoked | Pending::Confirmation { .. } => {}

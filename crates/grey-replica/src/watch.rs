@@ -1,20 +1,61 @@
 //! The leader's watch over the workers: it grants their leases, notices who falls silent, and says what is to be proposed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use grey_core::{Command, LoseWorker, Presence, State, SuspectWorker, WorkerId};
-use grey_health::{Grant, HealthError, LeaderLeases, LeaseOptions, PhiDetector, PhiOptions};
+use grey_core::{
+    Command, LoseWorker, Outcome, Presence, QuarantineWorker, Report, Standing, State, SuspectWorker,
+    WorkerId,
+};
+use grey_health::{
+    BreakerOptions, BreakerState, CallOutcome, Chance, CircuitBreaker, Grant, HealthError, LeaderLeases,
+    LeaseOptions, PhiDetector, PhiOptions,
+};
 
 /// How often a leader asks a quorum whether it still leads, in milliseconds: without that it grants nothing.
 const CONFIRM_EVERY_MS: u64 = 250;
 
 /// How workers are watched.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct WatchOptions {
     /// Leases; workers go by the same.
     pub lease: LeaseOptions,
     /// When a silence is suspect.
     pub phi: PhiOptions,
+    /// When a worker that fails what it is given goes into quarantine. It is open for less than a quarantine lasts, so that what comes of
+    /// the probation counts.
+    pub breaker: BreakerOptions,
+}
+
+impl Default for WatchOptions {
+    fn default() -> WatchOptions {
+        let breaker = BreakerOptions { open_ms: 15_000, jitter_ms: 0, ..BreakerOptions::default() };
+        WatchOptions { lease: LeaseOptions::default(), phi: PhiOptions::default(), breaker }
+    }
+}
+
+/// How the attempts of a report ended, as far as that says something about the worker.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Endings {
+    /// The worker could not run them.
+    failed: usize,
+    /// It ran them, whatever they came to.
+    ran: usize,
+}
+
+impl Endings {
+    pub(crate) fn of(report: &Report) -> Endings {
+        let mut endings = Endings::default();
+        for run in &report.finished {
+            let attempts = run.tasks.count as usize;
+            match run.result.outcome {
+                Outcome::Infrastructure => endings.failed += attempts,
+                // These may never have run.
+                Outcome::Cancelled | Outcome::InputRefused => {}
+                _ => endings.ran += attempts,
+            }
+        }
+        endings
+    }
 }
 
 /// What a leader knows of its workers. It begins anew with every leadership.
@@ -26,6 +67,11 @@ pub(crate) struct Watch {
     /// About whom something is proposed and not yet applied.
     proposed: BTreeSet<WorkerId>,
     asked_ms: u64,
+    breaker: BreakerOptions,
+    /// Of those with whom something failed.
+    breakers: BTreeMap<WorkerId, CircuitBreaker>,
+    /// For which opening, by its end, a quarantine was proposed.
+    opened: BTreeMap<WorkerId, u64>,
 }
 
 impl Watch {
@@ -43,7 +89,54 @@ impl Watch {
             gone: BTreeSet::new(),
             proposed: BTreeSet::new(),
             asked_ms: now_ms,
+            breaker: options.breaker.clone(),
+            breakers: BTreeMap::new(),
+            opened: BTreeMap::new(),
         })
+    }
+
+    /// A worker's attempts have ended.
+    pub(crate) fn ended(
+        &mut self,
+        worker: WorkerId,
+        endings: Endings,
+        now_ms: u64,
+    ) -> Result<(), HealthError> {
+        if endings.failed == 0 && !self.breakers.contains_key(&worker) {
+            return Ok(());
+        }
+        let breaker = match self.breakers.entry(worker) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(CircuitBreaker::new(self.breaker.clone(), Chance::seeded(worker.0.into()))?)
+            }
+        };
+        // More than its window of either would push out the others.
+        let most = self.breaker.window;
+        let outcomes = core::iter::repeat_n(CallOutcome::Succeeded, endings.ran.min(most))
+            .chain(core::iter::repeat_n(CallOutcome::Failed, endings.failed.min(most)));
+        for outcome in outcomes {
+            // What was begun before it opened says nothing new.
+            let Ok(call) = breaker.admit(now_ms) else { break };
+            breaker.record(call, outcome, now_ms);
+        }
+        Ok(())
+    }
+
+    /// Whether its breaker has opened and no quarantine was proposed for that.
+    fn has_opened(&mut self, worker: WorkerId, now_ms: u64) -> bool {
+        let Some(breaker) = self.breakers.get_mut(&worker) else { return false };
+        let BreakerState::Open { until_ms } = breaker.state(now_ms) else { return false };
+        self.opened.get(&worker) != Some(&until_ms) && {
+            self.opened.insert(worker, until_ms);
+            true
+        }
+    }
+
+    /// What was proposed about a worker never came to be: it is proposed again.
+    pub(crate) fn lost(&mut self, worker: WorkerId) {
+        self.proposed.remove(&worker);
+        self.opened.remove(&worker);
     }
 
     /// A worker's announcement was applied.
@@ -87,6 +180,7 @@ impl Watch {
         for (worker, row) in state.workers() {
             if row.presence == Presence::Lost {
                 self.gone.remove(worker);
+                self.breakers.remove(worker);
                 continue;
             }
             let (worker, incarnation, session) = (*worker, row.incarnation, row.session);
@@ -95,6 +189,11 @@ impl Watch {
                 Command::LoseWorker(LoseWorker { worker, incarnation, session })
             } else if suspected != row.is_suspect() {
                 Command::SuspectWorker(SuspectWorker { worker, incarnation, session, suspected })
+            } else if !self.proposed.contains(&worker)
+                && !matches!(row.quarantine.standing, Standing::Quarantined { .. })
+                && self.has_opened(worker, now_ms)
+            {
+                Command::QuarantineWorker(QuarantineWorker { worker, incarnation, session })
             } else {
                 continue;
             };

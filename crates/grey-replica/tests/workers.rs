@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output as AgentOutput, StopReason};
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
-    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Submit, Target, TaskDefaults, TaskSpec,
-    TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Standing, Submit, Target, TaskDefaults,
+    TaskSpec, TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
 };
 use grey_health::{Amount, CapacityOptions, GateOptions, Level, RefusalCode};
 use grey_proof::{Digest, SigningKey};
@@ -475,4 +475,49 @@ fn a_worker_of_which_a_message_was_dropped_announces_itself_and_gets_what_it_lac
     house.elapse(1_500);
     assert_eq!(house.running.len(), 1, "the session that was cut is over, and the next one brings it");
     assert_eq!(house.executed.len(), 1);
+}
+
+#[test]
+fn a_worker_that_fails_what_it_is_given_goes_into_quarantine_and_shows_itself_on_probation() {
+    let mut house = House::new();
+    house.submit(1_000);
+    let fail_all = |house: &mut House, outcome: Outcome| {
+        for attempt in house.running.clone() {
+            house.finish(attempt, outcome);
+        }
+        house.settle();
+        house.elapse(50);
+    };
+    let standing = |house: &House| house.server.state().workers()[&WORKER].quarantine.standing;
+    // Given: attempts that fail by themselves say nothing about the worker.
+    for _ in 0..5 {
+        fail_all(&mut house, Outcome::Exited(1));
+    }
+    assert_eq!(standing(&house), Standing::Active);
+    // When: it cannot run what it is given.
+    let mut rounds = 0;
+    while standing(&house) == Standing::Active {
+        fail_all(&mut house, Outcome::Infrastructure);
+        rounds += 1;
+        assert!(rounds < 20, "it should be in quarantine by now");
+    }
+    assert!(rounds > 1, "one failure is no pattern");
+    fail_all(&mut house, Outcome::Infrastructure);
+    let executed = house.executed.len();
+    house.elapse(25_000);
+    assert!(matches!(standing(&house), Standing::Quarantined { .. }));
+    assert_eq!(house.executed.len(), executed, "it gets nothing meanwhile");
+    assert_eq!(house.server.state().workers()[&WORKER].quarantine.times, 1, "one opening, one quarantine");
+    // Then: on probation it fails again, and is away for longer; then it does well.
+    house.elapse(6_000);
+    assert!(matches!(standing(&house), Standing::Probation { .. }));
+    fail_all(&mut house, Outcome::Infrastructure);
+    house.elapse(200);
+    assert!(matches!(standing(&house), Standing::Quarantined { .. }));
+    assert_eq!(house.server.state().workers()[&WORKER].quarantine.times, 2);
+    house.elapse(61_000);
+    for _ in 0..20 {
+        fail_all(&mut house, Outcome::Exited(0));
+    }
+    assert_eq!(standing(&house), Standing::Active);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
-use crate::command::{LoseWorker, SuspectWorker};
+use crate::command::{LoseWorker, QuarantineWorker, SuspectWorker};
 use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::ids::{JobId, WorkerId};
 use crate::quarantine::{Consequence, HealthEvent, QuarantineOptions, Standing};
@@ -34,6 +34,12 @@ impl Application<'_> {
         self.check_life(body.worker, body.incarnation, body.session)?;
         let event = if body.suspected { HealthEvent::Suspected } else { HealthEvent::Heard };
         self.judge(body.worker, event)?;
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn quarantine_worker(&mut self, body: &QuarantineWorker) -> Result<Answer, Stop> {
+        self.check_life(body.worker, body.incarnation, body.session)?;
+        self.judge(body.worker, HealthEvent::Failed)?;
         Ok(Answer::Done)
     }
 

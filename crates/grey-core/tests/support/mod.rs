@@ -153,6 +153,7 @@ pub enum Step {
     Revoke { worker: u8, chance: u8 },
     Suspect { worker: u8, suspected: bool },
     Lose { worker: u8, late: bool },
+    Quarantine { worker: u8 },
     Timeout { job: bool, number: u8, tenant: u32, timeout_ms: u64 },
     Tick { ms: u32 },
 }
@@ -174,6 +175,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4, any::<u8>()).prop_map(|(worker, chance)| Step::Revoke { worker, chance }),
         1 => (0u8..4, any::<bool>()).prop_map(|(worker, suspected)| Step::Suspect { worker, suspected }),
         1 => (0u8..4, proptest::bool::weighted(0.2)).prop_map(|(worker, late)| Step::Lose { worker, late }),
+        1 => (0u8..4).prop_map(|worker| Step::Quarantine { worker }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
@@ -218,6 +220,14 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
                 incarnation: row.incarnation,
                 session: row.session,
                 suspected: *suspected,
+            }),
+            None => Command::Tick,
+        },
+        Step::Quarantine { worker } => match pick_worker(state, *worker) {
+            Some((worker, row)) => Command::QuarantineWorker(grey_core::QuarantineWorker {
+                worker,
+                incarnation: row.incarnation,
+                session: row.session,
             }),
             None => Command::Tick,
         },
