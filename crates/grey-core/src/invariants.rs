@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::flow::Stage;
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
 use crate::rows::{Counts, Phase, Presence};
 use crate::spec::Resources;
@@ -24,6 +25,7 @@ fn add(sum: &mut Resources, more: &Resources) -> Result<(), String> {
 impl State {
     /// Checks every invariant; the error names the first that does not hold. Costs a walk over all live work.
     pub fn check(&self) -> Result<(), String> {
+        self.check_meta()?;
         let mut sums = Sums::default();
         self.check_live(&mut sums)?;
         self.check_groups(&mut sums)?;
@@ -31,6 +33,22 @@ impl State {
         self.check_workers(&sums)?;
         self.check_flows()?;
         self.check_tenants(&sums)
+    }
+
+    /// Numbers that only grow are far from their ends, and the log's tree has the edge of its size.
+    fn check_meta(&self) -> Result<(), String> {
+        let meta = &self.meta;
+        let grows = [self.applied_index, meta.jobs_submitted, meta.tasks_submitted, meta.log.size()];
+        if grows.into_iter().any(|number| number > grey_proof::MAX_INTEGER) || !meta.log.is_whole() {
+            return Err(
+                "a number of the cluster as a whole is impossible, or its log has another edge".to_owned()
+            );
+        }
+        let first = self.groups.values().map(|group| group.tasks.end().0).max().unwrap_or(0);
+        if first > meta.tasks_submitted.saturating_add(1) {
+            return Err("there are tasks that were never submitted".to_owned());
+        }
+        Ok(())
     }
 
     fn check_flows(&self) -> Result<(), String> {
@@ -42,6 +60,15 @@ impl State {
             let job = self.jobs.get(id).ok_or_else(|| format!("the flow of {id} outlived its job"))?;
             if flow.parallel.is_some_and(|most| job.held() > u64::from(most)) {
                 return Err(format!("more tasks of {id} are held than may be: {}", job.held()));
+            }
+            let within = |stage: &Stage| {
+                let known = stage.after.iter().all(|number| (*number as usize) < flow.stages.len());
+                known && stage.tasks.count > 0 && job.info.tasks.contains(stage.tasks.first)
+            };
+            let ascending =
+                flow.stages.array_windows::<2>().all(|[one, next]| one.tasks.end() <= next.tasks.first);
+            if !ascending || !flow.stages.iter().all(|stage| within(stage)) {
+                return Err(format!("the stages of {id} overlap, or wait for none of its own"));
             }
             let progress_of = |number: &u32| {
                 flow.stages.get(*number as usize).and_then(|stage| self.progress.get(&stage.tasks.first))
@@ -104,9 +131,18 @@ impl State {
                 return Err(format!("the group at {first} overlaps another or is empty"));
             }
             end = group.tasks.end();
+            let ranges = group.pending.ranges();
             let inside =
-                group.pending.ranges().iter().all(|range| range.first >= *first && range.end() <= end);
-            if !inside || !self.specs.contains_key(first) {
+                ranges.iter().all(|range| range.first >= *first && range.end() <= end && range.count > 0);
+            let ascending = ranges.array_windows::<2>().all(|[one, next]| one.end() < next.first);
+            let of_job = self
+                .jobs
+                .get(&group.job)
+                .is_none_or(|job| job.info.tasks.contains(*first) && end <= job.info.tasks.end());
+            if !of_job {
+                return Err(format!("the group at {first} lies outside of its job"));
+            }
+            if !inside || !ascending || !self.specs.contains_key(first) {
                 return Err(format!("the group at {first} waits for foreign tasks or has no specification"));
             }
             sums.jobs.entry(group.job).or_default().0.pending += group.pending.count();
@@ -122,6 +158,9 @@ impl State {
             return Err("a group without its job, or a job without a group".to_owned());
         }
         for (id, job) in &self.jobs {
+            if !self.tenants.contains_key(&job.info.tenant) {
+                return Err(format!("{id} is of no tenant"));
+            }
             let (counts, stopping) = sums.jobs.get(id).ok_or_else(|| format!("{id} has no group"))?;
             let kept = (job.counts.pending, job.counts.assigned, job.counts.running, job.stopping);
             if kept != (counts.pending, counts.assigned, counts.running, *stopping) {
@@ -168,7 +207,10 @@ impl State {
             *queued.entry(job.info.tenant).or_default() += job.counts.pending;
         }
         let mut keys: BTreeMap<TenantId, u64> = BTreeMap::new();
-        for (tenant, _) in self.keys.keys() {
+        for (tenant, key) in self.keys.keys() {
+            if !self.tenants.contains_key(tenant) {
+                return Err(format!("the idempotency key {key} is of no tenant"));
+            }
             *keys.entry(*tenant).or_default() += 1;
         }
         for (id, tenant) in &self.tenants {

@@ -247,14 +247,15 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// All tasks.
+    /// All tasks. It saturates, as does what follows: counts are summed before a state that was read is known to hold.
     pub fn total(&self) -> u64 {
-        self.pending + self.assigned + self.running + self.completed + self.failed + self.cancelled
+        let ended = [self.completed, self.failed, self.cancelled];
+        ended.into_iter().fold(self.live(), u64::saturating_add)
     }
 
     /// Tasks that have not ended.
     pub fn live(&self) -> u64 {
-        self.pending + self.assigned + self.running
+        self.pending.saturating_add(self.assigned).saturating_add(self.running)
     }
 }
 
@@ -272,7 +273,7 @@ pub struct Job {
 impl Job {
     /// Attempts that workers hold.
     pub fn held(&self) -> u64 {
-        self.counts.assigned + self.counts.running + self.stopping
+        self.counts.assigned.saturating_add(self.counts.running).saturating_add(self.stopping)
     }
 }
 

@@ -13,6 +13,11 @@ pub struct LogTree {
 }
 
 impl LogTree {
+    /// Whether the edge is that of a tree of this size: one subtree for each bit that is set.
+    pub fn is_whole(&self) -> bool {
+        self.edge.len() == self.size.count_ones() as usize
+    }
+
     /// How many leaves.
     pub fn size(&self) -> u64 {
         self.size
