@@ -119,6 +119,27 @@ fn a_flipped_bit_is_named_or_without_effect() {
 }
 
 #[test]
+fn what_a_task_puts_out_is_never_taken_for_a_change() {
+    // Given a result whose output is a whole change in all that can be known of it: its length, checksum and body.
+    let body = [1, 7, 1, 2, b'h', b'i'];
+    let length = (body.len() as u32).to_le_bytes();
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&length), &body).to_le_bytes();
+    let output = [length.as_slice(), &checksum, &body].concat().repeat(20);
+    let disk = ForgetfulDisk::default();
+    let mut journal = Journal::open(Arc::new(disk.clone())).unwrap();
+    journal.change(vec![(1, Some(b"first".to_vec()))]).unwrap();
+    let before = disk.content("outbox.journal").iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    journal.change(vec![(2, Some(output))]).unwrap();
+    drop(journal);
+    // When the power cuts the change that has it, so that its beginning is not on the disk.
+    let medium = grey_store::Disk::open(&disk, "outbox.journal").unwrap();
+    medium.write_at(before as u64, &[0; 24]).unwrap();
+    // Then it is a change that was cut, and not damage before another one.
+    let journal = Journal::open(Arc::new(disk)).unwrap();
+    assert_eq!(journal.entries(), &BTreeMap::from([(1, b"first".to_vec())]));
+}
+
+#[test]
 fn a_missing_or_cut_file_is_named() {
     let disk = prepared();
     for (name, length) in disk.lengths() {
