@@ -4,11 +4,12 @@
 mod support;
 
 use grey_core::{
-    BlobReference, Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord, Items, JobId, Outcome,
-    Rejection, Source, StageInput, StageSubmission, State, TaskId, TaskRange, WorkerId, plan,
+    BlobReference, Broken, Cancel, Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord, Items,
+    JobId, Outcome, Rejection, Source, StageInput, StageSubmission, State, Target, TaskId, TaskRange,
+    WorkerId, limits, plan,
 };
 use grey_proof::Digest;
-use support::{applied, finished, founded, register, report, spec, submit};
+use support::{TENANT, applied, finished, founded, register, report, spec, submit};
 
 const JOB: JobId = JobId(1);
 
@@ -224,4 +225,33 @@ fn the_bytes_of_a_submission_with_a_flow_are_published_and_do_not_change() {
     let bytes = entry.encode().unwrap();
     assert_eq!(Entry::decode(&bytes).unwrap(), entry);
     assert_eq!(Digest::of(&bytes).to_string().get(..16), Some("0dd7d903e36b56be"));
+}
+
+#[test]
+fn a_cancel_runs_back_through_stages_that_wait_for_later_ones() {
+    // Given as many stages as there may be, each of which waits for seven that come after it in the list.
+    let (mut state, _) = founded();
+    let stages = limits::STAGES as u32;
+    let mut job = submit((0..stages).map(|_| (spec("a"), 1)).collect());
+    let stage = |number: u32| StageSubmission {
+        groups: 1,
+        after: (number + 1..(number + 8).min(stages)).collect(),
+        inputs: Vec::new(),
+        items: None,
+    };
+    job.flow.stages = (0..stages).map(stage).collect();
+    applied(&mut state, Command::Submit(job)).answer.unwrap();
+    // When the one that waits for none is cancelled.
+    let last = Target::Task(TaskId(u64::from(stages)));
+    let cancelled = applied(&mut state, Command::Cancel(Cancel { tenant: TENANT, target: last }));
+    // Then all are, each because of one that it waited for.
+    assert!(state.jobs().is_empty());
+    let record = cancelled.effects.iter().find_map(|effect| match effect {
+        Effect::History(HistoryRecord::Flow(_, record)) => Some(record),
+        _ => None,
+    });
+    let broken = &record.unwrap().broken;
+    assert_eq!(broken.last(), Some(&Some(Broken::Own)));
+    let after = |broken: &Option<Broken>| matches!(broken, Some(Broken::After(_)));
+    assert!(broken[..broken.len() - 1].iter().all(after));
 }

@@ -1,5 +1,6 @@
 //! Stages: a task that ends lets others go on, or cancels those that waited for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Application, Stop};
@@ -8,6 +9,19 @@ use crate::effect::{Effect, Event, EventKind};
 use crate::flow::{Broken, Flow, FlowSubmission, OutputsOf, Source, Stage, StageProgress};
 use crate::ids::{JobId, TaskId, TaskRange};
 use crate::rows::Job;
+
+/// For each stage those that wait for it.
+fn followers_of(flow: &Flow) -> Vec<Vec<usize>> {
+    let mut followers = vec![Vec::new(); flow.stages.len()];
+    for (number, stage) in flow.stages.iter().enumerate() {
+        for other in &stage.after {
+            if let Some(followers) = followers.get_mut(*other as usize) {
+                followers.push(number);
+            }
+        }
+    }
+    followers
+}
 
 impl Application<'_> {
     /// Keeps the flow of a new job whose first task is `first`.
@@ -99,14 +113,16 @@ impl Application<'_> {
             let cancelled = self.cancel_tasks(job, &row, row.info.tasks)?;
             self.event_cancelled(job, cancelled);
         }
-        // Each round settles at least one more stage, so there are at most as many rounds as stages.
-        for _ in 0..=flow.stages.len() {
-            let mut changed = false;
-            for stage in flow.stages.iter().filter(|stage| !stage.after.is_empty()) {
-                changed |= self.settle_stage(job, &flow, stage)?;
-            }
-            if !changed {
-                break;
+        let mut due: BTreeSet<usize> = (0..flow.stages.len()).collect();
+        let mut followers: Option<Vec<Vec<usize>>> = None;
+        while let Some(number) = due.pop_first() {
+            let Some(stage) = flow.stages.get(number).filter(|stage| !stage.after.is_empty()) else {
+                continue;
+            };
+            // Only what waits for a stage that was settled is looked at again, so each link is followed twice at most.
+            if self.settle_stage(job, &flow, stage)? {
+                let followers = followers.get_or_insert_with(|| followers_of(&flow));
+                due.extend(followers.get(number).into_iter().flatten());
             }
         }
         Ok(())
