@@ -185,6 +185,12 @@ fn signers(
     checkpoint: &SignedCheckpoint,
 ) -> Result<(), String> {
     ensure(checkpoint.cluster == root.cluster, "the checkpoint is of another cluster")?;
+    // Each costs two checks of a signature, and a proof has room for tens of thousands.
+    let count = bundle.log.servers.len();
+    ensure(
+        count <= checkpoint.signature_count(),
+        "there are more certificates beside the checkpoint than signatures",
+    )?;
     let mut signed: Vec<Digest> = Vec::new();
     for envelope in &bundle.log.servers {
         let certificate = Certificate::open(envelope, keys).map_err(text)?;

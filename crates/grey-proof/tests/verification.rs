@@ -192,6 +192,11 @@ fn another_root_another_signer_and_another_result_are_refused_with_the_reason() 
     changed.log.servers = vec![whole.certificate.clone()];
     assert_eq!(refused(&changed, &root(), &evidence()), ["checkpoint"]);
 
+    // Certificates without a signature of theirs are not even checked, however many there are.
+    let mut changed = whole.clone();
+    changed.log.servers = vec![whole.log.servers[0].clone(); 2];
+    assert_eq!(refused(&changed, &root(), &evidence()), ["checkpoint"]);
+
     // A valid signature over another report does not carry this statement.
     let (worker, ..) = certificate(2, Role::Worker);
     let mut changed = whole.clone();
