@@ -1,6 +1,6 @@
 //! Task files: what a job is, as a user writes it down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use grey_api::{ConstraintsRequest, JobRequest, OutputsRequest, RetriesRequest, TaskRequest, nearest};
@@ -229,7 +229,7 @@ pub fn read(path: &Path) -> Result<Prepared, CliError> {
         },
         inputs: Inputs::default(),
     };
-    let names: Vec<&str> = file.task.iter().map(|entry| entry.name.as_str()).collect();
+    let names: BTreeSet<&str> = file.task.iter().map(|entry| entry.name.as_str()).collect();
     for (number, entry) in file.task.iter().enumerate() {
         let place = format!("{shown}: task {} `{}`", number + 1, entry.name);
         let checked = known(entry, &names);
@@ -269,10 +269,10 @@ fn wrong(file: &str, complaint: &str) -> CliError {
 }
 
 /// Every name that an entry speaks of is one of the file's.
-fn known(entry: &Entry, names: &[&str]) -> Result<(), CliError> {
+fn known(entry: &Entry, names: &BTreeSet<&str>) -> Result<(), CliError> {
     let from = entry.inputs.iter().filter_map(|input| input.from.as_ref()).map(|name| ("from", name));
     for (field, name) in entry.after.iter().map(|name| ("after", name)).chain(from) {
-        if !name.is_empty() && names.contains(&name.as_str()) {
+        if !name.is_empty() && names.contains(name.as_str()) {
             continue;
         }
         let error = CliError::usage(format!("`{field}` names `{name}`, and no task has that name"));
@@ -600,5 +600,18 @@ mod tests {
         }
         let error = prepared(directory.path(), "version = 1\n[[task]]\ncomand = [\"true\"]\n").err().unwrap();
         assert_eq!(error.hint.as_deref(), Some("did you mean `command`?"));
+    }
+
+    #[test]
+    fn a_name_of_any_length_is_compared_in_no_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let (name, other) = ("a".repeat(1 << 20), "b".repeat(1 << 20));
+        let text = format!(
+            "version = 1\n[[task]]\nname = \"{name}\"\ncommand = [\"a\"]\n[[task]]\nafter = [\"{other}\"]\ncommand = [\"b\"]\n"
+        );
+        // Letter by letter it would be a million million steps.
+        let error = prepared(directory.path(), &text).err().unwrap();
+        assert!(error.message.contains("no task has that name"));
+        assert_eq!(error.hint, None);
     }
 }
