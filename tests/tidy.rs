@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each may import; a crate that is not listed may not exist.
-const MAY_IMPORT: [(&str, &[&str]); 10] = [
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("proof", &[]),
     ("core", &["proof"]),
     ("health", &["core"]),
@@ -17,6 +17,7 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("exec", &["agent", "core", "proof"]),
     ("api", &["proof"]),
     ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api"]),
+    ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
 ];
 
 /// Crates whose code is a pure function of its inputs.

@@ -243,7 +243,8 @@ fn a_cancel_runs_back_through_stages_that_wait_for_later_ones() {
     applied(&mut state, Command::Submit(job)).answer.unwrap();
     // When the one that waits for none is cancelled.
     let last = Target::Task(TaskId(u64::from(stages)));
-    let cancelled = applied(&mut state, Command::Cancel(Cancel { tenant: TENANT, target: last }));
+    let cancelled =
+        applied(&mut state, Command::Cancel(Cancel { tenant: TENANT, target: last, wall_ms: 3_000 }));
     // Then all are, each because of one that it waited for.
     assert!(state.jobs().is_empty());
     let record = cancelled.effects.iter().find_map(|effect| match effect {
