@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each may import; a crate that is not listed may not exist.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("proof", &[]),
     ("core", &["proof"]),
     ("health", &["core"]),
@@ -16,6 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("blob", &["proof"]),
     ("exec", &["agent", "core", "proof"]),
     ("api", &["proof"]),
+    ("sim", &["proof", "core", "agent", "replica", "store", "blob", "api"]),
     ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api"]),
     ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
 ];

@@ -16,6 +16,7 @@ mod root;
 mod run;
 mod serve;
 mod session;
+mod sim;
 mod stream;
 mod submit;
 mod task;
@@ -108,6 +109,8 @@ enum Command {
     Doctor,
     /// Measure this machine with a cluster of its own
     Bench(bench::BenchArguments),
+    /// Prove the promises on a simulated cluster under faults, or show the seed that breaks them
+    Sim(sim::SimArguments),
     /// Print the JSON Schema of task files
     Schema,
     /// Print completions for a shell
@@ -157,6 +160,7 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Doctor => doctor::doctor(target().as_ref(), output),
         Command::Bench(bench) => bench::bench(&bench, output),
+        Command::Sim(arguments) => sim::sim(&arguments, output),
         Command::Schema => {
             let text = serde_json::to_string_pretty(&task_file::schema()).unwrap_or_default();
             output.line(&text)?;
