@@ -222,7 +222,15 @@ impl Agent {
     pub fn next_wake_us(&self) -> Option<u64> {
         let started = self.started.values().min().map(|at| at.saturating_add(STARTED_AFTER_US));
         let ended = (!self.ended.is_empty()).then(|| self.ended_since_us.saturating_add(DURABLE_AFTER_US));
-        let lease = self.lease.as_ref().map(Lease::due_us);
+        let lease = self.lease.as_ref().and_then(|lease| {
+            // Who is not in touch has no heartbeat to send: that would be due all the time.
+            let next = match self.link {
+                Link::Down => None,
+                Link::Announcing => Some(lease.announcement_late_us()),
+                Link::Up(_) => Some(lease.heartbeat_us()),
+            };
+            next.into_iter().chain(lease.end_us()).min()
+        });
         let due = started.into_iter().chain(ended).chain(lease).min()?;
         Some(due.saturating_sub(self.now_us))
     }

@@ -111,10 +111,18 @@ impl Lease {
         ended
     }
 
-    /// When the next heartbeat or the end is due, in microseconds of the agent's clock.
-    pub(crate) fn due_us(&self) -> u64 {
-        let heartbeat_us = self.last_sent_us.saturating_add(self.options.heartbeat_ms * 1_000);
-        let end_us = self.lease.ends_ms().map(|end_ms| end_ms.saturating_mul(1_000));
-        end_us.map_or(heartbeat_us, |end_us| heartbeat_us.min(end_us))
+    /// When the lease ends, in microseconds of the agent's clock; nothing once it has.
+    pub(crate) fn end_us(&self) -> Option<u64> {
+        self.lease.ends_ms().map(|end_ms| end_ms.saturating_mul(1_000))
+    }
+
+    /// When the next heartbeat is due.
+    pub(crate) fn heartbeat_us(&self) -> u64 {
+        self.last_sent_us.saturating_add(self.options.heartbeat_ms * 1_000)
+    }
+
+    /// When the announcement has waited too long for its answer.
+    pub(crate) fn announcement_late_us(&self) -> u64 {
+        self.announcement.1.saturating_add(self.options.answer_ms * 1_000 + 1)
     }
 }

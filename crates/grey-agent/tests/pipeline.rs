@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_agent::{Agent, AgentOptions, Output, Start, StopReason};
+use grey_agent::{Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
 use grey_core::{
     Answer, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content, Devices, Effect,
     Entry, Epoch, ExecutorKind, FromWorker, GroupSubmission, HistoryRecord, JobId, LoseWorker, Outcome,
@@ -479,4 +479,24 @@ fn a_time_out_that_changes_reaches_what_runs_and_what_is_yet_to_start() {
     assert_eq!(told, [(1, 7_000), (2, 7_000), (3, 7_000), (4, 7_000)]);
     house.run(true);
     assert_eq!(house.starts.values().filter(|start| start.timeout_ms == 7_000).count(), 2);
+}
+
+#[test]
+fn a_worker_out_of_touch_is_not_woken_for_heartbeats_that_it_cannot_send() {
+    let options = AgentOptions { lease: Some(KeepOptions::default()), ..options(1) };
+    let mut agent = Agent::new(options, key(), []).unwrap();
+    agent.settle().unwrap();
+    let wait_us = agent.next_wake_us().unwrap();
+    assert!(wait_us > 500_000, "it waits for an answer, and is woken after {wait_us} µs");
+    agent.elapse(wait_us);
+    agent.settle().unwrap();
+    assert!(agent.is_down(), "no answer came");
+    assert_eq!(agent.next_wake_us(), None, "only its shell can announce it again");
+    agent.registered(WorkerId(1), &[]);
+    let wait_us = agent.next_wake_us().unwrap();
+    assert_eq!(wait_us, 500_000, "then the next heartbeat is due");
+    agent.elapse(10_000_000);
+    agent.settle().unwrap();
+    assert!(agent.is_down() && !agent.has_lease());
+    assert_eq!(agent.next_wake_us(), None, "a lease that has ended is over");
 }
