@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("blob", &["proof"]),
     ("exec", &["agent", "core", "proof"]),
     ("api", &["proof"]),
-    ("sim", &["proof", "core", "agent", "replica", "store", "blob", "api"]),
+    ("sim", &["proof", "core", "health", "agent", "replica", "store", "blob", "api"]),
     ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api"]),
     ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
 ];

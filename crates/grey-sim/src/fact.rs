@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use grey_core::{
     Answer, Applied, AttemptId, Cancel, ChangeTimeout, Counts, JobId, Outcome, Rejection, Resources, State,
-    Submit,
+    Submit, TaskId, WorkerId,
 };
 use grey_proof::Digest;
 
@@ -30,6 +30,14 @@ pub enum Told {
     Read(Option<Counts>),
 }
 
+/// An attempt that a plan gave to a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    pub attempt: AttemptId,
+    pub group: TaskId,
+    pub worker: WorkerId,
+}
+
 /// One thing that happened.
 #[derive(Debug)]
 pub enum Fact<'a> {
@@ -43,6 +51,10 @@ pub enum Fact<'a> {
         /// The state after it.
         state: &'a State,
         applied: &'a Applied,
+        /// What a plan gave away, where the state is that after this very entry.
+        placed: &'a [Placed],
+        /// Cancelled attempts that have yet to stop, after an entry that cancelled any.
+        stopping: &'a [AttemptId],
     },
     /// A replica came back with what its checkpoint covers.
     Restored { server: u64, index: u64, hash: Option<Digest> },
@@ -56,6 +68,8 @@ pub enum Fact<'a> {
     Started { worker: Digest, attempt: AttemptId, needs: Resources, capacity: Resources },
     /// An attempt ended on a worker by itself or was stopped there, with its process gone.
     Stopped { worker: Digest, attempt: AttemptId, outcome: Option<Outcome> },
+    /// A worker stands still until then, with what runs on it.
+    Frozen { worker: Digest, until_us: u64 },
     /// A worker's process ended, and every attempt with it.
     WorkerDied { worker: Digest },
     /// At the end: what a server that is up has.

@@ -44,7 +44,7 @@ impl World {
         let Some(node) = self.nodes.get_mut(index) else { return };
         match Server::start(&node.disk, options) {
             Ok(server) => {
-                let state = server.replica.state();
+                let state = server.replica().state();
                 let applied = server.restored_index;
                 // What was known to be committed may have been applied already.
                 let hash = (state.applied_index() == applied).then(|| state.hash());

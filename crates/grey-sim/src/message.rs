@@ -1,45 +1,6 @@
 //! What travels between nodes.
 
-use grey_agent::ReportAnswer;
-use grey_core::{
-    Answer, Assignment, AttemptId, Command, Counts, JobId, RegisterWorker, Rejection, Report, Revoked,
-    WorkerId,
-};
-
-/// What a worker says to a server.
-#[derive(Debug, Clone)]
-pub enum FromWorker {
-    /// It announces itself.
-    Register(Box<RegisterWorker>),
-    /// What ended and started.
-    Report(Box<Report>),
-    /// What it gives back.
-    Revoked(Box<Revoked>),
-    /// It is there, in this session, and got so many messages of it.
-    Heartbeat { session: u64, number: u64 },
-}
-
-/// What a server says to a worker: numbered without gaps within a session.
-#[derive(Debug, Clone)]
-pub struct ToWorker {
-    pub session: u64,
-    pub number: u64,
-    pub message: WorkerMessage,
-}
-
-#[derive(Debug, Clone)]
-pub enum WorkerMessage {
-    Assign(Box<Assignment>),
-    Stop(AttemptId),
-    ChangeTimeout(Vec<AttemptId>, u64),
-    Revoke(Vec<AttemptId>),
-    Registered(WorkerId, Vec<AttemptId>),
-    Reported(u64, ReportAnswer),
-    /// So many messages were sent in the session.
-    Heard(u64),
-    /// This server does not lead; who does, 0 when unknown.
-    Unavailable(u64),
-}
+use grey_core::{Answer, AttemptId, Command, Counts, FromWorker, JobId, Rejection, ToWorker, WorkerMessage};
 
 /// What a client asks.
 #[derive(Debug, Clone)]
@@ -99,7 +60,8 @@ impl Packet {
         match self {
             Packet::Engine(bytes) => format!("engine, {} bytes", bytes.len()),
             Packet::FromWorker(FromWorker::Register(body)) => {
-                format!("register life {} holding {:?}", body.incarnation, Names(&body.holding))
+                let (life, session) = (body.incarnation, body.session);
+                format!("register {life}/{session} holding {:?}", Names(&body.holding))
             }
             Packet::FromWorker(FromWorker::Report(body)) => {
                 let finished: Vec<String> = body
@@ -111,10 +73,13 @@ impl Packet {
                 format!("report {}: started {started:?}, finished {finished:?}", body.sequence)
             }
             Packet::FromWorker(FromWorker::Revoked(body)) => format!("revoked {:?}", Names(&body.attempts)),
-            Packet::FromWorker(FromWorker::Heartbeat { session, number }) => {
-                format!("heartbeat {session}/{number}")
+            Packet::FromWorker(FromWorker::Heartbeat(beat)) => {
+                format!("heartbeat {}/{}: {}", beat.incarnation, beat.session, beat.number)
             }
-            Packet::ToWorker(to) => format!("{}/{} {}", to.session, to.number, to.message.describe()),
+            Packet::ToWorker(to) => {
+                let (life, session, number) = (to.incarnation, to.session, to.number);
+                format!("{life}/{session}/{number} {}", describe(&to.message))
+            }
             Packet::Request { number, .. } => format!("request {number}"),
             Packet::Reply { number, told } => format!("reply {number}: {told:?}"),
         }
@@ -131,24 +96,22 @@ impl std::fmt::Debug for Names<'_> {
     }
 }
 
-impl WorkerMessage {
-    fn describe(&self) -> String {
-        match self {
-            WorkerMessage::Assign(assignment) => {
-                let placement = &assignment.placement;
-                format!("assign {}+{}/{}", placement.tasks.first, placement.tasks.count, placement.epoch)
-            }
-            WorkerMessage::Stop(attempt) => format!("stop {:?}", Names(&[*attempt])),
-            WorkerMessage::ChangeTimeout(attempts, timeout_ms) => {
-                format!("time-out {timeout_ms} ms for {:?}", Names(attempts))
-            }
-            WorkerMessage::Revoke(attempts) => format!("revoke {:?}", Names(attempts)),
-            WorkerMessage::Registered(worker, unknown) => {
-                format!("registered {worker}, unknown {:?}", Names(unknown))
-            }
-            WorkerMessage::Reported(sequence, answer) => format!("reported {sequence}: {answer:?}"),
-            WorkerMessage::Heard(number) => format!("heard {number}"),
-            WorkerMessage::Unavailable(leader) => format!("unavailable, {leader} leads"),
+fn describe(message: &WorkerMessage) -> String {
+    match message {
+        WorkerMessage::Assign(assignment) => {
+            let placement = &assignment.placement;
+            format!("assign {}+{}/{}", placement.tasks.first, placement.tasks.count, placement.epoch)
         }
+        WorkerMessage::Stop(attempt) => format!("stop {:?}", Names(&[*attempt])),
+        WorkerMessage::ChangeTimeout(attempts, timeout_ms) => {
+            format!("time-out {timeout_ms} ms for {:?}", Names(attempts))
+        }
+        WorkerMessage::Revoke(attempts) => format!("revoke {:?}", Names(attempts)),
+        WorkerMessage::Registered { worker, unknown } => {
+            format!("registered {worker}, unknown {:?}", Names(unknown))
+        }
+        WorkerMessage::Reported(sequence, answer) => format!("reported {sequence}: {answer:?}"),
+        WorkerMessage::Heard(number) => format!("heard {number}"),
+        WorkerMessage::Unavailable { leader } => format!("unavailable, {leader} leads"),
     }
 }

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use grey_agent::ReportAnswer;
-use grey_core::{
-    Answer, Applied, Command, Effect, HistoryRecord, JobId, Rejection, ReportRefusal, check_report,
-};
+use grey_core::{Applied, Effect, HistoryRecord, JobId};
 use grey_proof::{Digest, VerifyingKey};
-use grey_replica::{Checkpoint, Options, Output, PersistBatch, Replica, ReplicaError, Ticket};
+use grey_replica::{
+    Checkpoint, Options, Output, PersistBatch, Replica, ReplicaError, Server as Replicated, ServerOutput,
+    Ticket, WatchOptions,
+};
 use grey_store::{RecordKey, RecordKind, Storage, StorageOptions, StoreError};
 
 use crate::disk::SimulatedDisk;
-use crate::message::{Ask, FromWorker, Packet, ToWorker, Told, WorkerMessage};
+use crate::message::{Ask, Packet, Told};
 use crate::network::NodeIndex;
 
 /// History segments are small here, so that runs seal some.
@@ -24,19 +24,6 @@ pub const REPORTS: RecordKind = RecordKind(1);
 enum SideRequest {
     Effects(Vec<Effect>),
     Checkpoint(Box<Checkpoint>),
-}
-
-/// Who is told what a proposal came to.
-enum Reply {
-    Client { node: NodeIndex, number: u64 },
-    Registration { worker: NodeIndex },
-    Report { worker: NodeIndex, sequence: u64 },
-}
-
-/// What a worker has been sent since it announced itself.
-struct Session {
-    session: u64,
-    number: u64,
 }
 
 /// What a server asks of the world.
@@ -87,7 +74,7 @@ pub struct StartOptions {
 
 /// A server that is up.
 pub struct Server {
-    pub replica: Replica,
+    server: Replicated,
     /// The index of the checkpoint from which it came back.
     pub restored_index: u64,
     storage: Storage,
@@ -95,9 +82,8 @@ pub struct Server {
     log_busy: bool,
     side_queue: VecDeque<SideRequest>,
     side_busy: bool,
-    replies: BTreeMap<u64, Reply>,
+    replies: BTreeMap<u64, (NodeIndex, u64)>,
     reads: BTreeMap<u64, (NodeIndex, u64, JobId)>,
-    sessions: BTreeMap<NodeIndex, Session>,
     next_ticket: u64,
     keys: Arc<BTreeMap<NodeIndex, VerifyingKey>>,
     nodes: Arc<BTreeMap<Digest, NodeIndex>>,
@@ -128,7 +114,7 @@ impl Server {
             Box::new(storage.log.reader()),
         )?;
         Ok(Server {
-            replica,
+            server: Replicated::new(replica, Some(WatchOptions::default())),
             restored_index,
             storage,
             log_queue: VecDeque::new(),
@@ -137,7 +123,6 @@ impl Server {
             side_busy: false,
             replies: BTreeMap::new(),
             reads: BTreeMap::new(),
-            sessions: BTreeMap::new(),
             next_ticket: 1,
             keys: options.keys,
             nodes: options.nodes,
@@ -154,241 +139,115 @@ impl Server {
         self.ordered.push(Ordered::Send { to, packet });
     }
 
+    /// The replica.
+    pub fn replica(&self) -> &Replica {
+        self.server.replica()
+    }
+
     /// Time passed by this node's monotonic clock.
     pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), Ended> {
-        self.replica.elapse(elapsed_ms)?;
-        self.act();
-        Ok(())
+        self.server.elapse(elapsed_ms)?;
+        self.act()
     }
 
     /// Something arrived.
     pub fn receive(&mut self, from: NodeIndex, packet: Packet) -> Result<(), Ended> {
         match packet {
-            Packet::Engine(bytes) => self.replica.receive(&bytes)?,
-            Packet::Request { number, ask } => self.request(from, number, ask)?,
-            Packet::FromWorker(message) => self.heed_worker(from, message)?,
+            Packet::Engine(bytes) => match self.server.replica_mut().receive(&bytes) {
+                // The sender is wrong, not this server, which is as it was.
+                Ok(()) | Err(ReplicaError::Refused { .. }) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Packet::Request { number, ask } => {
+                let ticket = self.ticket();
+                match ask {
+                    Ask::Propose(command) => {
+                        self.replies.insert(ticket.0, (from, number));
+                        self.server.propose(ticket, *command);
+                    }
+                    Ask::Read(job) => {
+                        self.reads.insert(ticket.0, (from, number, job));
+                        self.server.read(ticket);
+                    }
+                }
+            }
+            Packet::FromWorker(message) => {
+                if let Some(key) = self.keys.get(&from) {
+                    self.server.from_worker(key, message);
+                }
+            }
             Packet::ToWorker(_) | Packet::Reply { .. } => {}
         }
-        self.act();
-        Ok(())
+        self.act()
     }
 
-    fn request(&mut self, node: NodeIndex, number: u64, ask: Ask) -> Result<(), Ended> {
-        let ticket = self.ticket();
-        let outcome = match ask {
-            Ask::Propose(command) => {
-                self.replies.insert(ticket.0, Reply::Client { node, number });
-                self.replica.propose(ticket, *command)
-            }
-            Ask::Read(job) => {
-                self.reads.insert(ticket.0, (node, number, job));
-                self.replica.read(ticket)
-            }
-        };
-        let told = match outcome {
-            Ok(()) => return Ok(()),
-            Err(ReplicaError::NotLeader { leader }) => Told::NotLeader(leader),
-            Err(ReplicaError::Overloaded) => Told::Overloaded,
-            Err(error) => return Err(error.into()),
-        };
-        self.replies.remove(&ticket.0);
-        self.reads.remove(&ticket.0);
-        self.send(node, Packet::Reply { number, told });
-        Ok(())
-    }
-
-    fn heed_worker(&mut self, worker: NodeIndex, message: FromWorker) -> Result<(), Ended> {
-        if !self.replica.leads() {
-            self.unavailable(worker);
-            return Ok(());
-        }
-        match message {
-            FromWorker::Register(body) => {
-                let reply = Reply::Registration { worker };
-                self.propose(reply, Command::RegisterWorker(*body))
-            }
-            FromWorker::Report(report) => {
-                let sequence = report.sequence;
-                let Some(key) = self.keys.get(&worker) else { return Ok(()) };
-                match check_report(self.replica.state(), &report, key) {
-                    Ok(()) => self.propose(Reply::Report { worker, sequence }, Command::Report(*report)),
-                    Err(refusal) => {
-                        let answer = match refusal {
-                            ReportRefusal::NotHeld(attempts) => ReportAnswer::NotHeld(attempts),
-                            ReportRefusal::Unregistered => ReportAnswer::Unregistered,
-                            ReportRefusal::BadSignature | ReportRefusal::Malformed => {
-                                return Err(Ended::Replica(format!("a worker's report: {refusal}")));
-                            }
-                        };
-                        self.tell_worker(worker, WorkerMessage::Reported(sequence, answer));
-                        Ok(())
-                    }
-                }
-            }
-            FromWorker::Revoked(body) => {
-                let ticket = self.ticket();
-                match self.replica.propose(ticket, Command::Revoked(*body)) {
-                    Ok(()) | Err(ReplicaError::NotLeader { .. } | ReplicaError::Overloaded) => Ok(()),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            FromWorker::Heartbeat { session, number } => {
-                match self.sessions.get(&worker) {
-                    Some(known) if known.session == session && number <= known.number => {
-                        let message = WorkerMessage::Heard(known.number);
-                        let number = known.number;
-                        self.send(worker, Packet::ToWorker(ToWorker { session, number, message }));
-                    }
-                    _ => self.unavailable(worker),
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn propose(&mut self, reply: Reply, command: Command) -> Result<(), Ended> {
-        let ticket = self.ticket();
-        let worker = match reply {
-            Reply::Registration { worker } | Reply::Report { worker, .. } => worker,
-            Reply::Client { node, .. } => node,
-        };
-        self.replies.insert(ticket.0, reply);
-        match self.replica.propose(ticket, command) {
-            Ok(()) => Ok(()),
-            Err(ReplicaError::NotLeader { .. } | ReplicaError::Overloaded) => {
-                self.replies.remove(&ticket.0);
-                self.unavailable(worker);
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn unavailable(&mut self, worker: NodeIndex) {
-        self.sessions.remove(&worker);
-        let message = WorkerMessage::Unavailable(self.replica.leader());
-        self.send(worker, Packet::ToWorker(ToWorker { session: 0, number: 0, message }));
-    }
-
-    /// The next message of a worker's session; nothing to a worker that has none, since it has to announce itself first.
-    fn tell_worker(&mut self, worker: NodeIndex, message: WorkerMessage) {
-        let Some(known) = self.sessions.get_mut(&worker) else { return };
-        known.number += 1;
-        let (session, number) = (known.session, known.number);
-        self.send(worker, Packet::ToWorker(ToWorker { session, number, message }));
-    }
-
-    fn node_of(&self, worker: grey_core::WorkerId) -> Option<NodeIndex> {
-        let row = self.replica.state().workers().get(&worker)?;
-        self.nodes.get(&row.node).copied()
-    }
-
-    /// Does what the replica asks for.
-    fn act(&mut self) {
-        let outputs: Vec<Output> = self.replica.outputs().collect();
-        for output in outputs {
+    /// Does what the server asks for.
+    fn act(&mut self) -> Result<(), Ended> {
+        self.server.flush()?;
+        for output in self.server.outputs()? {
             match output {
-                Output::Persist(batch) => {
-                    self.log_queue.push_back(batch);
-                    self.wake_log();
-                }
-                Output::Send { to, bytes } => {
-                    let to = usize::try_from(to.saturating_sub(1)).unwrap_or(usize::MAX);
-                    self.send(to, Packet::Engine(bytes));
-                }
-                Output::Applied { term, index, ticket, leads, applied } => {
-                    self.applied(ticket, leads, &applied);
-                    self.ordered.push(Ordered::Applied { term, index, applied });
-                }
-                Output::Unknown(ticket) => self.unknown(ticket),
-                Output::Readable(ticket) => {
-                    if let Some((node, number, job)) = self.reads.remove(&ticket.0) {
-                        let counts = self.replica.state().jobs().get(&job).map(|job| job.counts);
-                        self.send(node, Packet::Reply { number, told: Told::Read(counts) });
+                ServerOutput::Replica(output) => self.carry_out(output),
+                ServerOutput::ToWorker { node, message } => {
+                    if let Some(to) = self.nodes.get(&node).copied() {
+                        self.send(to, Packet::ToWorker(message));
                     }
                 }
-                Output::Checkpoint(checkpoint) => {
-                    self.tell_side(SideRequest::Checkpoint(Box::new(checkpoint)))
-                }
-                Output::Revoke { worker, attempts } => {
-                    if let Some(node) = self.node_of(worker) {
-                        self.tell_worker(node, WorkerMessage::Revoke(attempts));
-                    }
-                }
-                Output::Role { leads, leader, term } => {
-                    if !leads {
-                        self.sessions.clear();
-                    }
-                    self.ordered.push(Ordered::Role { leads, leader, term });
+                ServerOutput::Refused(ticket, error) => {
+                    let told = match error {
+                        ReplicaError::NotLeader { leader } => Told::NotLeader(leader),
+                        ReplicaError::Overloaded | ReplicaError::Door(_) => Told::Overloaded,
+                        error => return Err(error.into()),
+                    };
+                    self.tell(ticket, told);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, ticket: Ticket, told: Told) {
+        let asked = self.reads.remove(&ticket.0).map(|(node, number, _)| (node, number));
+        if let Some((node, number)) = asked.or_else(|| self.replies.remove(&ticket.0)) {
+            self.send(node, Packet::Reply { number, told });
         }
     }
 
-    fn unknown(&mut self, ticket: Ticket) {
-        if let Some((node, number, _)) = self.reads.remove(&ticket.0) {
-            self.send(node, Packet::Reply { number, told: Told::Unknown });
-        }
-        match self.replies.remove(&ticket.0) {
-            Some(Reply::Client { node, number }) => {
-                self.send(node, Packet::Reply { number, told: Told::Unknown });
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Persist(batch) => {
+                self.log_queue.push_back(batch);
+                self.wake_log();
             }
-            Some(Reply::Registration { worker } | Reply::Report { worker, .. }) => self.unavailable(worker),
-            None => {}
-        }
-    }
-
-    fn applied(&mut self, ticket: Option<Ticket>, leads: bool, applied: &Applied) {
-        let reply = ticket.and_then(|ticket| self.replies.remove(&ticket.0));
-        if let (Some(Reply::Registration { worker }), Ok(Answer::Registered { worker: id, unknown })) =
-            (&reply, &applied.answer)
-        {
-            // What the entry sends the worker belongs to the new session.
-            let session = self.replica.state().applied_index();
-            self.sessions.insert(*worker, Session { session, number: 0 });
-            self.tell_worker(*worker, WorkerMessage::Registered(*id, unknown.clone()));
-        }
-        let mut kept = Vec::new();
-        for effect in &applied.effects {
-            match effect {
-                Effect::Assign(assignment) if leads => {
-                    if let Some(node) = self.node_of(assignment.placement.worker) {
-                        self.tell_worker(node, WorkerMessage::Assign(Box::new(assignment.clone())));
-                    }
+            Output::Send { to, bytes, .. } => {
+                let to = usize::try_from(to.saturating_sub(1)).unwrap_or(usize::MAX);
+                self.send(to, Packet::Engine(bytes));
+            }
+            Output::Applied { term, index, ticket, applied, .. } => {
+                let kept = applied
+                    .effects
+                    .iter()
+                    .filter(|effect| matches!(effect, Effect::History(_) | Effect::LogGrew { .. }));
+                let kept: Vec<Effect> = kept.cloned().collect();
+                if !kept.is_empty() {
+                    self.tell_side(SideRequest::Effects(kept));
                 }
-                Effect::Stop { worker, attempt } if leads => {
-                    if let Some(node) = self.node_of(*worker) {
-                        self.tell_worker(node, WorkerMessage::Stop(*attempt));
-                    }
+                if let Some(ticket) = ticket {
+                    self.tell(ticket, Told::Applied(applied.answer.clone()));
                 }
-                Effect::ChangeTimeout { worker, attempts, timeout_ms } if leads => {
-                    if let Some(node) = self.node_of(*worker) {
-                        self.tell_worker(node, WorkerMessage::ChangeTimeout(attempts.clone(), *timeout_ms));
-                    }
-                }
-                Effect::History(_) | Effect::LogGrew { .. } => kept.push(effect.clone()),
-                Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } | Effect::Event(_) => {
+                self.ordered.push(Ordered::Applied { term, index, applied });
+            }
+            Output::Unknown(ticket) => self.tell(ticket, Told::Unknown),
+            Output::Readable(ticket) => {
+                if let Some((_, _, job)) = self.reads.get(&ticket.0).copied() {
+                    let counts = self.server.state().jobs().get(&job).map(|job| job.counts);
+                    self.tell(ticket, Told::Read(counts));
                 }
             }
-        }
-        if !kept.is_empty() {
-            self.tell_side(SideRequest::Effects(kept));
-        }
-        match reply {
-            Some(Reply::Client { node, number }) => {
-                let told = Told::Applied(applied.answer.clone());
-                self.send(node, Packet::Reply { number, told });
+            Output::Checkpoint(checkpoint) => self.tell_side(SideRequest::Checkpoint(Box::new(checkpoint))),
+            Output::Role { leads, leader, term } => {
+                self.ordered.push(Ordered::Role { leads, leader, term });
             }
-            Some(Reply::Report { worker, sequence }) => {
-                let answer = match &applied.answer {
-                    Ok(_) => ReportAnswer::Accepted,
-                    Err(Rejection::ReportOutOfOrder { .. }) => ReportAnswer::TooEarly,
-                    Err(_) => ReportAnswer::Unregistered,
-                };
-                self.tell_worker(worker, WorkerMessage::Reported(sequence, answer));
-            }
-            Some(Reply::Registration { worker }) if applied.answer.is_err() => self.unavailable(worker),
-            Some(Reply::Registration { .. }) | None => {}
+            Output::Revoke { .. } | Output::Reconfigured { .. } | Output::Installed { .. } => {}
         }
     }
 
@@ -420,7 +279,7 @@ impl Server {
     pub fn log_done(&mut self) -> Result<(), Ended> {
         self.write_log()?;
         self.log_busy = false;
-        self.act();
+        self.act()?;
         self.wake_log();
         Ok(())
     }
@@ -429,7 +288,7 @@ impl Server {
         let batches: Vec<PersistBatch> = self.log_queue.drain(..).collect();
         if let Some(last) = batches.last().map(|batch| batch.number) {
             self.storage.log.append(&batches)?;
-            self.replica.persisted(last)?;
+            self.server.replica_mut().persisted(last)?;
         }
         Ok(())
     }
@@ -438,7 +297,7 @@ impl Server {
     pub fn side_done(&mut self) -> Result<(), Ended> {
         self.write_side()?;
         self.side_busy = false;
-        self.act();
+        self.act()?;
         self.wake_side();
         Ok(())
     }
@@ -464,7 +323,7 @@ impl Server {
                     side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
                     side.write_checkpoint(&checkpoint)?;
                     // Without snapshots a follower that is behind needs the whole log.
-                    self.replica.checkpointed(0);
+                    self.server.replica_mut().checkpointed(0);
                     return Ok(());
                 }
             }
@@ -492,11 +351,10 @@ impl Server {
         Ok(found.into_iter().map(|(key, value)| (key.key, Digest::of(&value))).collect())
     }
 
-    /// Proposes the founding.
-    pub fn found(&mut self, cluster: Digest) {
+    /// Proposes the founding. Whoever leads next tries again where this comes to nothing.
+    pub fn found(&mut self, cluster: Digest) -> Result<(), Ended> {
         let ticket = self.ticket();
-        // Whoever leads next tries again where this comes to nothing.
-        drop(self.replica.propose(ticket, crate::workload::bootstrap(cluster)));
-        self.act();
+        self.server.propose(ticket, crate::workload::bootstrap(cluster));
+        self.act()
     }
 }

@@ -50,7 +50,7 @@ impl World {
     pub fn leader(&self) -> Option<NodeIndex> {
         let leads = |index: &NodeIndex| {
             let server = self.nodes.get(*index).and_then(Node::server)?;
-            server.replica.leads().then(|| (server.replica.term(), *index))
+            server.replica().leads().then(|| (server.replica().term(), *index))
         };
         self.server_indexes().iter().filter_map(leads).max().map(|(_, index)| index)
     }
@@ -360,6 +360,10 @@ impl World {
         if let Some(node) = self.nodes.get_mut(index) {
             node.paused_until_us = node.paused_until_us.max(until_us);
         }
+        let identity = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
+        if let Some(worker) = identity.map(|identity| identity.node) {
+            self.tell(&Fact::Frozen { worker, until_us });
+        }
     }
 
     /// The storm is over: links and disks are whole, a random majority of servers stays up, every worker comes back.
@@ -434,7 +438,7 @@ impl World {
                 return Some(format!("{} has no answer: {:?}", self.name(index), client.open));
             }
         }
-        let state = self.nodes.get(leader).and_then(Node::server)?.replica.state();
+        let state = self.nodes.get(leader).and_then(Node::server)?.replica().state();
         if let Some((job, row)) = state.jobs().iter().next() {
             let live: Vec<String> = state
                 .live()
@@ -451,8 +455,8 @@ impl World {
                 continue;
             }
             let Some(server) = node.server() else { return Some(format!("{} is down", self.name(index))) };
-            if server.replica.state().applied_index() != state.applied_index() {
-                let (at, of) = (server.replica.state().applied_index(), state.applied_index());
+            if server.replica().state().applied_index() != state.applied_index() {
+                let (at, of) = (server.replica().state().applied_index(), state.applied_index());
                 return Some(format!("{} has applied {at} of {of}", self.name(index)));
             }
             if server.is_writing() {
@@ -468,7 +472,7 @@ impl World {
             match server.history() {
                 Ok(history) => {
                     if self.broken.is_none() {
-                        let state = server.replica.state();
+                        let state = server.replica().state();
                         let fact = Fact::Final { server: index as u64 + 1, state, history: &history };
                         self.broken = self.checkers.observe(self.now_us, &fact).err();
                     }

@@ -3,20 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use grey_agent::{Agent, AgentOptions, Output, Start, StopReason};
+use grey_agent::{Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
 use grey_core::{
-    AttemptId, AttemptResult, Content, Outcome, Resources, SandboxLevel, Signer, Usage, UsageSource,
+    AttemptId, AttemptResult, Content, FromWorker, Outcome, Resources, SandboxLevel, Signer, ToWorker, Usage,
+    UsageSource, WorkerMessage,
 };
 use grey_proof::{Digest, SigningKey};
 use grey_store::Journal;
 
 use crate::disk::SimulatedDisk;
-use crate::message::{FromWorker, ToWorker, WorkerMessage};
 
-/// How often a worker says that it is there, in microseconds.
-pub const HEARTBEAT_US: u64 = 500_000;
-/// After so long without a word it looks for another leader, in microseconds.
-const SILENCE_US: u64 = 2_000_000;
+/// How long after a lost answer a worker announces itself again, and how long it sleeps at most, in microseconds.
+const AGAIN_US: u64 = 100_000;
 
 /// Who a worker is, over all its lives.
 pub struct Identity {
@@ -80,18 +78,12 @@ pub struct Worker {
     capacity: Resources,
     servers: u64,
     leader: u64,
-    session: u64,
-    /// The newest session so far: what comes late from an older one is not taken.
-    newest: u64,
-    number: u64,
+    /// Who leads, as somebody said who does not.
+    hint: Option<u64>,
     now_us: u64,
-    heard_us: u64,
     announced_us: u64,
-    beat_us: u64,
     wake_us: u64,
     wall_ms: u64,
-    /// Reports without an answer, and when they were sent.
-    awaiting: BTreeMap<u64, u64>,
     pub ordered: Vec<Ordered>,
 }
 
@@ -143,6 +135,7 @@ impl Worker {
             labels: vec![("parity".to_owned(), (identity.number % 2).to_string())],
             devices: Vec::new(),
             parallel: identity.parallel,
+            lease: Some(KeepOptions::default()),
             salt_seed: [identity.number; 32],
         };
         let key = identity.key();
@@ -156,16 +149,11 @@ impl Worker {
             capacity: identity.capacity,
             servers,
             leader: 1 + u64::from(identity.number) % servers,
-            session: 0,
-            newest: 0,
-            number: 0,
+            hint: None,
             now_us: 0,
-            heard_us: 0,
             announced_us: 0,
-            beat_us: 0,
             wake_us: u64::MAX,
             wall_ms,
-            awaiting: BTreeMap::new(),
             ordered: Vec::new(),
         })
     }
@@ -191,89 +179,28 @@ impl Worker {
             let outcome = if one.ends_us <= one.end_us() { one.outcome } else { Outcome::TimedOut };
             self.gone(attempt, &one, outcome);
         }
-        if now_us.saturating_sub(self.beat_us) >= HEARTBEAT_US {
-            self.beat();
-        }
-    }
-
-    fn beat(&mut self) {
-        self.beat_us = self.now_us;
-        let since = self.awaiting.values().min().copied().unwrap_or(u64::MAX).min(self.heard_us);
-        let silent = self.now_us.saturating_sub(since) >= SILENCE_US;
-        if silent && self.now_us.saturating_sub(self.announced_us) >= SILENCE_US {
-            self.agent.unavailable();
-            self.leader = self.leader % self.servers + 1;
-            self.announce();
-        } else if self.session != 0 {
-            let (session, number) = (self.session, self.number);
-            self.send(FromWorker::Heartbeat { session, number });
-        }
-    }
-
-    fn announce(&mut self) {
-        self.session = 0;
-        self.awaiting.clear();
-        self.announced_us = self.now_us;
-        self.agent.unavailable();
-        self.agent.announce();
-    }
-
-    fn send(&mut self, message: FromWorker) {
-        self.ordered.push(Ordered::Send { server: self.leader, message });
     }
 
     /// A server said something.
     pub fn receive(&mut self, server: u64, told: ToWorker) {
-        match told.message {
-            WorkerMessage::Unavailable(leader)
-                if server == self.leader
-                    && self.now_us.saturating_sub(self.announced_us) >= HEARTBEAT_US / 5 =>
-            {
-                self.leader = if leader == 0 { self.leader % self.servers + 1 } else { leader };
-                self.announce();
-            }
-            WorkerMessage::Registered(worker, unknown)
-                if server == self.leader && told.session > self.newest =>
-            {
-                (self.session, self.newest) = (told.session, told.session);
-                (self.number, self.heard_us) = (told.number, self.now_us);
-                self.agent.registered(worker, &unknown);
-            }
-            WorkerMessage::Heard(number) if server == self.leader && told.session == self.session => {
-                self.heard_us = self.now_us;
-                if number > self.number && self.session != 0 {
-                    self.announce();
-                }
-            }
-            message if server == self.leader && told.session == self.session && self.session != 0 => {
-                if told.number == self.number + 1 {
-                    self.number += 1;
-                    self.obey(message);
-                } else if told.number > self.number {
-                    self.announce();
-                }
-            }
-            _ => {}
+        if let WorkerMessage::Unavailable { leader } = told.message
+            && server == self.leader
+            && leader != 0
+        {
+            self.hint = Some(leader);
         }
+        let wall_ms = self.wall_ms + self.now_us / 1_000;
+        self.agent.receive(told, wall_ms);
     }
 
-    fn obey(&mut self, message: WorkerMessage) {
-        match message {
-            WorkerMessage::Assign(assignment) => self.agent.assign(&assignment),
-            WorkerMessage::Stop(attempt) => {
-                let usage = self.usage(None);
-                self.agent.stop(attempt, result(Outcome::Cancelled, attempt), usage);
-            }
-            WorkerMessage::ChangeTimeout(attempts, timeout_ms) => {
-                self.agent.change_timeout(&attempts, timeout_ms);
-            }
-            WorkerMessage::Revoke(attempts) => self.agent.revoke(&attempts),
-            WorkerMessage::Reported(sequence, answer) => {
-                self.awaiting.remove(&sequence);
-                self.agent.reported(sequence, answer);
-            }
-            WorkerMessage::Registered(..) | WorkerMessage::Heard(_) | WorkerMessage::Unavailable(_) => {}
+    /// Looks for the leader again, where contact with it was lost.
+    fn look_for_leader(&mut self) {
+        if !self.agent.is_down() || self.now_us.saturating_sub(self.announced_us) < AGAIN_US {
+            return;
         }
+        self.announced_us = self.now_us;
+        self.leader = self.hint.take().unwrap_or(self.leader % self.servers + 1);
+        self.agent.announce();
     }
 
     fn usage(&self, one: Option<&Running>) -> Usage {
@@ -311,6 +238,7 @@ impl Worker {
     /// Does what the agent asks for, and says when to look again.
     pub fn settle(&mut self) -> Result<(), String> {
         loop {
+            self.look_for_leader();
             self.agent.settle().map_err(|error| error.to_string())?;
             let outputs: Vec<Output> = self.agent.outputs().collect();
             if outputs.is_empty() {
@@ -322,8 +250,9 @@ impl Worker {
         }
         let agent = self.agent.next_wake_us().map(|wait_us| self.now_us + wait_us.max(1_000));
         let ends = self.running.values().map(Running::end_us).min();
-        let beat = self.beat_us + HEARTBEAT_US;
-        let wake_us = agent.into_iter().chain(ends).chain([beat]).min().unwrap_or(beat).max(self.now_us + 1);
+        let again = self.agent.is_down().then(|| self.announced_us + AGAIN_US);
+        let wake_us =
+            agent.into_iter().chain(ends).chain(again).min().unwrap_or(u64::MAX).max(self.now_us + 1);
         if wake_us < self.wake_us {
             self.wake_us = wake_us;
             self.ordered.push(Ordered::WakeAt(wake_us));
@@ -333,12 +262,7 @@ impl Worker {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Register(body) => self.send(FromWorker::Register(Box::new(body))),
-            Output::Report(report) => {
-                self.awaiting.insert(report.sequence, self.now_us);
-                self.send(FromWorker::Report(Box::new(report)));
-            }
-            Output::Revoked(body) => self.send(FromWorker::Revoked(Box::new(body))),
+            Output::Send(message) => self.ordered.push(Ordered::Send { server: self.leader, message }),
             Output::Execute(start) => {
                 let (duration_us, outcome) = behaviour(&start);
                 let (attempt, resources) = (start.attempt, start.spec.resources);

@@ -178,7 +178,10 @@ impl Client {
             let target = Target::Job(known.job);
             let operation = self.next_operation;
             self.next_operation += 1;
-            return self.open(operation, Wish::Cancel(Cancel { tenant: self.tenant, target }));
+            return self.open(
+                operation,
+                Wish::Cancel(Cancel { tenant: self.tenant, target, wall_ms: self.wall_ms() }),
+            );
         }
         if calm && self.hurry.is_empty() {
             return Step::Done;
@@ -221,7 +224,7 @@ impl Client {
             20..35 if plan.has(Fault::Cancel) => {
                 counters.count(Fault::Cancel);
                 known.cancelled |= target == Target::Job(known.job);
-                Some(Wish::Cancel(Cancel { tenant: self.tenant, target }))
+                Some(Wish::Cancel(Cancel { tenant: self.tenant, target, wall_ms: self.wall_ms() }))
             }
             35..45 if plan.has(Fault::TimeoutChange) => {
                 counters.count(Fault::TimeoutChange);
@@ -230,6 +233,10 @@ impl Client {
             }
             _ => None,
         }
+    }
+
+    fn wall_ms(&self) -> u64 {
+        WALL_MS.saturating_add(self.wall_offset_ms)
     }
 
     fn submission(&self, operation: u64, chance: &mut Stream, plan: &Plan, counters: &mut Counters) -> Wish {
@@ -277,7 +284,7 @@ impl Client {
                 key: Some(key),
                 groups,
                 flow,
-                wall_ms: WALL_MS.saturating_add(self.wall_offset_ms),
+                wall_ms: self.wall_ms(),
             }),
             feasible,
         }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Resources};
+use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, Phase, Resources, State};
 use grey_proof::{Digest, VerifyingKey};
 
 use crate::checkers::{Broken, Checkers};
 use crate::disk::SimulatedDisk;
-use crate::fact::Fact;
+use crate::fact::{Fact, Placed};
 use crate::faults::{Counters, Fault};
 use crate::message::Packet;
 use crate::network::{Network, NodeIndex};
@@ -131,6 +131,7 @@ impl Node {
 
 /// What a process is given.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most inputs are packets: a box each would cost more")]
 pub enum Input {
     Packet(NodeIndex, Packet),
     Timer,
@@ -424,7 +425,9 @@ impl World {
                 _ => Ok(()),
             };
         }
-        self.found(index);
+        if outcome.is_ok() {
+            outcome = self.found(index);
+        }
         self.carry_out_server(index);
         if let Err(ended) = outcome {
             self.server_ended(index, ended);
@@ -432,16 +435,17 @@ impl World {
     }
 
     /// Whoever leads first founds the cluster.
-    fn found(&mut self, index: NodeIndex) {
+    fn found(&mut self, index: NodeIndex) -> Result<(), server::Ended> {
         let (cluster, founded_term) = (self.cluster, self.founded_term);
         let Some(Process::Server(server)) = self.nodes.get_mut(index).map(|node| &mut node.process) else {
-            return;
+            return Ok(());
         };
-        let replica = &server.replica;
+        let replica = server.replica();
         if replica.state().meta().cluster.is_none() && replica.leads() && replica.term() > founded_term {
             self.founded_term = replica.term();
-            server.found(cluster);
+            return server.found(cluster);
         }
+        Ok(())
     }
 
     fn carry_out_server(&mut self, index: NodeIndex) {
@@ -492,8 +496,11 @@ impl World {
         let first = at > self.highest_applied;
         self.highest_applied = self.highest_applied.max(at);
         let Some(server) = self.nodes.get(index).and_then(Node::server) else { return };
-        let state = server.replica.state();
-        let hash = if state.applied_index() == at { state.hash().0 } else { [0; 32] };
+        let state = server.replica().state();
+        let exact = state.applied_index() == at;
+        let placed = if first && exact { placed(state, applied) } else { Vec::new() };
+        let stopping = if first && exact { stopping(state, applied) } else { Vec::new() };
+        let hash = if exact { state.hash().0 } else { [0; 32] };
         let [a, b, c, d, ..] = hash;
         let short = u64::from(u32::from_le_bytes([a, b, c, d]));
         self.trace.fold(&[self.now_us, 4, index as u64, term, at, short]);
@@ -504,7 +511,9 @@ impl World {
         }
         if self.broken.is_none() {
             let server = index as u64 + 1;
-            let fact = Fact::Applied { server, term, index: at, first, state, applied };
+            let placed = &placed;
+            let fact =
+                Fact::Applied { server, term, index: at, first, state, applied, placed, stopping: &stopping };
             self.broken = self.checkers.observe(self.now_us, &fact).err();
         }
     }
@@ -678,4 +687,28 @@ impl World {
             self.queue.push(first_us, Event::Arrive { from, to, packet });
         }
     }
+}
+
+/// What a plan gave away, as the state says after it.
+fn placed(state: &State, applied: &Applied) -> Vec<Placed> {
+    if !matches!(applied.answer, Ok(Answer::Planned { placed: 1.., .. })) {
+        return Vec::new();
+    }
+    let index = state.applied_index();
+    let new = state.live().iter().filter(|(_, live)| live.assigned_index == index);
+    let placed = new.filter_map(|(task, live)| {
+        let worker = live.phase.worker()?;
+        Some(Placed { attempt: AttemptId { task: *task, epoch: live.epoch }, group: live.group, worker })
+    });
+    placed.collect()
+}
+
+/// Attempts whose tasks are cancelled and that have yet to stop, after an entry that cancelled any.
+fn stopping(state: &State, applied: &Applied) -> Vec<AttemptId> {
+    let cancels = |effect: &Effect| matches!(effect, Effect::Event(event) if matches!(event.kind, EventKind::Cancelled(_)));
+    if !applied.effects.iter().any(cancels) {
+        return Vec::new();
+    }
+    let stopping = state.live().iter().filter(|(_, live)| matches!(live.phase, Phase::Stopping { .. }));
+    stopping.map(|(task, live)| AttemptId { task: *task, epoch: live.epoch }).collect()
 }

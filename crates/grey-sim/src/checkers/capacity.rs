@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use grey_core::{AttemptId, Effect, Resources};
+use grey_core::{AttemptId, Resources};
 use grey_proof::Digest;
 
 use super::Checker;
@@ -41,15 +41,12 @@ impl Checker for Capacity {
                 self.running.remove(worker);
                 Ok(())
             }
-            Fact::Applied { first: true, index, state, applied, .. } if state.applied_index() == *index => {
-                for effect in &applied.effects {
-                    let Effect::Assign(assignment) = effect else { continue };
-                    if assignment.index != *index {
-                        continue;
-                    }
-                    let worker = assignment.placement.worker;
+            Fact::Applied { first: true, index, state, placed, .. } if state.applied_index() == *index => {
+                for one in *placed {
+                    let worker = one.worker;
                     let row = state.workers().get(&worker).ok_or("an assignment to an unknown worker")?;
-                    if row.held > row.slots || !row.suits(&assignment.spec) {
+                    let spec = state.spec(one.group).ok_or("an assignment of an unknown task")?;
+                    if row.held > row.slots || !row.suits(spec) {
                         let (held, slots) = (row.held, row.slots);
                         return Err(format!("{worker} was given what it cannot hold: {held} of {slots}"));
                     }

@@ -35,7 +35,9 @@ impl Completions {
         if task.ended || task.cancelled {
             return Err(format!("a result of {attempt:?} was accepted after the task had ended"));
         }
-        if epoch != task.epoch {
+        // An assignment may have been applied together with what followed it, and so not been seen.
+        task.epoch = task.epoch.max(epoch);
+        if epoch < task.epoch {
             return Err(format!("a result of {attempt:?} was accepted in epoch {}", task.epoch));
         }
         if task.accepted == epoch {
@@ -84,25 +86,20 @@ impl Checker for Completions {
                 self.ran.insert((*worker, *attempt), *outcome);
                 Ok(())
             }
-            Fact::Applied { first: true, index, applied, .. } => {
+            Fact::Applied { first: true, applied, placed, stopping, .. } => {
+                for one in *placed {
+                    let (id, epoch) = (one.attempt.task, one.attempt.epoch.0);
+                    let task = self.tasks.entry(id).or_default();
+                    if epoch <= task.epoch || task.ended || task.cancelled {
+                        return Err(format!("{id} was assigned in epoch {epoch} after {}", task.epoch));
+                    }
+                    task.epoch = epoch;
+                }
+                for attempt in *stopping {
+                    self.tasks.entry(attempt.task).or_default().cancelled = true;
+                }
                 for effect in &applied.effects {
                     match effect {
-                        Effect::Assign(assignment) if assignment.index == *index => {
-                            let epoch = assignment.placement.epoch.0;
-                            for id in assignment.placement.tasks.tasks() {
-                                let task = self.tasks.entry(id).or_default();
-                                if epoch != task.epoch + 1 || task.ended || task.cancelled {
-                                    return Err(format!(
-                                        "{id} was assigned in epoch {epoch} after {}",
-                                        task.epoch
-                                    ));
-                                }
-                                task.epoch = epoch;
-                            }
-                        }
-                        Effect::Stop { attempt, .. } => {
-                            self.tasks.entry(attempt.task).or_default().cancelled = true;
-                        }
                         Effect::History(HistoryRecord::Attempts { tasks, epoch, .. }) => {
                             for task in tasks.tasks() {
                                 self.accept(AttemptId { task, epoch: grey_core::Epoch(*epoch) })?;

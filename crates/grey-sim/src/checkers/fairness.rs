@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use grey_core::{Assignment, Effect, ReadyKey, Resources, State, TaskId, TenantId};
+use grey_core::{Presence, ReadyKey, Resources, State, TaskId, TenantId};
 
 use super::Checker;
-use crate::fact::Fact;
+use crate::fact::{Fact, Placed};
 
-/// So many plans in a row may favour the richer of two tenants that both wait.
-const UNFAIR_PLANS: u32 = 12;
+/// So many plans in a row may give to a richer tenant while the same task of a poorer one waits.
+const UNFAIR_PLANS: u32 = 6;
 /// So often a group may be passed over by later ones of its tenant.
 const OVERTAKEN: u32 = 40;
 
@@ -23,7 +23,7 @@ pub struct Fairness {
     index: u64,
     usage: BTreeMap<TenantId, (Resources, u64)>,
     waiting: Waiting,
-    unfair: BTreeMap<(TenantId, TenantId), u32>,
+    unfair: BTreeMap<TaskId, u32>,
     overtaken: BTreeMap<TaskId, u32>,
 }
 
@@ -56,46 +56,50 @@ fn share(usage: &Resources, held: u64, totals: &(Resources, u64)) -> u128 {
 }
 
 impl Fairness {
-    fn judge(&mut self, state: &State, placed: &[&Assignment], now: &Waiting) -> Result<(), String> {
-        let totals = state.workers().values().fold((Resources::default(), 0), |(sum, slots), worker| {
+    fn judge(&mut self, state: &State, placed: &[Placed], now: &Waiting) -> Result<(), String> {
+        let there = state.workers().iter().filter(|(_, worker)| worker.presence != Presence::Lost);
+        let totals = there.fold((Resources::default(), 0), |(sum, slots), (_, worker)| {
             (sum.checked_add(&worker.capacity).unwrap_or(sum), slots + u64::from(worker.slots))
         });
-        let mut usage = self.usage.clone();
-        let mut favoured: BTreeMap<(TenantId, TenantId), bool> = BTreeMap::new();
-        for assignment in placed {
-            let Some(job) = state.jobs().get(&assignment.job) else { continue };
-            let (tenant, needs) = (job.info.tenant, assignment.spec.resources);
-            let (used, held) = usage.get(&tenant).copied().unwrap_or_default();
-            let own = share(&used, held, &totals);
-            let largest = share(&needs, 1, &totals);
-            for (other, line) in &self.waiting {
-                let still = now.get(other);
-                let waits = |(task, (_, resources)): (&TaskId, &(ReadyKey, Resources))| {
-                    resources.fits(&needs) && still.is_some_and(|line| line.contains_key(task))
-                };
-                if *other == tenant || !line.iter().any(waits) {
+        let none = (Resources::default(), 0);
+        let mut groups: BTreeMap<TaskId, TaskId> = BTreeMap::new();
+        for one in placed {
+            groups.entry(one.group).or_insert(one.attempt.task);
+        }
+        let mut passed_over: BTreeMap<TaskId, (TenantId, u128, u128)> = BTreeMap::new();
+        for (group, first) in groups {
+            let Some(job) = state.groups().get(&group).and_then(|row| state.jobs().get(&row.job)) else {
+                continue;
+            };
+            let Some(needs) = state.spec(group).map(|spec| spec.resources) else { continue };
+            let tenant = job.info.tenant;
+            let (used, held) = self.usage.get(&tenant).copied().unwrap_or(none);
+            let (own, largest) = (share(&used, held, &totals), share(&needs, 1, &totals));
+            for (other, line) in self.waiting.iter().filter(|(other, _)| **other != tenant) {
+                // What the poorer one has after the plan is still less than the richer one had before it.
+                let row = state.tenants().get(other);
+                let theirs = row.map_or(0, |row| share(&row.usage, row.held_tasks, &totals));
+                if theirs + 2 * largest >= own {
                     continue;
                 }
-                let (used, held) = usage.get(other).copied().unwrap_or_default();
-                let poorer = share(&used, held, &totals) + 2 * largest < own;
-                *favoured.entry((tenant, *other)).or_default() |= poorer;
+                let still = now.get(other);
+                for (task, (_, resources)) in line {
+                    if resources.fits(&needs) && still.is_some_and(|line| line.contains_key(task)) {
+                        passed_over.insert(*task, (tenant, own, theirs));
+                    }
+                }
             }
-            self.overtake(tenant, assignment, now)?;
-            let count = u64::from(assignment.placement.tasks.count);
-            let entry = usage.entry(tenant).or_default();
-            let more = Resources {
-                cpu_millicores: needs.cpu_millicores * count,
-                memory_bytes: needs.memory_bytes * count,
-                disk_bytes: needs.disk_bytes * count,
-            };
-            *entry = (entry.0.checked_add(&more).unwrap_or(entry.0), entry.1 + count);
+            self.overtake(tenant, (group, first), &needs, now)?;
         }
-        for ((rich, poor), unfair) in favoured {
-            let plans = self.unfair.entry((rich, poor)).or_default();
-            *plans = if unfair { *plans + 1 } else { 0 };
+        // A plan is made from an earlier state, so one that came to wait meanwhile may be passed over once or twice.
+        self.unfair.retain(|task, _| passed_over.contains_key(task));
+        for (task, (rich, more, less)) in passed_over {
+            let plans = self.unfair.entry(task).or_default();
+            *plans += 1;
             if *plans > UNFAIR_PLANS {
                 return Err(format!(
-                    "{plans} plans in a row gave to tenant {rich} while {poor} had less and waited"
+                    "{task} was passed over by {plans} plans in a row: its tenant has {less} millionths, and \
+                     tenant {rich} got more though it had {more}"
                 ));
             }
         }
@@ -103,14 +107,19 @@ impl Fairness {
     }
 
     /// Groups of the same tenant that came first, ask for no more, and waited before and after.
-    fn overtake(&mut self, tenant: TenantId, assignment: &Assignment, now: &Waiting) -> Result<(), String> {
-        let first = assignment.placement.tasks.first;
+    fn overtake(
+        &mut self,
+        tenant: TenantId,
+        (group, first): (TaskId, TaskId),
+        needs: &Resources,
+        now: &Waiting,
+    ) -> Result<(), String> {
         let Some(line) = self.waiting.get(&tenant) else { return Ok(()) };
-        let placed = line.values().find(|(key, _)| key.group == assignment.group || key.task == first);
+        let placed = line.values().find(|(key, _)| key.group == group || key.task == first);
         let Some((placed, _)) = placed else { return Ok(()) };
         for (task, (key, resources)) in line {
             let still = now.get(&tenant).is_some_and(|line| line.contains_key(task));
-            if key.rank < placed.rank && still && resources.fits(&assignment.spec.resources) {
+            if key.rank < placed.rank && still && resources.fits(needs) {
                 let times = self.overtaken.entry(*task).or_default();
                 *times += 1;
                 if *times > OVERTAKEN {
@@ -128,21 +137,13 @@ impl Checker for Fairness {
     }
 
     fn observe(&mut self, _at_us: u64, fact: &Fact<'_>) -> Result<(), String> {
-        let Fact::Applied { first: true, index, state, applied, .. } = fact else { return Ok(()) };
+        let Fact::Applied { first: true, index, state, placed, .. } = fact else { return Ok(()) };
         if state.applied_index() != *index {
             return Ok(());
         }
         let now = waiting(state);
-        let placed: Vec<&Assignment> = applied
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Assign(assignment) if assignment.index == *index => Some(assignment),
-                _ => None,
-            })
-            .collect();
         if self.index + 1 == *index && !placed.is_empty() {
-            self.judge(state, &placed, &now)?;
+            self.judge(state, placed, &now)?;
         }
         self.index = *index;
         self.usage =

@@ -7,6 +7,7 @@ mod conservation;
 mod fairness;
 mod history;
 mod leaders;
+mod leases;
 mod submissions;
 mod tree;
 
@@ -44,6 +45,7 @@ impl Checkers {
             Box::new(completions::Completions::default()),
             Box::new(conservation::Conservation::default()),
             Box::new(capacity::Capacity::default()),
+            Box::new(leases::Leases::default()),
             Box::new(history::History::default()),
             Box::new(fairness::Fairness::default()),
         ])
