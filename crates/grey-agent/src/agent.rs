@@ -50,6 +50,9 @@ pub struct AgentOptions {
     pub lease: Option<KeepOptions>,
     /// From which the salts of this life's reports are derived: 32 random bytes.
     pub salt_seed: [u8; 32],
+    /// A mistake that it makes.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
 }
 
 /// An attempt to be started.
@@ -289,7 +292,11 @@ impl Agent {
     /// Sends what is due, gives up on answers that do not come, and ends what runs when the lease does.
     fn keep_lease(&mut self) {
         let Some(lease) = &mut self.lease else { return };
-        if lease.expire(self.now_us) {
+        #[cfg(feature = "mutants")]
+        let lives_on = self.options.mutant == Some(grey_core::Mutant::OutliveLease);
+        #[cfg(not(feature = "mutants"))]
+        let lives_on = false;
+        if !lives_on && lease.expire(self.now_us) {
             self.link = Link::Down;
             let running = self.held.iter().filter(|(_, held)| held.phase == HeldPhase::Running);
             let stops = running.map(|(attempt, _)| Output::Stop(*attempt, StopReason::Infrastructure));
@@ -436,8 +443,12 @@ impl Agent {
         let mut revoked = Vec::new();
         for attempt in attempts {
             if self.held.get(attempt).is_some_and(|held| held.phase == HeldPhase::Waiting) {
-                self.held.remove(attempt);
                 revoked.push(*attempt);
+                #[cfg(feature = "mutants")]
+                if self.options.mutant == Some(grey_core::Mutant::RunRevoked) {
+                    continue;
+                }
+                self.held.remove(attempt);
             }
         }
         if !revoked.is_empty() {

@@ -19,6 +19,8 @@ mod history;
 mod ids;
 mod invariants;
 pub mod limits;
+#[cfg(feature = "mutants")]
+mod mutant;
 mod overlay;
 mod plan;
 mod quarantine;
@@ -55,6 +57,8 @@ pub use history::{
     AttemptPointer, FlowRecord, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext,
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
+#[cfg(feature = "mutants")]
+pub use mutant::Mutant;
 pub use plan::{PLAN_VERSION, plan};
 pub use quarantine::{Consequence, HealthEvent, Quarantine, QuarantineOptions, Standing};
 pub use range_set::RangeSet;

@@ -46,6 +46,9 @@ struct Line<'a> {
     held: u64,
     waiting: btree_set::Iter<'a, ReadyKey>,
     current: Option<Run<'a>>,
+    /// The mistake of favouring who has most.
+    #[cfg(feature = "mutants")]
+    rich_first: bool,
 }
 
 /// Waiting tasks of one group, next to one another.
@@ -125,6 +128,10 @@ pub fn plan(state: &State, budget: u32) -> Plan {
     let waiting = state.ready().iter().filter_map(|(id, keys)| Some((*id, state.tenants().get(id)?, keys)));
     let (tenants, mut lines): (Vec<TenantId>, Vec<Line<'_>>) =
         waiting.map(|(id, tenant, keys)| (id, line(tenant, keys.iter()))).unzip();
+    #[cfg(feature = "mutants")]
+    for line in &mut lines {
+        line.rich_first = state.mutant == Some(crate::mutant::Mutant::FavourTheRich);
+    }
     // A heap is made in one pass over all tenants that wait, and only those whose turn comes are put in order.
     let shares: Vec<_> = tenants
         .into_iter()
@@ -172,6 +179,8 @@ fn line<'a>(tenant: &Tenant, waiting: btree_set::Iter<'a, ReadyKey>) -> Line<'a>
         held: tenant.held_tasks,
         waiting,
         current: None,
+        #[cfg(feature = "mutants")]
+        rich_first: false,
     }
 }
 
@@ -183,6 +192,9 @@ fn share(tenant: TenantId, at: usize, line: &Line<'_>, totals: &[u64; 3]) -> Sha
         let larger = u128::from(next.0) * u128::from(highest.1) > u128::from(highest.0) * u128::from(next.1);
         if larger { next } else { highest }
     });
+    #[cfg(feature = "mutants")]
+    let dominant =
+        if line.rich_first { (dominant.1.saturating_sub(dominant.0), dominant.1) } else { dominant };
     Share { dominant, weight_milli: line.weight_milli, tenant, line: at }
 }
 

@@ -80,6 +80,9 @@ pub struct State {
     /// Keys that changed since the last checkpoint, and whether that checkpoint has them; the tables know it of their rows
     /// themselves. What came and went in between leaves no trace.
     pub(crate) dirty_keys: BTreeMap<KeyId, bool>,
+    /// The mistake that this state's code makes, for the simulator's own proof.
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<crate::mutant::Mutant>,
 }
 
 const TABLE_META: u8 = 1;

@@ -9,6 +9,8 @@ mod error;
 mod guard;
 mod installation;
 mod links;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod ports;
 mod reconfigure;
 mod replica;

@@ -43,6 +43,9 @@ pub struct Options {
     pub seed: u64,
     /// Bytes of applied log after which a checkpoint is due.
     pub checkpoint_bytes: u64,
+    /// A mistake that it makes.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
 }
 
 /// What a replica asks the outside to do, in order.
@@ -135,6 +138,8 @@ fn class(message: MessageType) -> Class {
 
 /// One server of the control plane.
 pub struct Replica {
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<grey_core::Mutant>,
     pub(crate) engine: RawNode<Window>,
     pub(crate) state: State,
     checkpoint_bytes: u64,
@@ -179,6 +184,8 @@ impl Replica {
         let rows = recovered.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
         let mut state = State::load(rows)?;
         state.take_dirty_rows();
+        #[cfg(feature = "mutants")]
+        state.mutate(options.mutant);
         let mut hard_state = recovered.hard_state;
         // The commit index is not made durable by itself; what a checkpoint covers was committed.
         hard_state.commit = hard_state.commit.clamp(recovered.checkpoint_index, last_index);
@@ -204,6 +211,8 @@ impl Replica {
             clock_ms: state.meta().time_ms,
             state,
             checkpoint_bytes: options.checkpoint_bytes,
+            #[cfg(feature = "mutants")]
+            mutant: options.mutant,
             outputs: VecDeque::new(),
             unpersisted: VecDeque::new(),
             next_batch: 1,
@@ -505,6 +514,8 @@ impl Replica {
         if self.installing.is_some() {
             return Ok(());
         }
+        #[cfg(feature = "mutants")]
+        let committed = self.disordered(committed);
         for entry in committed {
             self.apply(&entry)?;
         }
@@ -542,6 +553,10 @@ impl Replica {
         }
         let batch = self.next_batch;
         self.next_batch += 1;
+        #[cfg(feature = "mutants")]
+        let hard_state = hard_state.filter(|_| self.mutant != Some(grey_core::Mutant::ForgetVote));
+        #[cfg(feature = "mutants")]
+        let messages = self.acknowledged_early(messages);
         self.unpersisted.push_back(Unpersisted { ready, batch, messages });
         self.outputs.push_back(Output::Persist(PersistBatch {
             number: batch,
@@ -551,7 +566,7 @@ impl Replica {
         }));
     }
 
-    fn send(&mut self, messages: Vec<Message>) {
+    pub(crate) fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             let (to, class) = (message.to, class(message.msg_type));
             if message.get_msg_type() == MessageType::MsgSnapshot {

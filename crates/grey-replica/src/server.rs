@@ -298,6 +298,10 @@ impl Server {
         let late = self.links.as_mut().map(|links| links.tick(now_ms)).unwrap_or_default();
         late.into_iter().for_each(|peer| self.lost_on_the_way(peer));
         let Some(watch) = &mut self.watch else { return Ok(()) };
+        #[cfg(feature = "mutants")]
+        if self.replica.mutant == Some(grey_core::Mutant::SuspectWhileLate) {
+            watch.suspect_while_late(self.replica.state(), now_ms);
+        }
         let commands = watch.tick(self.replica.state(), now_ms);
         if watch.wants_confirmation(now_ms) {
             let ticket = self.ticket(Pending::Confirmation { asked_ms: now_ms });

@@ -72,6 +72,8 @@ pub(crate) struct Watch {
     breakers: BTreeMap<WorkerId, CircuitBreaker>,
     /// For which opening, by its end, a quarantine was proposed.
     opened: BTreeMap<WorkerId, u64>,
+    #[cfg(feature = "mutants")]
+    ticked_ms: u64,
 }
 
 impl Watch {
@@ -92,6 +94,8 @@ impl Watch {
             breaker: options.breaker.clone(),
             breakers: BTreeMap::new(),
             opened: BTreeMap::new(),
+            #[cfg(feature = "mutants")]
+            ticked_ms: now_ms,
         })
     }
 
@@ -131,6 +135,15 @@ impl Watch {
             self.opened.insert(worker, until_ms);
             true
         }
+    }
+
+    /// Takes everybody for gone when this server was late.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn suspect_while_late(&mut self, state: &State, now_ms: u64) {
+        if now_ms.saturating_sub(self.ticked_ms) > 100 {
+            self.gone.extend(state.workers().iter().map(|(worker, _)| *worker));
+        }
+        self.ticked_ms = now_ms;
     }
 
     /// What was proposed about a worker never came to be: it is proposed again.

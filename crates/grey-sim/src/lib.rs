@@ -27,6 +27,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use checkers::Broken;
 pub use faults::{Counters, Fault, UnknownFault};
+#[cfg(feature = "mutants")]
+pub use grey_core::Mutant;
 pub use shrink::{Smaller, ranges, shrink};
 
 use swarm::Plan;
@@ -55,6 +57,9 @@ pub struct Options {
     pub without_blows: BTreeSet<u64>,
     /// Operations that are left out, by client and number.
     pub without_operations: BTreeSet<(usize, u64)>,
+    /// The mistake that every server and worker makes.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
 }
 
 impl Options {
@@ -68,6 +73,8 @@ impl Options {
             faults: None,
             without_blows: BTreeSet::new(),
             without_operations: BTreeSet::new(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }
@@ -145,6 +152,10 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
     let mut world = World::new(options.seed, options.servers, options.workers, CLIENTS, plan, trace);
     world.skipped_blows = options.without_blows.clone();
     world.skipped_operations = options.without_operations.clone();
+    #[cfg(feature = "mutants")]
+    {
+        world.mutant = options.mutant;
+    }
     for index in 0..options.servers + options.workers {
         world.queue.push(index as u64, Event::Start { node: index });
     }

@@ -37,6 +37,8 @@ impl World {
             servers: self.servers as u64,
             election_seed: self.chance.election.next(),
             checkpoint_bytes: self.plan.checkpoint_bytes,
+            #[cfg(feature = "mutants")]
+            mutant: self.mutant,
             keys: self.keys.clone(),
             nodes: self.by_node.clone(),
         };
@@ -71,6 +73,10 @@ impl World {
         let (now_us, servers) = (self.now_us, self.servers as u64);
         let Some(identity) = self.identities.get_mut(index - self.servers) else { return };
         identity.incarnation += 1;
+        #[cfg(feature = "mutants")]
+        {
+            identity.mutant = self.mutant;
+        }
         let Some(node) = self.nodes.get_mut(index) else { return };
         let wall_ms = WALL_MS + node.wall_offset_ms + now_us / 1_000;
         match Worker::start(&node.disk, identity, servers, wall_ms) {

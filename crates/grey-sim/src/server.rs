@@ -67,6 +67,8 @@ pub struct StartOptions {
     pub servers: u64,
     pub election_seed: u64,
     pub checkpoint_bytes: u64,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
     /// Keys of workers by node.
     pub keys: Arc<BTreeMap<NodeIndex, VerifyingKey>>,
     pub nodes: Arc<BTreeMap<Digest, NodeIndex>>,
@@ -109,6 +111,8 @@ impl Server {
                 id: options.id,
                 seed: options.election_seed,
                 checkpoint_bytes: options.checkpoint_bytes,
+                #[cfg(feature = "mutants")]
+                mutant: options.mutant,
             },
             recovered,
             Box::new(storage.log.reader()),

@@ -25,6 +25,8 @@ pub struct Identity {
     pub capacity: Resources,
     pub parallel: u32,
     pub incarnation: u64,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
 }
 
 impl Identity {
@@ -33,7 +35,17 @@ impl Identity {
         let mut seed = [0x57; 32];
         seed[0] = number;
         let node = SigningKey::from_seed(seed).verifying_key().id();
-        Identity { number, seed, node, cluster, capacity, parallel, incarnation: 0 }
+        Identity {
+            number,
+            seed,
+            node,
+            cluster,
+            capacity,
+            parallel,
+            incarnation: 0,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
     }
 
     /// Its key, which it keeps over all its lives.
@@ -137,6 +149,8 @@ impl Worker {
             parallel: identity.parallel,
             lease: Some(KeepOptions::default()),
             salt_seed: [identity.number; 32],
+            #[cfg(feature = "mutants")]
+            mutant: identity.mutant,
         };
         let key = identity.key();
         let found = journal.entries().iter().map(|(key, value)| (*key, value.as_slice()));

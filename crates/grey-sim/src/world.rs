@@ -133,7 +133,7 @@ impl Node {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "most inputs are packets: a box each would cost more")]
 pub enum Input {
-    Packet(NodeIndex, Packet),
+    Packet(NodeIndex, Box<Packet>),
     Timer,
     LogDone,
     SideDone,
@@ -150,7 +150,7 @@ pub enum Input {
 #[derive(Debug)]
 pub enum Event {
     /// A message arrives.
-    Arrive { from: NodeIndex, to: NodeIndex, packet: Packet },
+    Arrive { from: NodeIndex, to: NodeIndex, packet: Box<Packet> },
     /// Something that a process of that life waits for.
     Input { node: NodeIndex, life: u32, input: Input },
     /// A paused or busy node goes on.
@@ -197,6 +197,8 @@ pub struct World {
     pub seed: u64,
     pub operations: u64,
     pub begun: BTreeSet<(usize, u64)>,
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<grey_core::Mutant>,
     highest_applied: u64,
     founded_term: u64,
 }
@@ -268,6 +270,8 @@ impl World {
             seed,
             operations: 0,
             begun: BTreeSet::new(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
             highest_applied: 0,
             founded_term: 0,
         }
@@ -410,7 +414,7 @@ impl World {
         let mut outcome = if elapsed_ms > 0 { server.elapse(elapsed_ms) } else { Ok(()) };
         if outcome.is_ok() {
             outcome = match input {
-                Input::Packet(from, packet) => server.receive(from, packet),
+                Input::Packet(from, packet) => server.receive(from, *packet),
                 Input::LogDone => server.log_done(),
                 Input::SideDone => server.side_done(),
                 Input::Timer => {
@@ -532,8 +536,10 @@ impl World {
         let Process::Worker(worker) = &mut node.process else { return };
         worker.elapse_to(local_us);
         let outcome = match input {
-            Input::Packet(from, Packet::ToWorker(told)) => {
-                worker.receive(from as u64 + 1, told);
+            Input::Packet(from, packet) => {
+                if let Packet::ToWorker(told) = *packet {
+                    worker.receive(from as u64 + 1, told);
+                }
                 Ok(())
             }
             Input::JournalDone => worker.journal_done(),
@@ -605,6 +611,13 @@ impl World {
         };
         let present = client.open.as_ref().map(|open| open.number);
         let number_of_client = client.number;
+        let reply = match &input {
+            Input::Packet(_, packet) => match packet.as_ref() {
+                Packet::Reply { number, told } if present == Some(*number) => Some((*number, told.clone())),
+                _ => return,
+            },
+            _ => None,
+        };
         let step = match input {
             Input::Next if present.is_none() => {
                 let skipped = |client, operation| skipped_operations.contains(&(client, operation));
@@ -615,7 +628,8 @@ impl World {
                 client.look_elsewhere();
                 client.ask()
             }
-            Input::Packet(_, Packet::Reply { number, told }) if present == Some(number) => {
+            Input::Packet(..) => {
+                let Some((number, told)) = reply else { return };
                 match client.told(number, told) {
                     None => {
                         self.later(now_us + AGAIN_US, index, Input::Again(number));
@@ -680,6 +694,7 @@ impl World {
             &mut self.chance.network,
             &mut self.counters,
         );
+        let packet = Box::new(packet);
         if let [Some(first_us), second] = arrivals {
             if let Some(at_us) = second {
                 self.queue.push(at_us, Event::Arrive { from, to, packet: packet.clone() });

@@ -13,6 +13,10 @@ impl Application<'_> {
     pub(super) fn cancel(&mut self, body: &Cancel) -> Result<Answer, Stop> {
         let (job, row, tasks) = self.target(body.tenant, body.target)?;
         self.rows.meta.wall_ms = body.wall_ms;
+        #[cfg(feature = "mutants")]
+        if self.rows.base.mutant == Some(crate::mutant::Mutant::LoseCancel) {
+            return Ok(Answer::Cancelled { cancelled: u64::from(tasks.count), already_ended: 0 });
+        }
         let cancelled = self.cancel_tasks(job, &row, tasks)?;
         self.event_cancelled(job, cancelled);
         self.end_job_if_done(job, row.info.created_at_ms)?;

@@ -88,10 +88,18 @@ impl Application<'_> {
                 self.assign_again(worker, attempt, &live)?;
             } else {
                 let (job, _) = self.job_and_tenant(live.group)?;
+                #[cfg(feature = "mutants")]
+                if self.rows.base.mutant == Some(crate::mutant::Mutant::ForgetRetirement) {
+                    continue;
+                }
                 self.lose(attempt)?;
                 let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
                 self.end_job_if_done(job, wall_ms)?;
             }
+        }
+        #[cfg(feature = "mutants")]
+        if self.rows.base.mutant == Some(crate::mutant::Mutant::AcceptStaleEpoch) {
+            return Ok(Vec::new());
         }
         Ok(holding.difference(&known).copied().collect())
     }

@@ -41,6 +41,14 @@ impl Application<'_> {
         }
         self.check_session(body.worker, body.session)?;
         if body.sequence <= row.last_sequence {
+            #[cfg(feature = "mutants")]
+            if self.rows.base.mutant == Some(crate::mutant::Mutant::ReplayCompletion) {
+                for run in &body.finished {
+                    let pointer = AttemptPointer { position: 0, leaf: 0 };
+                    let (tasks, epoch) = (run.tasks, run.epoch.0);
+                    self.effects.push(Effect::History(HistoryRecord::Attempts { tasks, epoch, pointer }));
+                }
+            }
             return Ok(Answer::Reported { duplicate: true });
         }
         let expected = row.last_sequence.saturating_add(1);
@@ -151,6 +159,12 @@ impl Application<'_> {
     /// The live task of an attempt that this worker holds, cancelled or not.
     fn held_attempt(&self, worker: WorkerId, attempt: AttemptId) -> Option<LiveTask> {
         let live = self.rows.live.get(&attempt.task)?;
+        #[cfg(feature = "mutants")]
+        if self.rows.base.mutant == Some(crate::mutant::Mutant::AcceptStaleEpoch)
+            && live.phase.worker().is_some()
+        {
+            return Some(live.clone());
+        }
         (live.phase.worker() == Some(worker) && live.epoch == attempt.epoch).then(|| live.clone())
     }
 

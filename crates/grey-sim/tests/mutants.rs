@@ -1,0 +1,46 @@
+//! Deliberate mistakes are seen, each within a bounded number of seeds.
+#![cfg(feature = "mutants")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use grey_sim::{Mutant, Options, run};
+
+/// The first seed, and how many are tried.
+const FIRST_SEED: u64 = 1;
+
+/// In which seed a mistake is seen first, and which promise it breaks.
+fn seen(mutant: Mutant, seeds: u64) -> Option<(u64, &'static str)> {
+    (FIRST_SEED..FIRST_SEED + seeds).find_map(|seed| {
+        let options = Options { mutant: Some(mutant), seconds: 15, ..Options::new(seed) };
+        run(&options, None).unwrap().broken.map(|broken| (seed, broken.promise))
+    })
+}
+
+macro_rules! mutants {
+    ($($name:ident: $mutant:ident within $seeds:literal breaks $promises:expr,)*) => {$(
+        #[test]
+        fn $name() {
+            let found = seen(Mutant::$mutant, $seeds);
+            let (seed, promise) = found.unwrap_or_else(|| panic!("not seen in {} seeds", $seeds));
+            println!("{:?}: {promise} in seed {seed} of {}", Mutant::$mutant, $seeds);
+            assert!($promises.contains(&promise), "seed {seed} breaks another promise: {promise}");
+        }
+    )*};
+}
+
+mutants! {
+    acknowledging_before_a_sync_is_seen: AcknowledgeBeforeSync within 30
+        breaks ["replicas-agree", "acknowledged-stays", "one-leader-a-term", "never-panics", "replica-goes-on"],
+    a_forgotten_vote_is_seen: ForgetVote within 30
+        breaks ["replicas-agree", "one-leader-a-term", "acknowledged-stays", "never-panics", "replica-goes-on"],
+    entries_in_the_wrong_order_are_seen: ApplyOutOfOrder within 10 breaks ["replicas-agree"],
+    suspicion_by_an_observer_that_is_late_is_seen: SuspectWhileLate within 10 breaks ["leases-hold"],
+    a_result_of_a_stale_epoch_is_seen: AcceptStaleEpoch within 20
+        breaks ["one-completion", "tasks-are-conserved", "leases-hold"],
+    a_placement_that_is_not_checked_again_is_seen: SkipRecheck within 20 breaks ["within-capacity"],
+    a_retirement_that_is_forgotten_is_seen: ForgetRetirement within 10 breaks ["recovers"],
+    a_lost_cancel_is_seen: LoseCancel within 10 breaks ["clients-see-one-order", "recovers"],
+    favouring_the_rich_is_seen: FavourTheRich within 30 breaks ["fair-and-nobody-starves"],
+    a_completion_that_counts_twice_is_seen: ReplayCompletion within 10 breaks ["one-completion"],
+    running_what_was_given_back_is_seen: RunRevoked within 20 breaks ["leases-hold"],
+    outliving_a_lease_is_seen: OutliveLease within 20 breaks ["leases-hold"],
+}
