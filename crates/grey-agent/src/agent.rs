@@ -566,7 +566,9 @@ impl Agent {
         }
         let mut position = 0;
         while let Some(attempt) = self.waiting.get(position).copied() {
-            let Some(held) = self.held.get_mut(&attempt) else {
+            // What was given back and then assigned again stands in the line twice: it starts once.
+            let held = self.held.get_mut(&attempt).filter(|held| held.phase == HeldPhase::Waiting);
+            let Some(held) = held else {
                 self.waiting.remove(position);
                 continue;
             };

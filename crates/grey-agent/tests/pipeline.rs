@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
 use grey_core::{
-    Answer, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content, Devices, Effect,
-    Entry, Epoch, ExecutorKind, FromWorker, GroupSubmission, HistoryRecord, JobId, LoseWorker, Outcome,
-    Rejection, ReportAnswer, ReportRecord, ReportRefusal, Resources, Retries, SandboxLevel, Signer, State,
-    Submit, Target, TaskDefaults, TaskId, TaskSpec, TenantId, TenantRecord, Usage, UsageSource, WorkerId,
-    apply_entry, check_report, leaves, plan,
+    Answer, Assignment, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content,
+    Devices, Effect, Entry, Epoch, ExecutorKind, FromWorker, GroupSubmission, HistoryRecord, JobId,
+    LoseWorker, Outcome, Placement, Rejection, ReportAnswer, ReportRecord, ReportRefusal, Resources, Retries,
+    SandboxLevel, Signer, State, Submit, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId,
+    TenantRecord, Usage, UsageSource, WorkerId, apply_entry, check_report, leaves, plan,
 };
 use grey_proof::{Digest, SigningKey, merkle_root};
 
@@ -499,4 +499,31 @@ fn a_worker_out_of_touch_is_not_woken_for_heartbeats_that_it_cannot_send() {
     agent.settle().unwrap();
     assert!(agent.is_down() && !agent.has_lease());
     assert_eq!(agent.next_wake_us(), None, "a lease that has ended is over");
+}
+
+#[test]
+fn what_was_given_back_and_then_assigned_again_starts_once() {
+    let mut house = House::new();
+    let job = house.submit(1);
+    let spec = house.state.spec(TaskId(1)).unwrap().clone();
+    let assignment = Assignment {
+        placement: Placement { worker: WorkerId(1), tasks: TaskRange::single(TaskId(1)), epoch: Epoch(1) },
+        job,
+        group: TaskId(1),
+        tenant: "default".into(),
+        spec,
+        stage: None,
+        timeout_ms: 60_000,
+        term: 1,
+        index: 3,
+    };
+    let agent = &mut house.agent;
+    agent.registered(WorkerId(1), &[]);
+    agent.assign(&assignment);
+    // The answer to this is lost, so that the attempt is assigned again when the worker announces itself.
+    agent.revoke(&[AttemptId { task: TaskId(1), epoch: Epoch(1) }]);
+    agent.assign(&assignment);
+    agent.settle().unwrap();
+    let starts = agent.outputs().filter(|output| matches!(output, Output::Execute(_))).count();
+    assert_eq!(starts, 1);
 }

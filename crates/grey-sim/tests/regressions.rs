@@ -1,0 +1,16 @@
+//! Seeds that found a bug, each with what it was. What a seed does changes with the code, so every one of them also has a
+//! test of its own where the bug was.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use grey_sim::{Options, run};
+
+fn holds(options: &Options) {
+    let outcome = run(options, None).unwrap();
+    assert_eq!(outcome.broken, None, "again: grey sim {}", options.arguments());
+}
+
+/// An attempt that a worker gave back and was assigned again stood in its line twice, and was started twice.
+#[test]
+fn an_attempt_that_was_given_back_and_assigned_again_starts_once() {
+    holds(&Options::new(1_236));
+}
