@@ -100,6 +100,11 @@ impl Storage {
             );
             return Err(StoreError::damaged(crate::checkpoint::STATE_FILE, "its facts", what));
         }
+        let last_index = facts.last_index.max(facts.truncated.0);
+        if last_index < found.index {
+            let what = format!("it ends at entry {last_index}, before the checkpoint at {}", found.index);
+            return Err(StoreError::damaged(crate::log::LOG_FILE, "its entries", what));
+        }
         let side = found.side;
         let history = HistoryWriter::open(
             disk.clone(),
@@ -115,7 +120,7 @@ impl Storage {
             membership: found.membership,
             rows: found.rows,
             truncated: facts.truncated,
-            last_index: facts.last_index.max(facts.truncated.0),
+            last_index,
         };
         Ok((Storage { log, side: SideStorage { checkpoint, history, tree } }, recovered))
     }
