@@ -1,10 +1,10 @@
 //! Checkpoints: the rows of the state, and how far history and tree had come, in one transaction.
 
 use grey_replica::{Checkpoint, Installation, Membership, RowChange};
-use redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::database::{FACTS_KEY, contained, facts, failure, open, sealed, unsealed};
+use crate::database::{FACTS_KEY, File, contained, facts, failure, open, sealed, unsealed};
 use crate::disk::Disk;
 use crate::error::StoreError;
 
@@ -64,7 +64,7 @@ pub(crate) struct Found {
 /// The durable state of one node as of its last checkpoint.
 #[derive(Debug)]
 pub struct CheckpointStore {
-    database: Database,
+    database: File,
     failed: bool,
 }
 
@@ -79,7 +79,7 @@ impl CheckpointStore {
 
     fn open_uncontained(disk: &dyn Disk) -> Result<(CheckpointStore, Option<Found>), StoreError> {
         let database = open(disk, STATE_FILE)?;
-        let transaction = database.begin_write().map_err(wrong)?;
+        let transaction = database.begin_write()?;
         let found = match facts(STATE_FILE, &transaction, FACTS)? {
             None => None,
             Some(stored) => Some(read(&stored, &transaction.open_table(ROWS).map_err(wrong)?)?),
@@ -127,7 +127,7 @@ impl CheckpointStore {
     }
 
     fn write_rows(&self, changes: &[RowChange], afresh: bool, mut facts: Facts) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write().map_err(wrong)?;
+        let transaction = self.database.begin_write()?;
         {
             let mut rows = transaction.open_table(ROWS).map_err(wrong)?;
             if afresh {

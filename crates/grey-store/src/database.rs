@@ -4,7 +4,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use redb::{Database, StorageBackend};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use crate::disk::{Disk, Medium};
 use crate::error::StoreError;
@@ -37,13 +37,46 @@ impl StorageBackend for Backend {
     }
 }
 
+/// A database of redb. Its end is contained as its use is: redb writes once more when it is closed, and panics there too
+/// where the structure contradicts itself, which would end the process if it happened while another panic unwinds. What
+/// is lost by it is only that the next start looks through the whole file.
+#[derive(Debug)]
+pub(crate) struct File {
+    name: &'static str,
+    database: Option<Database>,
+}
+
+impl File {
+    /// Begins a transaction that writes.
+    pub(crate) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        self.open()?.begin_write().map_err(|error| failure(self.name, error))
+    }
+
+    /// Begins a transaction that reads.
+    pub(crate) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        self.open()?.begin_read().map_err(|error| failure(self.name, error))
+    }
+
+    fn open(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or_else(|| StoreError::Failed { file: self.name.to_owned() })
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
+    }
+}
+
 /// Opens or creates a database.
-pub(crate) fn open(disk: &dyn Disk, file: &'static str) -> Result<Database, StoreError> {
+pub(crate) fn open(disk: &dyn Disk, file: &'static str) -> Result<File, StoreError> {
     let medium = disk.open(file).map_err(|error| StoreError::io(file, "open", error))?;
-    Database::builder()
+    let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(Backend(medium))
-        .map_err(|error| failure(file, error))
+        .map_err(|error| failure(file, error))?;
+    Ok(File { name: file, database: Some(database) })
 }
 
 /// Any error of redb, told of the file.

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use grey_replica::{
     HardState, Installation, LogEntry, LogEntryKind, LogReader, Membership, PersistBatch, ReadError,
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::database::{FACTS_KEY, contained, facts, failure, open, sealed};
+use crate::database::{FACTS_KEY, File, contained, facts, failure, open, sealed};
 use crate::disk::Disk;
 use crate::error::StoreError;
 
@@ -73,7 +73,7 @@ impl LogFacts {
 /// The durable log of one node.
 #[derive(Debug)]
 pub struct LogStore {
-    database: Arc<Database>,
+    database: Arc<File>,
     facts: LogFacts,
     failed: bool,
 }
@@ -81,7 +81,7 @@ pub struct LogStore {
 /// Reads the log from any thread.
 #[derive(Debug, Clone)]
 pub struct LogStoreReader {
-    database: Arc<Database>,
+    database: Arc<File>,
 }
 
 fn wrong(error: impl Into<redb::Error>) -> StoreError {
@@ -132,7 +132,7 @@ impl LogStore {
 
     fn open_uncontained(disk: &dyn Disk) -> Result<(LogStore, LogFacts), StoreError> {
         let database = Arc::new(open(disk, LOG_FILE)?);
-        let transaction = database.begin_write().map_err(wrong)?;
+        let transaction = database.begin_write()?;
         let found = match facts(LOG_FILE, &transaction, FACTS)? {
             None => LogFacts::default(),
             Some(stored) => LogFacts::decode(&stored)?,
@@ -180,7 +180,7 @@ impl LogStore {
     pub fn append(&mut self, batches: &[PersistBatch]) -> Result<(), StoreError> {
         let mut facts = self.facts;
         self.guarded(|database| {
-            let mut transaction = database.begin_write().map_err(wrong)?;
+            let mut transaction = database.begin_write()?;
             transaction.set_quick_repair(false);
             {
                 let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
@@ -215,7 +215,7 @@ impl LogStore {
         facts.truncated = (index, term);
         facts.last_index = facts.last_index.max(index);
         self.guarded(|database| {
-            let transaction = database.begin_write().map_err(wrong)?;
+            let transaction = database.begin_write()?;
             {
                 let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
                 entries.retain_in(..=index, |_, _| false).map_err(wrong)?;
@@ -228,7 +228,7 @@ impl LogStore {
         Ok(())
     }
 
-    fn guarded(&mut self, write: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn guarded(&mut self, write: impl FnOnce(&File) -> Result<(), StoreError>) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::Failed { file: LOG_FILE.to_owned() });
         }
@@ -242,7 +242,7 @@ impl LogStore {
 
 impl LogStoreReader {
     fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<LogEntry>, StoreError> {
-        let transaction = self.database.begin_read().map_err(wrong)?;
+        let transaction = self.database.begin_read()?;
         let entries = transaction.open_table(ENTRIES).map_err(wrong)?;
         let (mut taken, mut size, mut next) = (Vec::new(), 0u64, low);
         for row in entries.range(low..high).map_err(wrong)? {
