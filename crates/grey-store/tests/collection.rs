@@ -6,8 +6,9 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use grey_proof::Digest;
-use grey_replica::{Checkpoint, Membership};
+use grey_replica::{Checkpoint, LogEntry, LogEntryKind, Membership, PersistBatch};
 use grey_store::{Horizons, RecordKey, RecordKind, Storage, StorageOptions, StoreError};
 use support::{Choices, Fault, ForgetfulDisk};
 
@@ -29,7 +30,11 @@ fn append(storage: &mut Storage, numbers: std::ops::Range<u64>, choices: &mut Ch
     }
 }
 
+/// A checkpoint at an index, which the log reaches first.
 fn checkpoint(storage: &mut Storage, index: u64) -> Result<(), StoreError> {
+    let entry = LogEntry { term: 1, index, kind: LogEntryKind::Normal, data: Bytes::new() };
+    let batch = PersistBatch { number: index, entries: vec![entry], ..PersistBatch::default() };
+    storage.log.append(&[batch])?;
     let membership = Membership { voters: vec![1], ..Membership::default() };
     storage.side.write_checkpoint(&Checkpoint {
         index,
