@@ -25,6 +25,20 @@ pub struct LinkOptions {
     pub reorder: bool,
     /// Answers to clients that are lost, of a million.
     pub answer_lost: u64,
+    /// Whether messages between servers and workers may come twice or in another order: their real connections would not
+    /// let them, and the protocol must not depend on it.
+    pub unordered_workers: bool,
+}
+
+/// What a message is to its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Between servers, or a client's question.
+    Plain,
+    /// An answer to a client.
+    Answer,
+    /// Between a server and a worker.
+    Worker,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,11 +85,12 @@ impl Network {
         now_us: u64,
         (from, to): (NodeIndex, NodeIndex),
         bytes: usize,
-        is_answer: bool,
+        traffic: Traffic,
         chance: &mut Stream,
         counters: &mut Counters,
     ) -> [Option<u64>; 2] {
         let (options, healed) = (self.options, self.healed);
+        let may_mix = traffic != Traffic::Worker || options.unordered_workers;
         let mut took_us = chance.between(options.shortest_us, options.longest_us);
         let Some(link) = self.link(from, to) else { return [None, None] };
         if now_us < link.cut_until_us {
@@ -90,7 +105,7 @@ impl Network {
             counters.count(Fault::Loss);
             return [None, None];
         }
-        if !healed && is_answer && chance.chance(options.answer_lost) {
+        if !healed && traffic == Traffic::Answer && chance.chance(options.answer_lost) {
             counters.count(Fault::AnswerLost);
             return [None, None];
         }
@@ -111,14 +126,14 @@ impl Network {
         }
         let mut arrives_us = (leaves_us + took_us).max(link.clogged_until_us);
         if arrives_us < link.last_arrival_us {
-            if options.reorder && !healed {
+            if options.reorder && may_mix && !healed {
                 counters.count(Fault::Reorder);
             } else {
                 arrives_us = link.last_arrival_us;
             }
         }
         link.last_arrival_us = link.last_arrival_us.max(arrives_us);
-        if !healed && chance.chance(options.duplicate) {
+        if !healed && may_mix && chance.chance(options.duplicate) {
             counters.count(Fault::Duplicate);
             let again_us = arrives_us + chance.between(options.shortest_us, options.delay_us.max(50_000));
             return [Some(arrives_us), Some(again_us)];
@@ -187,11 +202,12 @@ mod tests {
             delay_us: 0,
             reorder: false,
             answer_lost: 0,
+            unordered_workers: true,
         }
     }
 
     fn sent(network: &mut Network, now_us: u64, link: (usize, usize), chance: &mut Stream) -> Option<u64> {
-        network.send(now_us, link, 1_000, false, chance, &mut Counters::default())[0]
+        network.send(now_us, link, 1_000, Traffic::Plain, chance, &mut Counters::default())[0]
     }
 
     #[test]

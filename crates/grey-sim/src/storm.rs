@@ -342,7 +342,7 @@ impl World {
             }
             Fault::Burst => {
                 for index in self.clients() {
-                    let operations = chance.between(2, 6);
+                    let operations = chance.between(1, 4);
                     if let Some(Process::Client(client)) =
                         self.nodes.get_mut(index).map(|node| &mut node.process)
                     {

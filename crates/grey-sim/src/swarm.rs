@@ -84,11 +84,11 @@ impl Plan {
         let faults = only.cloned().unwrap_or(drawn);
         let links = links(&mut chance, &faults);
         let checkpoint_bytes = 1 << chance.between(13, 18);
-        let fast_us = chance.between(100, 1_000);
-        let slow_us = fast_us * chance.between(2, 8);
+        let fast_us = chance.between(1_000, 8_000);
+        let slow_us = fast_us * chance.between(2, 6);
         let drift_ppm = chance.between(10, 4_900) * u64::from(faults.contains(&Fault::Drift));
-        let think_us = chance.between(1_500_000, 6_000_000);
-        let attempt_us = chance.between(100_000, 2_500_000);
+        let think_us = chance.between(4_000_000, 14_000_000);
+        let attempt_us = chance.between(200_000, 3_000_000);
         let blows = blows(seed, seconds, &faults);
         Plan {
             faults,
@@ -115,7 +115,7 @@ fn links(chance: &mut Stream, faults: &BTreeSet<Fault>) -> LinkOptions {
         let drawn = chance.between(1_000, most);
         if faults.contains(&fault) { drawn } else { 0 }
     };
-    let (loss, duplicate) = (intensity(Fault::Loss, 200_000), intensity(Fault::Duplicate, 200_000));
+    let (loss, duplicate) = (intensity(Fault::Loss, 100_000), intensity(Fault::Duplicate, 100_000));
     let (delay, answer_lost) = (intensity(Fault::Delay, 100_000), intensity(Fault::AnswerLost, 300_000));
     LinkOptions {
         shortest_us,
@@ -126,6 +126,7 @@ fn links(chance: &mut Stream, faults: &BTreeSet<Fault>) -> LinkOptions {
         delay_us: longest_us + chance.between(50_000, 1_000_000),
         reorder: faults.contains(&Fault::Reorder),
         answer_lost,
+        unordered_workers: chance.chance(250_000),
     }
 }
 

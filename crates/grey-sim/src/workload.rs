@@ -244,8 +244,8 @@ impl Client {
         let (mut groups, mut feasible, mut flow) = (Vec::new(), true, FlowSubmission::default());
         let count = match kind {
             0..50 => 1,
-            50..90 => chance.between(2, 12),
-            90..97 => chance.between(13, 40),
+            50..90 => chance.between(2, 8),
+            90..97 => chance.between(9, 30),
             _ => chance.between(u64::from(LARGE) + 1, 200_000),
         };
         let stages = if (60..85).contains(&kind) { chance.between(2, 3) } else { 1 };

@@ -11,7 +11,7 @@ use crate::disk::SimulatedDisk;
 use crate::fact::{Fact, Placed};
 use crate::faults::{Counters, Fault};
 use crate::message::Packet;
-use crate::network::{Network, NodeIndex};
+use crate::network::{Network, NodeIndex, Traffic};
 use crate::queue::Queue;
 use crate::random::Streams;
 use crate::server::{self, Server};
@@ -22,6 +22,8 @@ use crate::workload::{Client, PATIENCE_US, Step};
 
 /// How often a server looks at its clock, in microseconds.
 const TICK_US: u64 = 50_000;
+/// Messages that come within so many milliseconds are handled in one turn.
+const TURN_MS: u64 = 8;
 /// How long a client waits before it asks again after a refusal that will pass, in microseconds.
 const AGAIN_US: u64 = 80_000;
 
@@ -406,8 +408,13 @@ impl World {
         let now_us = self.now_us;
         let Some(node) = self.nodes.get_mut(index) else { return };
         let local_ms = node.clock.local_us(now_us) / 1_000;
-        let elapsed_ms = local_ms.saturating_sub(node.last_ms);
-        node.last_ms = local_ms;
+        let mut elapsed_ms = local_ms.saturating_sub(node.last_ms);
+        // A server that handles several messages at once looks at its clock once.
+        if elapsed_ms < TURN_MS && matches!(input, Input::Packet(..)) {
+            elapsed_ms = 0;
+        } else {
+            node.last_ms = local_ms;
+        }
         let tick_at_us = node.clock.real_us(node.clock.local_us(now_us) + TICK_US);
         let late = now_us < node.late_until_us;
         let Process::Server(server) = &mut node.process else { return };
@@ -684,13 +691,17 @@ impl World {
     }
 
     fn send(&mut self, from: NodeIndex, to: NodeIndex, packet: Packet) {
-        let is_answer = matches!(packet, Packet::Reply { .. });
+        let traffic = match packet {
+            Packet::Reply { .. } => Traffic::Answer,
+            Packet::FromWorker(_) | Packet::ToWorker(_) => Traffic::Worker,
+            Packet::Engine(_) | Packet::Request { .. } => Traffic::Plain,
+        };
         let bytes = packet.bytes();
         let arrivals = self.network.send(
             self.now_us,
             (from, to),
             bytes,
-            is_answer,
+            traffic,
             &mut self.chance.network,
             &mut self.counters,
         );
