@@ -118,6 +118,8 @@ struct Unpersisted {
     ready: u64,
     batch: u64,
     messages: Vec<Message>,
+    /// Whether the batch makes a term or a vote durable.
+    promises: bool,
 }
 
 /// How urgent a message of the engine is.
@@ -535,11 +537,20 @@ impl Replica {
     ) {
         // A commit index alone is not worth an fsync: it is learned again from the next leader.
         let promised = hard_state.filter(|state| (state.term, state.vote) != self.durable_hard_state);
+        let mut messages = messages;
+        // That a follower hears its leader promises nothing about the log: held behind a slow disk it would look like silence, and a
+        // leader that a quorum does not answer steps down. The term in which it is said must be durable, though.
+        if promised.is_none() && !self.unpersisted.iter().any(|waiting| waiting.promises) {
+            let heard = |message: &Message| message.msg_type == MessageType::MsgHeartbeatResponse;
+            let (heard, held) = messages.into_iter().partition(heard);
+            self.send(heard);
+            messages = held;
+        }
         if promised.is_none() && entries.is_empty() && installation.is_none() {
             match self.unpersisted.back() {
                 Some(last) => {
                     let batch = last.batch;
-                    self.unpersisted.push_back(Unpersisted { ready, batch, messages });
+                    self.unpersisted.push_back(Unpersisted { ready, batch, messages, promises: false });
                 }
                 None => {
                     self.engine.on_persist_ready(ready);
@@ -548,6 +559,7 @@ impl Replica {
             }
             return;
         }
+        let promises = promised.is_some();
         if let Some(state) = promised {
             self.durable_hard_state = (state.term, state.vote);
         }
@@ -557,7 +569,7 @@ impl Replica {
         let hard_state = hard_state.filter(|_| self.mutant != Some(grey_core::Mutant::ForgetVote));
         #[cfg(feature = "mutants")]
         let messages = self.acknowledged_early(messages);
-        self.unpersisted.push_back(Unpersisted { ready, batch, messages });
+        self.unpersisted.push_back(Unpersisted { ready, batch, messages, promises });
         self.outputs.push_back(Output::Persist(PersistBatch {
             number: batch,
             installation,

@@ -480,6 +480,24 @@ fn a_peer_that_comes_back_is_sent_little_at_first() {
 }
 
 #[test]
+fn a_leader_keeps_leading_while_the_disks_of_its_followers_stand_still() {
+    let mut cluster = Cluster::new(3, &DoorOptions { rate: None, ..DoorOptions::default() });
+    let leader = cluster.leader().unwrap();
+    let term = cluster.nodes[leader].server.replica().term();
+    let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+    others.iter().for_each(|node| cluster.nodes[*node].hold_disk = true);
+    let waiting = cluster.propose(leader, submission(1, 1, None, 1));
+    // Ten times the time after which a leader that no quorum answers steps down.
+    cluster.elapse(6_000);
+    assert_eq!(cluster.leader(), Some(leader));
+    assert!(!cluster.nodes[leader].applied.contains(&waiting), "no quorum has it on its disk");
+    others.iter().for_each(|node| cluster.nodes[*node].hold_disk = false);
+    cluster.elapse(200);
+    assert!(cluster.nodes[leader].applied.contains(&waiting));
+    assert_eq!(cluster.nodes[leader].server.replica().term(), term);
+}
+
+#[test]
 fn a_server_to_which_writing_fails_is_left_alone_and_then_tried_with_care() {
     let mut cluster = Cluster::new(3, &DoorOptions::default());
     let leader = cluster.leader().unwrap();
