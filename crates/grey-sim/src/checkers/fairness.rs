@@ -3,7 +3,7 @@
 //! A plan is made from a state and applied to a later one, so a single placement may look unfair where it was fair. What
 //! must not happen is that it goes on: the bound is a number of plans in a row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use grey_core::{Presence, ReadyKey, Resources, State, TaskId, TenantId};
 
@@ -12,8 +12,8 @@ use crate::fact::{Fact, Placed};
 
 /// So many plans in a row may give to a richer tenant while the same task of a poorer one waits.
 const UNFAIR_PLANS: u32 = 6;
-/// So often a group may be passed over by later ones of its tenant.
-const OVERTAKEN: u32 = 40;
+/// So many plans may pass a group over for later ones of its tenant. One plan may place hundreds: it was made from one state, so it counts once.
+const OVERTAKEN: u32 = 20;
 
 /// What waits in a tenant's line and could go wherever something as large goes.
 type Waiting = BTreeMap<TenantId, BTreeMap<TaskId, (ReadyKey, Resources)>>;
@@ -66,6 +66,7 @@ impl Fairness {
         for one in placed {
             groups.entry(one.group).or_insert(one.attempt.task);
         }
+        let mut overtaken = BTreeSet::new();
         let mut passed_over: BTreeMap<TaskId, (TenantId, u128, u128)> = BTreeMap::new();
         for (group, first) in groups {
             let Some(job) = state.groups().get(&group).and_then(|row| state.jobs().get(&row.job)) else {
@@ -89,7 +90,14 @@ impl Fairness {
                     }
                 }
             }
-            self.overtake(tenant, (group, first), &needs, now)?;
+            self.overtake(tenant, (group, first), &needs, now, &mut overtaken);
+        }
+        for task in overtaken {
+            let plans = self.overtaken.entry(task).or_default();
+            *plans += 1;
+            if *plans > OVERTAKEN {
+                return Err(format!("{task} was passed over by {plans} plans for later ones of its tenant"));
+            }
         }
         // A plan is made from an earlier state, so one that came to wait meanwhile may be passed over once or twice.
         self.unfair.retain(|task, _| passed_over.contains_key(task));
@@ -108,26 +116,22 @@ impl Fairness {
 
     /// Groups of the same tenant that came first, ask for no more, and waited before and after.
     fn overtake(
-        &mut self,
+        &self,
         tenant: TenantId,
         (group, first): (TaskId, TaskId),
         needs: &Resources,
         now: &Waiting,
-    ) -> Result<(), String> {
-        let Some(line) = self.waiting.get(&tenant) else { return Ok(()) };
+        overtaken: &mut BTreeSet<TaskId>,
+    ) {
+        let Some(line) = self.waiting.get(&tenant) else { return };
         let placed = line.values().find(|(key, _)| key.group == group || key.task == first);
-        let Some((placed, _)) = placed else { return Ok(()) };
+        let Some((placed, _)) = placed else { return };
         for (task, (key, resources)) in line {
             let still = now.get(&tenant).is_some_and(|line| line.contains_key(task));
             if key.rank < placed.rank && still && resources.fits(needs) {
-                let times = self.overtaken.entry(*task).or_default();
-                *times += 1;
-                if *times > OVERTAKEN {
-                    return Err(format!("{task} was passed over {times} times by later ones of its tenant"));
-                }
+                overtaken.insert(*task);
             }
         }
-        Ok(())
     }
 }
 
