@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use grey_core::{ToWorker, WorkerMessage, limits};
 use grey_health::{
-    Amount, Backoff, BackoffOptions, BreakerOptions, Call, CallOutcome, CallRefused, CapacityOptions, Chance,
-    CircuitBreaker, Class, HealthError, Level, OutboxOptions, PeerOutbox, Sending,
+    Amount, Backoff, BackoffOptions, BreakerOptions, BreakerState, Call, CallOutcome, CallRefused,
+    CapacityOptions, Chance, CircuitBreaker, Class, HealthError, Level, OutboxOptions, PeerOutbox, Sending,
 };
 use grey_proof::Digest;
 
@@ -334,6 +334,10 @@ impl Links {
             late.push(*peer);
         }
         late
+    }
+
+    pub(crate) fn breaker_state(&mut self, peer: Peer, now_ms: u64) -> Option<BreakerState> {
+        self.links.get_mut(&peer)?.guard.as_mut().map(|guard| guard.breaker.state(now_ms))
     }
 
     pub(crate) fn level(&self, peer: Peer) -> Option<Level> {

@@ -6,7 +6,7 @@ use grey_core::{
     Answer, Applied, Command, Effect, FromWorker, Heartbeat, RegisterWorker, Rejection, Report, ReportAnswer,
     ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report,
 };
-use grey_health::{Advice, CallOutcome, CallRefused, Level};
+use grey_health::{Advice, BreakerState, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
 
 use crate::door::{Door, DoorOptions, Entrant};
@@ -268,6 +268,12 @@ impl Server {
     /// How full the outbox of a peer is; `None` for one that was never connected.
     pub fn outbox_level(&self, peer: Peer) -> Option<Level> {
         self.links.as_ref()?.level(peer)
+    }
+
+    /// In which state the breaker before another server is; `None` for a worker, and for a server that was never tried.
+    pub fn breaker_state(&mut self, peer: Peer) -> Option<BreakerState> {
+        let now_ms = self.now_ms;
+        self.links.as_mut()?.breaker_state(peer, now_ms)
     }
 
     /// Something to a peer was dropped.

@@ -8,10 +8,12 @@ mod disk;
 mod fact;
 mod faults;
 mod life;
+mod load;
 mod message;
 mod network;
 mod queue;
 mod random;
+mod scenario;
 mod server;
 mod shrink;
 mod storm;
@@ -29,6 +31,9 @@ pub use checkers::Broken;
 pub use faults::{Counters, Fault, UnknownFault};
 #[cfg(feature = "mutants")]
 pub use grey_core::Mutant;
+pub use load::{LoadOptions, LoadReport, Refused};
+pub use network::{LinkOptions, NodeIndex};
+pub use scenario::{Scenario, ScenarioOptions, links};
 pub use shrink::{Smaller, ranges, shrink};
 
 use swarm::Plan;

@@ -39,6 +39,8 @@ impl World {
             checkpoint_bytes: self.plan.checkpoint_bytes,
             #[cfg(feature = "mutants")]
             mutant: self.mutant,
+            behaviour: self.behaviour.clone(),
+            paced: self.nodes.get(index).is_some_and(|node| node.entry_us > 0),
             keys: self.keys.clone(),
             nodes: self.by_node.clone(),
         };
@@ -98,7 +100,7 @@ impl World {
     pub fn kill(&mut self, index: NodeIndex) {
         let now_us = self.now_us;
         let Some(node) = self.nodes.get_mut(index) else { return };
-        if matches!(node.process, Process::Down | Process::Client(_)) {
+        if matches!(node.process, Process::Down | Process::Client(_) | Process::Load(_)) {
             return;
         }
         let survivor = node.disk.after_kill();
@@ -120,7 +122,7 @@ impl World {
         match &mut node.process {
             Process::Server(server) => server.write_in_vain(),
             Process::Worker(worker) => worker.write_in_vain(),
-            Process::Down | Process::Client(_) => {}
+            Process::Down | Process::Client(_) | Process::Load(_) => {}
         }
         let (survivor, lost, tore) = node.disk.after_power_cut(torn, &mut self.chance.disk);
         let old = std::mem::replace(&mut node.disk, survivor);

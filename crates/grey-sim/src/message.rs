@@ -1,6 +1,8 @@
 //! What travels between nodes.
 
 use grey_core::{Answer, AttemptId, Command, Counts, FromWorker, JobId, Rejection, ToWorker, WorkerMessage};
+use grey_health::Advice;
+use grey_replica::DoorRefusal;
 
 /// What a client asks.
 #[derive(Debug, Clone)]
@@ -22,8 +24,8 @@ pub enum Told {
     NotLeader(u64),
     /// It was proposed, and this server lost track of it.
     Unknown,
-    /// Too much is under way; nothing was proposed.
-    Overloaded,
+    /// Too much is under way; nothing was proposed. By which rule of the door, where it was the door's.
+    Overloaded(Option<DoorRefusal>),
 }
 
 /// Everything that travels.
@@ -40,6 +42,8 @@ pub enum Packet {
     Reply {
         number: u64,
         told: Told,
+        /// What the level of the server's door means for whoever asked.
+        advice: Advice,
     },
 }
 
@@ -81,7 +85,7 @@ impl Packet {
                 format!("{life}/{session}/{number} {}", describe(&to.message))
             }
             Packet::Request { number, .. } => format!("request {number}"),
-            Packet::Reply { number, told } => format!("reply {number}: {told:?}"),
+            Packet::Reply { number, told, .. } => format!("reply {number}: {told:?}"),
         }
     }
 }

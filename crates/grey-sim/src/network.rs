@@ -1,9 +1,11 @@
 //! Links between nodes: each direction for itself, with delay, loss, duplication, clogs, cuts, flapping and a bounded rate.
 
+use std::ops::Range;
+
 use crate::faults::{Counters, Fault};
 use crate::random::Stream;
 
-/// A node by its position among all: servers first, then workers, then clients.
+/// A node by its position among all: servers first, then workers, then clients; from 0.
 pub type NodeIndex = usize;
 
 /// How links behave in a run.
@@ -55,10 +57,15 @@ struct Link {
     free_at_us: u64,
     /// When the last message arrived.
     last_arrival_us: u64,
+    /// Bytes that it has taken.
+    taken_bytes: u64,
 }
 
 /// What a congested link holds at most: the time that its queue takes to drain, in microseconds.
 const QUEUE_US: u64 = 400_000;
+
+/// How much later something arrives that a connection had to send again: the least time-out of TCP on Linux, in microseconds.
+const REPEATED_US: u64 = 200_000;
 
 /// All links.
 #[derive(Debug)]
@@ -67,12 +74,13 @@ pub struct Network {
     links: Vec<Link>,
     options: LinkOptions,
     healed: bool,
+    streams: Range<NodeIndex>,
 }
 
 impl Network {
     /// Links between so many nodes.
     pub fn new(nodes: usize, options: LinkOptions) -> Network {
-        Network { nodes, links: vec![Link::default(); nodes * nodes], options, healed: false }
+        Network { nodes, links: vec![Link::default(); nodes * nodes], options, healed: false, streams: 0..0 }
     }
 
     fn link(&mut self, from: NodeIndex, to: NodeIndex) -> Option<&mut Link> {
@@ -91,6 +99,7 @@ impl Network {
     ) -> [Option<u64>; 2] {
         let (options, healed) = (self.options, self.healed);
         let may_mix = traffic != Traffic::Worker || options.unordered_workers;
+        let is_stream = self.streams.contains(&from) || self.streams.contains(&to);
         let mut took_us = chance.between(options.shortest_us, options.longest_us);
         let Some(link) = self.link(from, to) else { return [None, None] };
         if now_us < link.cut_until_us {
@@ -103,7 +112,13 @@ impl Network {
         }
         if !healed && chance.chance(options.loss) {
             counters.count(Fault::Loss);
-            return [None, None];
+            if !is_stream {
+                return [None, None];
+            }
+            took_us += REPEATED_US;
+            while chance.chance(options.loss) {
+                took_us += REPEATED_US;
+            }
         }
         if !healed && traffic == Traffic::Answer && chance.chance(options.answer_lost) {
             counters.count(Fault::AnswerLost);
@@ -113,6 +128,7 @@ impl Network {
             counters.count(Fault::Delay);
             took_us += chance.between(options.longest_us, options.delay_us);
         }
+        link.taken_bytes += bytes as u64;
         let mut leaves_us = now_us;
         let (congested_until_us, rate) = link.congested;
         if now_us < congested_until_us {
@@ -126,7 +142,7 @@ impl Network {
         }
         let mut arrives_us = (leaves_us + took_us).max(link.clogged_until_us);
         if arrives_us < link.last_arrival_us {
-            if options.reorder && may_mix && !healed {
+            if options.reorder && may_mix && !healed && !is_stream {
                 counters.count(Fault::Reorder);
             } else {
                 arrives_us = link.last_arrival_us;
@@ -145,6 +161,23 @@ impl Network {
     pub fn cut(&mut self, from: NodeIndex, to: NodeIndex, until_us: u64) {
         if let Some(link) = self.link(from, to) {
             link.cut_until_us = link.cut_until_us.max(until_us);
+        }
+    }
+
+    /// Bytes that one direction has taken since the last storm ended.
+    pub fn taken_bytes(&self, from: NodeIndex, to: NodeIndex) -> u64 {
+        self.links.get(from * self.nodes + to).map_or(0, |link| link.taken_bytes)
+    }
+
+    /// To and from these nodes everything travels on connections, which send again what was lost: it is late, and so is all behind it.
+    pub fn set_streams(&mut self, nodes: Range<NodeIndex>) {
+        self.streams = nodes;
+    }
+
+    /// Ends the cut of one direction.
+    pub fn join(&mut self, from: NodeIndex, to: NodeIndex) {
+        if let Some(link) = self.link(from, to) {
+            link.cut_until_us = 0;
         }
     }
 

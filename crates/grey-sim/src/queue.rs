@@ -45,6 +45,11 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
+    /// When the next event is, in microseconds.
+    pub fn next_us(&self) -> Option<u64> {
+        self.heap.peek().map(|scheduled| scheduled.at_us)
+    }
+
     /// Adds an event at a time in microseconds.
     pub fn push(&mut self, at_us: u64, event: T) {
         self.sequence += 1;

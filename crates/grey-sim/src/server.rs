@@ -1,13 +1,13 @@
 //! One server: the real replica over the real store on a simulated disk, and what its threads do for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Effect, HistoryRecord, JobId};
+use grey_core::{Applied, Effect, HistoryRecord, JobId, ToWorker};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{
-    Checkpoint, Options, Output, PersistBatch, Replica, ReplicaError, Server as Replicated, ServerOutput,
-    Ticket, WatchOptions,
+    Checkpoint, Options, Output, Peer, PeerMessage, PersistBatch, Replica, ReplicaError,
+    Server as Replicated, ServerOptions, ServerOutput, Ticket,
 };
 use grey_store::{RecordKey, RecordKind, Storage, StorageOptions, StoreError};
 
@@ -30,8 +30,8 @@ enum SideRequest {
 pub enum Ordered {
     /// Send.
     Send { to: NodeIndex, packet: Packet },
-    /// The log's thread has something to write.
-    LogWork,
+    /// The log's thread has something to write: so many entries.
+    LogWork { entries: u64 },
     /// The side's thread has something to write.
     SideWork,
     /// An entry was applied.
@@ -69,6 +69,10 @@ pub struct StartOptions {
     pub checkpoint_bytes: u64,
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
+    /// How it behaves towards others.
+    pub behaviour: ServerOptions,
+    /// Whether what comes while the log is written waits for the next write.
+    pub paced: bool,
     /// Keys of workers by node.
     pub keys: Arc<BTreeMap<NodeIndex, VerifyingKey>>,
     pub nodes: Arc<BTreeMap<Digest, NodeIndex>>,
@@ -82,6 +86,14 @@ pub struct Server {
     storage: Storage,
     log_queue: VecDeque<PersistBatch>,
     log_busy: bool,
+    /// Batches of the write that is under way, where those after them wait for the next.
+    writing: usize,
+    pub paced: bool,
+    /// The other servers, where it has links.
+    others: Vec<u64>,
+    connected: BTreeSet<Peer>,
+    /// To whom nothing can be written.
+    away: BTreeSet<Peer>,
     side_queue: VecDeque<SideRequest>,
     side_busy: bool,
     replies: BTreeMap<u64, (NodeIndex, u64)>,
@@ -117,12 +129,19 @@ impl Server {
             recovered,
             Box::new(storage.log.reader()),
         )?;
+        let linked = options.behaviour.links.is_some();
+        let others = (1..=options.servers).filter(|other| linked && *other != options.id).collect();
         Ok(Server {
-            server: Replicated::new(replica, Some(WatchOptions::default())),
+            server: Replicated::with_options(replica, options.behaviour)?,
             restored_index,
             storage,
             log_queue: VecDeque::new(),
             log_busy: false,
+            writing: 0,
+            paced: options.paced,
+            others,
+            connected: BTreeSet::new(),
+            away: BTreeSet::new(),
             side_queue: VecDeque::new(),
             side_busy: false,
             replies: BTreeMap::new(),
@@ -151,7 +170,69 @@ impl Server {
     /// Time passed by this node's monotonic clock.
     pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), Ended> {
         self.server.elapse(elapsed_ms)?;
+        for other in self.others.clone() {
+            let peer = Peer::Server(other);
+            if !self.connected.contains(&peer) && self.server.may_connect(peer).is_ok() {
+                if self.away.contains(&peer) {
+                    self.server.disconnected(peer);
+                } else {
+                    self.connect(peer)?;
+                }
+            }
+        }
         self.act()
+    }
+
+    fn connect(&mut self, peer: Peer) -> Result<(), Ended> {
+        if self.connected.insert(peer) {
+            self.server.connected(peer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether anything can be written to a peer. That it cannot is found when it is tried.
+    pub fn set_away(&mut self, peer: Peer, away: bool) {
+        if away {
+            self.away.insert(peer);
+        } else {
+            self.away.remove(&peer);
+        }
+    }
+
+    /// The real server.
+    pub fn real(&mut self) -> &mut Replicated {
+        &mut self.server
+    }
+
+    /// Writes what the links let through; where writing fails the connection is over.
+    fn post(&mut self) {
+        for peer in self.connected.clone() {
+            while let Some(parcel) = self.server.take(peer) {
+                if self.away.contains(&peer) {
+                    self.server.not_sent(peer, parcel.number);
+                    self.server.disconnected(peer);
+                    self.connected.remove(&peer);
+                    break;
+                }
+                self.server.sent(peer, parcel.number);
+                match (peer, parcel.message) {
+                    (Peer::Server(to), PeerMessage::Server(bytes)) => self.send_engine(to, bytes),
+                    (Peer::Worker(node), PeerMessage::Worker(message)) => self.send_worker(node, message),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send_engine(&mut self, to: u64, bytes: Vec<u8>) {
+        let to = usize::try_from(to.saturating_sub(1)).unwrap_or(usize::MAX);
+        self.send(to, Packet::Engine(bytes));
+    }
+
+    fn send_worker(&mut self, node: Digest, message: ToWorker) {
+        if let Some(to) = self.nodes.get(&node).copied() {
+            self.send(to, Packet::ToWorker(message));
+        }
     }
 
     /// Something arrived.
@@ -176,8 +257,9 @@ impl Server {
                 }
             }
             Packet::FromWorker(message) => {
-                if let Some(key) = self.keys.get(&from) {
-                    self.server.from_worker(key, message);
+                if let Some(key) = self.keys.get(&from).copied() {
+                    self.connect(Peer::Worker(key.id()))?;
+                    self.server.from_worker(&key, message);
                 }
             }
             Packet::ToWorker(_) | Packet::Reply { .. } => {}
@@ -191,28 +273,27 @@ impl Server {
         for output in self.server.outputs()? {
             match output {
                 ServerOutput::Replica(output) => self.carry_out(output),
-                ServerOutput::ToWorker { node, message } => {
-                    if let Some(to) = self.nodes.get(&node).copied() {
-                        self.send(to, Packet::ToWorker(message));
-                    }
-                }
+                ServerOutput::ToWorker { node, message } => self.send_worker(node, message),
                 ServerOutput::Refused(ticket, error) => {
                     let told = match error {
                         ReplicaError::NotLeader { leader } => Told::NotLeader(leader),
-                        ReplicaError::Overloaded | ReplicaError::Door(_) => Told::Overloaded,
+                        ReplicaError::Overloaded => Told::Overloaded(None),
+                        ReplicaError::Door(refusal) => Told::Overloaded(Some(refusal)),
                         error => return Err(error.into()),
                     };
                     self.tell(ticket, told);
                 }
             }
         }
+        self.post();
         Ok(())
     }
 
     fn tell(&mut self, ticket: Ticket, told: Told) {
         let asked = self.reads.remove(&ticket.0).map(|(node, number, _)| (node, number));
         if let Some((node, number)) = asked.or_else(|| self.replies.remove(&ticket.0)) {
-            self.send(node, Packet::Reply { number, told });
+            let advice = self.server.advice();
+            self.send(node, Packet::Reply { number, told, advice });
         }
     }
 
@@ -222,10 +303,7 @@ impl Server {
                 self.log_queue.push_back(batch);
                 self.wake_log();
             }
-            Output::Send { to, bytes, .. } => {
-                let to = usize::try_from(to.saturating_sub(1)).unwrap_or(usize::MAX);
-                self.send(to, Packet::Engine(bytes));
-            }
+            Output::Send { to, bytes, .. } => self.send_engine(to, bytes),
             Output::Applied { term, index, ticket, applied, .. } => {
                 let kept = applied
                     .effects
@@ -258,7 +336,9 @@ impl Server {
     fn wake_log(&mut self) {
         if !self.log_busy && !self.log_queue.is_empty() {
             self.log_busy = true;
-            self.ordered.push(Ordered::LogWork);
+            self.writing = self.log_queue.len();
+            let entries = self.log_queue.iter().map(|batch| batch.entries.len() as u64).sum();
+            self.ordered.push(Ordered::LogWork { entries });
         }
     }
 
@@ -279,7 +359,7 @@ impl Server {
         self.log_busy || self.side_busy
     }
 
-    /// The log's thread is through: everything that waits is written with one sync.
+    /// The log's thread is through: everything that waits is written with one sync, or what waited when it began.
     pub fn log_done(&mut self) -> Result<(), Ended> {
         self.write_log()?;
         self.log_busy = false;
@@ -289,7 +369,8 @@ impl Server {
     }
 
     fn write_log(&mut self) -> Result<(), Ended> {
-        let batches: Vec<PersistBatch> = self.log_queue.drain(..).collect();
+        let count = if self.paced { self.writing.min(self.log_queue.len()) } else { self.log_queue.len() };
+        let batches: Vec<PersistBatch> = self.log_queue.drain(..count).collect();
         if let Some(last) = batches.last().map(|batch| batch.number) {
             self.storage.log.append(&batches)?;
             self.server.replica_mut().persisted(last)?;

@@ -429,7 +429,8 @@ impl World {
         }
     }
 
-    fn missing(&self) -> Option<String> {
+    /// What is still to come until all agree and nothing is under way; none when that is so.
+    pub fn missing(&self) -> Option<String> {
         let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
         for index in self.clients() {
             if let Some(Process::Client(client)) = self.nodes.get(index).map(|node| &node.process)
@@ -466,7 +467,8 @@ impl World {
         None
     }
 
-    fn tell_the_end(&mut self) {
+    /// Tells the checkers what every server has in the end.
+    pub fn tell_the_end(&mut self) {
         for index in self.server_indexes() {
             let Some(server) = self.nodes.get(index).and_then(Node::server) else { continue };
             match server.history() {

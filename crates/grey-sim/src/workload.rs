@@ -326,7 +326,7 @@ impl Client {
                 }
                 return None;
             }
-            Told::Unknown | Told::Overloaded => return None,
+            Told::Unknown | Told::Overloaded(_) => return None,
         };
         let open = self.open.take()?;
         self.learn(&open, &told);

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, Phase, Resources, State};
 use grey_proof::{Digest, VerifyingKey};
+use grey_replica::{ServerOptions, WatchOptions};
 
 use crate::checkers::{Broken, Checkers};
 use crate::disk::SimulatedDisk;
 use crate::fact::{Fact, Placed};
 use crate::faults::{Counters, Fault};
+use crate::load::Load;
 use crate::message::Packet;
 use crate::network::{Network, NodeIndex, Traffic};
 use crate::queue::Queue;
@@ -37,6 +39,8 @@ pub enum Process {
     Worker(Box<Worker>),
     /// A client.
     Client(Box<Client>),
+    /// A client that submits at a rate, whatever becomes of what it submitted before.
+    Load(Box<Load>),
 }
 
 /// A monotonic clock that is not quite right.
@@ -76,6 +80,8 @@ pub struct Node {
     pub slow: (u64, u64),
     pub late_until_us: u64,
     pub slow_disk_until_us: u64,
+    /// What each entry adds to the time that a sync takes.
+    pub entry_us: u64,
     /// The power goes in the middle of the next write; whether it tears.
     pub doomed: Option<bool>,
     /// Its storage is gone or not to be trusted.
@@ -101,6 +107,7 @@ impl Node {
             slow: (0, 0),
             late_until_us: 0,
             slow_disk_until_us: 0,
+            entry_us: 0,
             doomed: None,
             lost: false,
             stays_down: false,
@@ -184,6 +191,8 @@ pub struct World {
     pub network: Network,
     pub chance: Streams,
     pub plan: Plan,
+    /// How servers behave towards clients, workers and other servers.
+    pub behaviour: ServerOptions,
     pub counters: Counters,
     pub trace: Trace,
     pub checkers: Checkers,
@@ -259,6 +268,7 @@ impl World {
             identities,
             chance,
             plan,
+            behaviour: ServerOptions { watch: Some(WatchOptions::default()), ..ServerOptions::default() },
             counters,
             trace,
             checkers: Checkers::new(),
@@ -309,10 +319,11 @@ impl World {
 
     /// Lets everything happen that is due, until it is over or something is broken.
     pub fn run(&mut self, end_us: u64) {
-        while let Some((at_us, event)) = self.queue.pop() {
-            if at_us > end_us || self.broken.is_some() || self.finished {
+        while self.queue.next_us().is_some_and(|at_us| at_us <= end_us) {
+            if self.broken.is_some() || self.finished {
                 break;
             }
+            let Some((at_us, event)) = self.queue.pop() else { break };
             self.now_us = at_us;
             self.happen(event);
         }
@@ -401,6 +412,7 @@ impl World {
             Process::Server(_) => self.server_step(index, input),
             Process::Worker(_) => self.worker_step(index, input),
             Process::Client(_) => self.client_step(index, input),
+            Process::Load(_) => self.load_step(index, input),
         }
     }
 
@@ -466,8 +478,9 @@ impl World {
         for order in std::mem::take(&mut server.ordered) {
             match order {
                 server::Ordered::Send { to, packet } => self.send(index, to, packet),
-                server::Ordered::LogWork => {
-                    let at_us = self.now_us + self.sync_us(index);
+                server::Ordered::LogWork { entries } => {
+                    let entry_us = self.nodes.get(index).map_or(0, |node| node.entry_us);
+                    let at_us = self.now_us + self.sync_us(index) + entries * entry_us;
                     self.later(at_us, index, Input::LogDone);
                     self.maybe_doom(index, at_us);
                 }
@@ -620,7 +633,9 @@ impl World {
         let number_of_client = client.number;
         let reply = match &input {
             Input::Packet(_, packet) => match packet.as_ref() {
-                Packet::Reply { number, told } if present == Some(*number) => Some((*number, told.clone())),
+                Packet::Reply { number, told, .. } if present == Some(*number) => {
+                    Some((*number, told.clone()))
+                }
                 _ => return,
             },
             _ => None,
@@ -690,7 +705,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: NodeIndex, to: NodeIndex, packet: Packet) {
+    pub fn send(&mut self, from: NodeIndex, to: NodeIndex, packet: Packet) {
         let traffic = match packet {
             Packet::Reply { .. } => Traffic::Answer,
             Packet::FromWorker(_) | Packet::ToWorker(_) => Traffic::Worker,
