@@ -223,8 +223,12 @@ impl Agent {
 
     /// In how many microseconds [`Agent::settle`] is worth calling though nothing happened.
     pub fn next_wake_us(&self) -> Option<u64> {
-        let started = self.started.values().min().map(|at| at.saturating_add(STARTED_AFTER_US));
-        let ended = (!self.ended.is_empty()).then(|| self.ended_since_us.saturating_add(DURABLE_AFTER_US));
+        // What cannot be done now is done when an answer comes; to be woken for it would be to be woken all the time.
+        let can_report = matches!(self.link, Link::Up(_)) && self.in_flight.is_empty();
+        let started = self.started.values().min().filter(|_| can_report);
+        let started = started.map(|at| at.saturating_add(STARTED_AFTER_US));
+        let can_gather = !self.persisting && !self.ended.is_empty();
+        let ended = can_gather.then(|| self.ended_since_us.saturating_add(DURABLE_AFTER_US));
         let lease = self.lease.as_ref().and_then(|lease| {
             // Who is not in touch has no heartbeat to send: that would be due all the time.
             let next = match self.link {

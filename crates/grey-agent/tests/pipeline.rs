@@ -527,3 +527,27 @@ fn what_was_given_back_and_then_assigned_again_starts_once() {
     let starts = agent.outputs().filter(|output| matches!(output, Output::Execute(_))).count();
     assert_eq!(starts, 1);
 }
+
+#[test]
+fn a_worker_is_not_woken_for_what_it_cannot_report_yet() {
+    let mut house = House::new();
+    house.submit(1);
+    house.turn();
+    let planned = plan(&house.state, 1);
+    house.propose(Command::Plan(planned)).unwrap();
+    house.turn();
+    assert_eq!(house.running.len(), 1);
+    let wait_us = house.agent.next_wake_us().unwrap();
+    assert_eq!(wait_us, 20_000, "then it is to say that the attempt runs");
+    house.agent.unavailable();
+    house.agent.elapse(wait_us);
+    house.agent.settle().unwrap();
+    assert_eq!(house.agent.next_wake_us(), None, "without contact nothing can be said");
+    house.agent.finished(house.running[0], result(Outcome::Exited(0)), USAGE);
+    house.agent.settle().unwrap();
+    let persists = house.agent.outputs().any(|output| matches!(output, Output::Persist(_)));
+    assert!(persists, "a result becomes durable all the same");
+    house.agent.elapse(60_000);
+    house.agent.settle().unwrap();
+    assert_eq!(house.agent.next_wake_us(), None, "while it is being written, nothing is due");
+}
