@@ -51,7 +51,7 @@ fn every_seed_holds_every_promise_and_every_class_of_fault_fires() {
 
 #[test]
 fn without_faults_everything_goes_well_and_nothing_fires() {
-    let calm = Options { faults: Some(BTreeSet::new()), ..options(3) };
+    let calm = Options { faults: Some(BTreeSet::new()), seconds: 30, ..options(3) };
     let outcome = run(&calm, None).unwrap();
     assert_eq!(outcome.broken, None);
     assert_eq!(outcome.counters.total(), 0);
