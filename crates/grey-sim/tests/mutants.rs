@@ -28,12 +28,13 @@ macro_rules! mutants {
 }
 
 mutants! {
-    acknowledging_before_a_sync_is_seen: AcknowledgeBeforeSync within 30
-        breaks ["replicas-agree", "acknowledged-stays", "one-leader-a-term", "never-panics", "replica-goes-on"],
+    // The engine would panic at a leader that commits what is not there; a server refuses it, and never catches up.
+    acknowledging_before_a_sync_is_seen: AcknowledgeBeforeSync within 100
+        breaks ["replicas-agree", "acknowledged-stays", "one-leader-a-term", "recovers", "replica-goes-on"],
     a_forgotten_vote_is_seen: ForgetVote within 30
         breaks ["replicas-agree", "one-leader-a-term", "acknowledged-stays", "never-panics", "replica-goes-on"],
     entries_in_the_wrong_order_are_seen: ApplyOutOfOrder within 10 breaks ["replicas-agree"],
-    suspicion_by_an_observer_that_is_late_is_seen: SuspectWhileLate within 10 breaks ["leases-hold"],
+    suspicion_by_an_observer_that_is_late_is_seen: SuspectWhileLate within 60 breaks ["leases-hold"],
     a_result_of_a_stale_epoch_is_seen: AcceptStaleEpoch within 20
         breaks ["one-completion", "tasks-are-conserved", "leases-hold"],
     a_placement_that_is_not_checked_again_is_seen: SkipRecheck within 20 breaks ["within-capacity"],
