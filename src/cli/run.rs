@@ -228,7 +228,7 @@ fn has_ended(client: &Client) -> bool {
         Address::Unix(socket) => socket
             .parent()
             .is_some_and(|directory| directory.join("lock").exists() && !directory_is_held(directory)),
-        Address::Tcp { .. } => false,
+        Address::Http { .. } | Address::Https { .. } => false,
     }
 }
 

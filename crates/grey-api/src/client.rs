@@ -1,10 +1,9 @@
-//! A client over one connection: HTTP/1.1 on a unix socket or on the loopback interface.
+//! A client over one connection: HTTP/1.1 on a unix socket, on the loopback interface, or over TLS.
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -13,24 +12,24 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use crate::address::Address;
+use crate::connect;
 use crate::problem::{ErrorCode, Problem};
 use crate::retry::{Repeat, Retries, RetryOptions};
+use crate::trust::Trust;
 
-/// The longest path of a unix socket that the system takes, in bytes.
-const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// The most bytes of a response that is read as a whole.
 const LARGEST_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// How much of a file is read at once, in bytes.
 const FILE_PIECE_BYTES: u64 = 256 * 1024;
+/// Within which time a node takes a connection: the only one there is, and one of several.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// Within which time a node answers, the longest wait that it grants included; its own deadline comes before this one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
 
@@ -105,7 +104,16 @@ impl Body {
     }
 }
 
-/// Talks to one node. Requests follow one another on one connection, which is opened when it is needed.
+/// A connection, and the address it leads to.
+#[derive(Debug)]
+struct Open<B> {
+    sender: SendRequest<B>,
+    /// Its position among the client's addresses.
+    number: usize,
+}
+
+/// Talks to one node of a cluster. Requests follow one another on one connection, which is opened when it is needed: to the
+/// node that answered last, or to the next one that does.
 ///
 /// Reads, and writes under a key, are sent again when they came to nothing, as long as the budget and the deadline of [`RetryOptions`]
 /// allow; other requests only when they were refused for load. A node's retry-after is kept to. Writes under a key slow down when the
@@ -113,8 +121,12 @@ impl Body {
 #[derive(Debug)]
 pub struct Client {
     address: Address,
+    others: Vec<Address>,
+    trust: Option<Trust>,
     token: Option<String>,
-    connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    /// The position of the address that is tried first; the others follow it in their order.
+    current: AtomicUsize,
+    connection: Mutex<Option<Open<Full<Bytes>>>>,
     retries: Retries,
 }
 
@@ -122,7 +134,29 @@ impl Client {
     /// A client of the node at `address`. Nothing is opened yet.
     pub fn new(address: Address, token: Option<String>) -> Client {
         let retries = Retries::new(Some(RetryOptions::default()));
-        Client { address, token, connection: Mutex::new(None), retries }
+        Client {
+            address,
+            others: Vec::new(),
+            trust: None,
+            token,
+            current: AtomicUsize::new(0),
+            connection: Mutex::new(None),
+            retries,
+        }
+    }
+
+    /// Goes to other nodes of the same cluster when one does not answer.
+    #[must_use]
+    pub fn with_others(mut self, others: Vec<Address>) -> Client {
+        self.others = others;
+        self
+    }
+
+    /// Believes the certificates that lead to these roots. Without them no HTTPS address is spoken to.
+    #[must_use]
+    pub fn with_trust(mut self, trust: Trust) -> Client {
+        self.trust = Some(trust);
+        self
     }
 
     /// Sends requests again as the options say; never with `None`.
@@ -132,46 +166,63 @@ impl Client {
         self
     }
 
-    /// Where it talks to.
+    /// Where it talks to, or tries to first.
     pub fn address(&self) -> &Address {
-        &self.address
+        self.at(self.current.load(Ordering::Relaxed))
     }
 
-    fn unreachable(&self, reason: impl ToString) -> ClientError {
-        ClientError::Unreachable { address: self.address.to_string(), reason: reason.to_string() }
+    fn at(&self, number: usize) -> &Address {
+        number.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.address)
+    }
+
+    fn count(&self) -> usize {
+        self.others.len().saturating_add(1)
     }
 
     fn broken(&self, reason: impl ToString) -> ClientError {
-        ClientError::Broken { address: self.address.to_string(), reason: reason.to_string() }
+        ClientError::Broken { address: self.address().to_string(), reason: reason.to_string() }
     }
 
-    async fn connect<B: SendableBody>(&self) -> Result<SendRequest<B>, ClientError> {
-        let connecting = async {
-            match &self.address {
-                Address::Unix(path) => {
-                    let stream = connect_unix(path).await.map_err(|error| self.unreachable(error))?;
-                    self.handshake(TokioIo::new(stream)).await
+    /// Opens a connection to the first node that takes one.
+    async fn connect<B: SendableBody>(&self) -> Result<Open<B>, ClientError> {
+        let (count, first) = (self.count(), self.current.load(Ordering::Relaxed));
+        let within = if count == 1 { CONNECT_TIMEOUT } else { CONNECT_TIMEOUT_OF_SEVERAL };
+        let mut reasons = Vec::new();
+        for number in (first..count).chain(0..first.min(count)) {
+            let address = self.at(number);
+            let reason = match tokio::time::timeout(within, self.handshake(address)).await {
+                Ok(Ok(sender)) => {
+                    self.current.store(number, Ordering::Relaxed);
+                    return Ok(Open { sender, number });
                 }
-                Address::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port));
-                    let stream = stream.await.map_err(|error| self.unreachable(error))?;
-                    stream.set_nodelay(true).map_err(|error| self.unreachable(error))?;
-                    self.handshake(TokioIo::new(stream)).await
-                }
-            }
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(self.unreachable("it does not answer within 10 s")),
+                Ok(Err(reason)) => reason,
+                Err(_) => format!("it does not answer within {} s", within.as_secs()),
+            };
+            reasons.push((address.to_string(), reason));
         }
+        let address: Vec<&str> = reasons.iter().map(|(address, _)| address.as_str()).collect();
+        let reason = match reasons.as_slice() {
+            [(_, reason)] => reason.clone(),
+            several => several.iter().map(|(at, why)| format!("{at}: {why}")).collect::<Vec<_>>().join("; "),
+        };
+        Err(ClientError::Unreachable { address: address.join(", "), reason })
     }
 
-    async fn handshake<S, B: SendableBody>(&self, stream: TokioIo<S>) -> Result<SendRequest<B>, ClientError>
-    where
-        TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    {
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(stream).await.map_err(|error| self.unreachable(error))?;
+    /// Leaves the node that it talks to, where there are others.
+    async fn leave(&self) {
+        if self.others.is_empty() {
+            return;
+        }
+        let left = self.connection.lock().await.take();
+        let number = left.map_or_else(|| self.current.load(Ordering::Relaxed), |open| open.number);
+        let next = number.saturating_add(1) % self.count();
+        self.current.store(next, Ordering::Relaxed);
+    }
+
+    async fn handshake<B: SendableBody>(&self, address: &Address) -> Result<SendRequest<B>, String> {
+        let stream = connect::open(address, self.trust.as_ref()).await.map_err(|error| error.to_string())?;
+        let opened = hyper::client::conn::http1::handshake(stream).await;
+        let (sender, connection) = opened.map_err(|error| error.to_string())?;
         // It ends when the sender is dropped; what it fails with, the sender reports.
         tokio::spawn(async move { drop(connection.await) });
         Ok(sender)
@@ -179,16 +230,13 @@ impl Client {
 
     fn request<B>(
         &self,
+        number: usize,
         method: &Method,
         path: &str,
         headers: &[(&str, &str)],
         body: B,
     ) -> Result<Request<B>, ClientError> {
-        let host = match &self.address {
-            Address::Unix(_) => "localhost".to_owned(),
-            Address::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
-            Address::Tcp { host, port } => format!("{host}:{port}"),
-        };
+        let host = self.at(number).authority();
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -196,7 +244,10 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(body).map_err(|error| self.unreachable(error))
+        request.body(body).map_err(|error| ClientError::Unreachable {
+            address: self.at(number).to_string(),
+            reason: format!("the request cannot be written: {error}"),
+        })
     }
 
     /// Sends a request and returns the response's head with its body unread.
@@ -209,27 +260,27 @@ impl Client {
     ) -> Result<Response<Incoming>, ClientError> {
         let mut slot = self.connection.lock().await;
         let open = match slot.take() {
-            Some(mut open) if !open.is_closed() => open.ready().await.is_ok().then_some(open),
+            Some(mut open) if !open.sender.is_closed() => open.sender.ready().await.is_ok().then_some(open),
             _ => None,
         };
         let reused = open.is_some();
-        let mut sender = match open {
+        let mut open = match open {
             Some(open) => open,
             None => self.connect().await?,
         };
-        let sent = sender.send_request(self.request(&method, path, headers, Full::new(body.clone()))?).await;
-        let response = match sent {
+        let request = self.request(open.number, &method, path, headers, Full::new(body.clone()))?;
+        let response = match open.sender.send_request(request).await {
             Ok(response) => response,
             // An idle connection that the node closed tells so only now. Nothing of the request was taken then, and
             // reading twice or writing twice under one idempotency key does no harm.
             Err(error) if reused && (error.is_closed() || error.is_canceled() || method == Method::GET) => {
-                sender = self.connect().await?;
-                let again = self.request(&method, path, headers, Full::new(body))?;
-                sender.send_request(again).await.map_err(|error| self.broken(error))?
+                open = self.connect().await?;
+                let again = self.request(open.number, &method, path, headers, Full::new(body))?;
+                open.sender.send_request(again).await.map_err(|error| self.broken(error))?
             }
             Err(error) => return Err(self.broken(error)),
         };
-        *slot = Some(sender);
+        *slot = Some(open);
         Ok(response)
     }
 
@@ -243,7 +294,7 @@ impl Client {
         match serde_json::from_slice::<Problem>(body) {
             Ok(problem) => ClientError::Refused(Box::new(problem)),
             Err(_) => ClientError::Unreadable {
-                address: self.address.to_string(),
+                address: self.address().to_string(),
                 reason: format!("status {status} without the particulars that Grey would give"),
             },
         }
@@ -251,7 +302,7 @@ impl Client {
 
     fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
         serde_json::from_slice(body).map_err(|error| ClientError::Unreadable {
-            address: self.address.to_string(),
+            address: self.address().to_string(),
             reason: error.to_string(),
         })
     }
@@ -297,10 +348,15 @@ impl Client {
                     self.retries.succeeded(begun.elapsed(), level.as_deref());
                     return Ok(answer);
                 }
-                Err(error) => match self.retries.wait(&mut attempts, &error, repeat) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(error),
-                },
+                Err(error) => {
+                    let Some(wait) = self.retries.wait(&mut attempts, &error, repeat) else {
+                        return Err(error);
+                    };
+                    if is_elsewhere_perhaps(&error) {
+                        self.leave().await;
+                    }
+                    tokio::time::sleep(wait).await;
+                }
             }
         }
     }
@@ -317,9 +373,9 @@ impl Client {
 
     /// Fetches a body that is read piece by piece, on a connection of its own.
     pub async fn stream(&self, path: &str) -> Result<Body, ClientError> {
-        let mut sender = self.connect().await?;
-        let request = self.request(&Method::GET, path, &[], Full::new(Bytes::new()))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let mut open = self.connect().await?;
+        let request = self.request(open.number, &Method::GET, path, &[], Full::new(Bytes::new()))?;
+        let response = open.sender.send_request(request).await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
             let (status, body) = self.whole(response).await?;
             return Err(self.refusal(status, &body));
@@ -330,7 +386,7 @@ impl Client {
     fn body(&self, response: Response<Incoming>) -> Body {
         let attempt = response.headers().get("grey-attempt");
         let attempt = attempt.and_then(|value| value.to_str().ok()?.parse().ok());
-        Body { attempt, incoming: response.into_body(), address: self.address.to_string() }
+        Body { attempt, incoming: response.into_body(), address: self.address().to_string() }
     }
 
     /// Sends a file as it is, on a connection of its own.
@@ -340,11 +396,16 @@ impl Client {
         file: File,
         length_bytes: u64,
     ) -> Result<T, ClientError> {
-        let mut sender = self.connect().await?;
+        let mut open = self.connect().await?;
         let body = FileBody { file, left_bytes: length_bytes };
-        let request =
-            self.request(&Method::POST, path, &[("content-type", "application/octet-stream")], body)?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let request = self.request(
+            open.number,
+            &Method::POST,
+            path,
+            &[("content-type", "application/octet-stream")],
+            body,
+        )?;
+        let response = open.sender.send_request(request).await.map_err(|error| self.broken(error))?;
         let (status, body) = self.whole(response).await?;
         if status.is_success() { self.read(&body) } else { Err(self.refusal(status, &body)) }
     }
@@ -357,16 +418,21 @@ impl Client {
         pieces: Receiver<std::io::Result<Bytes>>,
         key: Option<&str>,
     ) -> Result<Body, ClientError> {
-        let mut sender = self.connect().await?;
+        let mut open = self.connect().await?;
         let mut headers = vec![("content-type", media_type)];
         headers.extend(key.map(|key| ("idempotency-key", key)));
-        let request = self.request(&Method::POST, path, &headers, PiecesBody(pieces))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let request = self.request(open.number, &Method::POST, path, &headers, PiecesBody(pieces))?;
+        let response = open.sender.send_request(request).await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
             let (status, body) = self.whole(response).await?;
             return Err(self.refusal(status, &body));
         }
         Ok(self.body(response))
+    }
+
+    /// Removes what is at a path; to do that twice does no harm.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.read(&self.answered(Method::DELETE, path, &[], Bytes::new(), Repeat::Always).await?)
     }
 
     /// Sends a document, under an idempotency key where one is given.
@@ -397,6 +463,17 @@ impl Client {
         }
         let repeat = if key.is_some() { Repeat::Always } else { Repeat::Refused };
         self.read(&self.answered(Method::POST, path, &headers, body, repeat).await?)
+    }
+}
+
+/// Whether another node may answer what this one cannot.
+fn is_elsewhere_perhaps(error: &ClientError) -> bool {
+    match error {
+        ClientError::Refused(problem) => {
+            matches!(problem.code, ErrorCode::Unavailable | ErrorCode::OutcomeUnknown)
+        }
+        ClientError::Broken { .. } | ClientError::Unreachable { .. } => true,
+        ClientError::Unreadable { .. } => false,
     }
 }
 
@@ -460,17 +537,4 @@ impl hyper::body::Body for FileBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left_bytes)
     }
-}
-
-/// Opens a socket also where its path is longer than the system takes: through the open directory.
-async fn connect_unix(path: &Path) -> std::io::Result<UnixStream> {
-    if path.as_os_str().len() <= LONGEST_SOCKET_PATH_BYTES {
-        return UnixStream::connect(path).await;
-    }
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return UnixStream::connect(path).await;
-    };
-    let directory = File::open(directory)?;
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    UnixStream::connect(short).await
 }

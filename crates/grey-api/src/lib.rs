@@ -3,18 +3,21 @@
 
 mod address;
 mod client;
+mod connect;
 mod endpoints;
 mod near;
 mod problem;
 mod retry;
+mod trust;
 mod types;
 
-pub use address::{Address, AddressError, DEFAULT_PORT};
+pub use address::{Address, AddressError, DEFAULT_PORT, addresses};
 pub use client::{Body, Client, ClientError};
 pub use endpoints::{ENDPOINTS, Endpoint, openapi};
 pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
 pub use retry::RetryOptions;
+pub use trust::{LARGEST_TRUST_BYTES, Trust, TrustError};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
