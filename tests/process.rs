@@ -3,6 +3,8 @@
 
 #[path = "process/choice.rs"]
 mod choice;
+#[path = "process/contexts.rs"]
+mod contexts;
 #[path = "process/door.rs"]
 mod door;
 #[path = "process/faults.rs"]

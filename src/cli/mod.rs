@@ -1,7 +1,11 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod choice;
 mod cluster;
+mod config;
+mod context;
+mod contexts;
 mod dev;
 mod doctor;
 mod error;
@@ -11,6 +15,7 @@ mod inputs;
 mod job;
 mod junit;
 mod listing;
+mod node_config;
 mod output;
 mod root;
 mod run;
@@ -40,6 +45,7 @@ Examples:
   grey submit job.toml --wait                run the tasks of a file
   grey verify hello.json                     check a proof, offline
   grey job list                              what was submitted
+  grey context list                          the clusters that are known by name
   grey doctor                                what is enforced on this machine
 
 Exit status of `run`: the task's own, 124 time-out, 125 Grey's failure or refusal, 126 not executable,
@@ -59,12 +65,16 @@ struct Arguments {
 /// Options that every command takes.
 #[derive(clap::Args, Clone)]
 struct Global {
-    /// Where the local cluster's data lies [default: $XDG_DATA_HOME/grey, or ~/.local/share/grey]
-    #[arg(long, env = "GREY_DATA", global = true, value_name = "DIR")]
+    /// The local cluster, its data there [env: GREY_DATA] [default: $XDG_DATA_HOME/grey, or ~/.local/share/grey]
+    #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// A cluster's address, such as 127.0.0.1:7654 or unix:PATH; its token is taken from GREY_TOKEN
-    #[arg(long, env = "GREY_ADDR", global = true, value_name = "ADDRESS")]
+    /// The cluster at an address, such as https://grey.example.com:7654, 127.0.0.1:7654 or unix:PATH, or at several separated
+    /// by commas; its token is taken from GREY_TOKEN, its root certificate from the file GREY_CA [env: GREY_ADDR]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     addr: Option<String>,
+    /// The cluster that `grey context add` kept under a name [env: GREY_CONTEXT]
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     /// How to print results
     #[arg(
         long,
@@ -105,6 +115,12 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look at a node's configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Keep clusters under names, and choose one
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Say what is enforced on this machine, and what is not and why
     Doctor,
     /// Measure this machine with a cluster of its own
@@ -147,17 +163,20 @@ pub fn main() -> ExitCode {
 fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
     let Arguments { global, command } = arguments;
     let target = || Target::of(&global);
+    let local = || Target::local(&global);
     match command {
         Command::Run(run) => {
             run::run(&run, &target().map_err(CliError::in_run)?, output).map_err(CliError::in_run)
         }
         Command::Submit(submit) => submit::submit(&submit, &target()?, output),
-        Command::Dev(dev) => dev::dev(&dev, &target()?, output),
-        Command::Down => dev::down(&target()?, output),
+        Command::Dev(dev) => dev::dev(&dev, &local()?, output),
+        Command::Down => dev::down(&local()?, output),
         Command::Task(command) => task::task(&command, &target()?, output),
         Command::Job(command) => job::job(&command, &target()?, output),
         Command::Verify(verify) => verify::verify(&verify, target().ok().as_ref(), output),
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
+        Command::Config(command) => config::config(&command, output),
+        Command::Context(command) => context::context(&command, output),
         Command::Doctor => doctor::doctor(target().as_ref(), output),
         Command::Bench(bench) => bench::bench(&bench, output),
         Command::Sim(arguments) => sim::sim(&arguments, output),
@@ -172,7 +191,7 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
             output.bytes(&script)?;
             Ok(0)
         }
-        Command::Local(local) => Ok(serve::local(&local, target()?.directory()?.to_path_buf())),
+        Command::Local(arguments) => Ok(serve::local(&arguments, local()?.directory()?.to_path_buf())),
     }
 }
 

@@ -40,7 +40,7 @@ Examples:
 The task sees PATH, HOME, TMPDIR, LANG, its own variables and GREY_TASK, GREY_JOB, GREY_INDEX, GREY_ATTEMPT and
 GREY_OUT, nothing of this shell. stdout is exactly the accepted attempt's.")]
 pub struct RunArguments {
-    /// Whose task it is
+    /// Whose task it is [default: the context's, else `default`] [env: GREY_TENANT]
     #[arg(long, short, value_name = "TENANT")]
     tenant: Option<String>,
     /// A name
@@ -103,7 +103,7 @@ pub struct RunArguments {
 }
 
 impl RunArguments {
-    fn request(&self, inputs: &Inputs) -> JobRequest {
+    fn request(&self, inputs: &Inputs, tenant: Option<String>) -> JobRequest {
         let task = TaskRequest {
             name: self.name.clone(),
             command: self.command.clone(),
@@ -128,7 +128,7 @@ impl RunArguments {
         };
         JobRequest {
             name: self.name.clone().unwrap_or_default(),
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().or(tenant),
             tasks: vec![task],
             ..JobRequest::default()
         }
@@ -146,7 +146,7 @@ pub fn fresh_key() -> Result<String, CliError> {
 pub async fn connect(target: &Target, output: &Output) -> Result<Client, CliError> {
     let (client, started) = target.connect().await?;
     match target {
-        Target::Remote(address) => output.note(&format!("cluster at {address}")),
+        Target::Remote(remote) => output.note(&format!("cluster at {remote}")),
         Target::Local(directory) => {
             let how = if started { "started" } else { "using" };
             output.note(&format!("{how} the local cluster, its data in {}", directory.display()));
@@ -165,7 +165,7 @@ pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
         inputs.send(&client, output).await?;
         let key = arguments.key.as_deref();
-        let created = submit_job(target, &client, &arguments.request(&inputs), key).await?;
+        let created = submit_job(target, &client, &arguments.request(&inputs, target.tenant()), key).await?;
         note_duplicate(&created, output);
         output.note(&format!("task {} (job {})", created.first_task, created.job));
         let left = async {

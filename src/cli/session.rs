@@ -1,5 +1,6 @@
 //! Which cluster a command speaks to, and how the local one is found or started.
 
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -7,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use grey_api::{Address, Client, ClientError, ClusterStatus};
+use grey_api::{Address, Client, ClientError, ClusterStatus, Trust};
 use grey_node::SOCKET_FILE;
 use serde::{Deserialize, Serialize};
 
 use super::Global;
+use super::choice::{Choice, Said};
+use super::contexts::{self, Context, Contexts};
 use super::error::CliError;
 
 /// How long the background process may take to start, or another one to end.
@@ -21,11 +24,33 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// The file that the background process writes its log to.
 pub const LOG_FILE: &str = "grey.log";
 
+/// A cluster elsewhere, and how it is spoken to.
+#[derive(Clone)]
+pub struct Remote {
+    address: Address,
+    others: Vec<Address>,
+    trust: Option<Trust>,
+    token: Option<String>,
+    tenant: Option<String>,
+    context: Option<String>,
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.address)?;
+        self.others.iter().try_for_each(|other| write!(formatter, ", {other}"))?;
+        match &self.context {
+            Some(context) => write!(formatter, " (context {context})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The cluster that was asked for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Target {
-    /// A cluster at an address. There is no other when it does not answer.
-    Remote(Address),
+    /// A cluster elsewhere. There is no other when it does not answer.
+    Remote(Box<Remote>),
     /// The local cluster of a data directory.
     Local(PathBuf),
 }
@@ -42,29 +67,66 @@ pub enum StartReport {
 }
 
 impl Target {
-    /// The cluster that options and environment name.
+    /// The cluster that options, environment and contexts name.
     pub fn of(global: &Global) -> Result<Target, CliError> {
-        if let Some(address) = &global.addr {
-            return Ok(Target::Remote(address.parse::<Address>()?));
+        let said = said(global)?;
+        match said.choice(|| Ok(Contexts::read()?.current))? {
+            Choice::Addresses(text) => Ok(Target::Remote(Box::new(Remote::at(&text)?))),
+            Choice::Context { name, by_flag } => {
+                let contexts = Contexts::read()?;
+                let context = contexts.get(&name)?;
+                let remote = Remote::of(&name, context, by_flag).map_err(|mut error| {
+                    error.message = format!("context `{name}`: {}", error.message);
+                    error
+                })?;
+                Ok(Target::Remote(Box::new(remote)))
+            }
+            Choice::Local => Ok(Target::Local(data_dir(&said)?)),
         }
-        Ok(Target::Local(data_dir(global.data_dir.as_deref())?))
+    }
+
+    /// The local cluster, for a command that is about no other.
+    pub fn local(global: &Global) -> Result<Target, CliError> {
+        let said = said(global)?;
+        let other = match said.choice(|| Ok(None))? {
+            Choice::Local => return Ok(Target::Local(data_dir(&said)?)),
+            Choice::Addresses(address) => address,
+            Choice::Context { name, .. } => format!("context `{name}`"),
+        };
+        Err(CliError::usage(format!("this command is about the local cluster; {other} is another one"))
+            .hint("leave out --addr and --context, and unset GREY_ADDR and GREY_CONTEXT"))
     }
 
     /// The data directory of a local cluster.
     pub fn directory(&self) -> Result<&Path, CliError> {
         match self {
             Target::Local(directory) => Ok(directory),
-            Target::Remote(address) => Err(CliError::usage(format!(
-                "this command is about the local cluster; {address} is another one"
-            ))
-            .hint("leave out --addr and unset GREY_ADDR")),
+            Target::Remote(remote) => Err(CliError::usage(format!(
+                "this command is about the local cluster; {remote} is another one"
+            ))),
         }
+    }
+
+    /// Whose tasks are submitted where neither the command nor the task file says it.
+    pub fn tenant(&self) -> Option<String> {
+        let set = std::env::var("GREY_TENANT").ok().filter(|tenant| !tenant.is_empty());
+        set.or_else(|| match self {
+            Target::Remote(remote) => remote.tenant.clone(),
+            Target::Local(_) => None,
+        })
     }
 
     /// A client of the cluster as it is; the local one is not started.
     pub fn client(&self) -> Client {
         match self {
-            Target::Remote(address) => Client::new(address.clone(), std::env::var("GREY_TOKEN").ok()),
+            Target::Remote(remote) => {
+                let client = Client::new(remote.address.clone(), remote.token.clone())
+                    .with_others(remote.others.clone());
+                match &remote.trust {
+                    Some(trust) => client.with_trust(trust.clone()),
+                    None => client,
+                }
+            }
             Target::Local(directory) => Client::new(Address::Unix(directory.join(SOCKET_FILE)), None),
         }
     }
@@ -112,15 +174,77 @@ impl Target {
     }
 }
 
+impl Remote {
+    /// The cluster at addresses, with what the environment says of it.
+    fn at(addresses: &str) -> Result<Remote, CliError> {
+        let (token, trust) = (environment_token()?, environment_trust()?);
+        Remote::new(grey_api::addresses(addresses)?, trust, token)
+    }
+
+    /// The cluster of a context. What the environment says goes before it, unless the command line named the context.
+    fn of(name: &str, context: &Context, by_flag: bool) -> Result<Remote, CliError> {
+        let pem = context.ca.as_ref().map(|pem| Trust::from_pem(pem.as_bytes())).transpose();
+        let own = pem.map_err(|error| CliError::usage(format!("`ca` is no root certificate: {error}")))?;
+        let (token, trust) = if by_flag {
+            (first(|| context.token(), environment_token)?, first(|| Ok(own), environment_trust)?)
+        } else {
+            (first(environment_token, || context.token())?, first(environment_trust, || Ok(own))?)
+        };
+        let remote = Remote::new(context.addresses()?, trust, token)?;
+        Ok(Remote { tenant: context.tenant.clone(), context: Some(name.to_owned()), ..remote })
+    }
+
+    fn new(addresses: Vec<Address>, trust: Option<Trust>, token: Option<String>) -> Result<Remote, CliError> {
+        if let (Some(https), None) = (addresses.iter().find(|address| address.is_https()), &trust) {
+            let message = format!("{https} shows a certificate, and nothing says which to believe");
+            return Err(CliError::usage(message).hint(
+                "set GREY_CA to the file of the cluster's root certificate, or keep it in a context: grey context add \
+                 NAME ADDRESS --ca FILE",
+            ));
+        }
+        let mut addresses = addresses.into_iter();
+        let address = addresses.next().ok_or_else(|| CliError::usage("no address is given"))?;
+        Ok(Remote { address, others: addresses.collect(), trust, token, tenant: None, context: None })
+    }
+}
+
+/// The first of two that is there.
+fn first<T>(
+    one: impl FnOnce() -> Result<Option<T>, CliError>,
+    other: impl FnOnce() -> Result<Option<T>, CliError>,
+) -> Result<Option<T>, CliError> {
+    match one()? {
+        Some(found) => Ok(Some(found)),
+        None => other(),
+    }
+}
+
+fn environment_token() -> Result<Option<String>, CliError> {
+    let Ok(given) = std::env::var("GREY_TOKEN") else { return Ok(None) };
+    let well_formed = contexts::well_formed(given.trim());
+    well_formed
+        .map(Some)
+        .ok_or_else(|| CliError::usage("GREY_TOKEN is no token: visible characters are expected"))
+}
+
+fn environment_trust() -> Result<Option<Trust>, CliError> {
+    let Some(path) = std::env::var_os("GREY_CA").filter(|value| !value.is_empty()) else { return Ok(None) };
+    let (_, trust) = contexts::read_trust(Path::new(&path)).map_err(|mut error| {
+        error.message = format!("GREY_CA: {}", error.message);
+        error
+    })?;
+    Ok(Some(trust))
+}
+
+fn said(global: &Global) -> Result<Said, CliError> {
+    Said::with_environment(global.addr.clone(), global.context.clone(), global.data_dir.clone())
+}
+
 /// The local cluster's data directory.
-pub fn data_dir(given: Option<&Path>) -> Result<PathBuf, CliError> {
+fn data_dir(said: &Said) -> Result<PathBuf, CliError> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let found = match given {
-        Some(directory) if directory.as_os_str().is_empty() => None,
-        Some(directory) => Some(directory.to_path_buf()),
-        None => None,
-    };
-    let directory = found
+    let directory = said
+        .data_dir()
         .or_else(|| set("XDG_DATA_HOME").map(|directory| directory.join("grey")))
         .or_else(|| set("HOME").map(|home| home.join(".local/share/grey")));
     let directory = directory.ok_or_else(|| {
@@ -156,6 +280,8 @@ pub fn start(directory: &Path) -> Result<StartReport, CliError> {
         .arg(directory)
         .env_remove("GREY_ADDR")
         .env_remove("GREY_TOKEN")
+        .env_remove("GREY_CONTEXT")
+        .env_remove("GREY_CA")
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

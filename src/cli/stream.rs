@@ -52,9 +52,10 @@ fn pieces(mut reader: impl Read + Send + 'static) -> mpsc::Receiver<std::io::Res
 pub async fn send(
     client: &Client,
     arguments: &SubmitArguments,
+    usual_tenant: Option<String>,
     output: &Output,
 ) -> Result<Vec<String>, CliError> {
-    let (file, tenant) = (arguments.file.as_path(), arguments.tenant.as_deref());
+    let (file, tenant) = (arguments.file.as_path(), arguments.tenant.clone().or(usual_tenant));
     let pieces = if file == Path::new("-") {
         pieces(std::io::stdin())
     } else {
@@ -62,7 +63,7 @@ pub async fn send(
         pieces(opened)
     };
     let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    if let Some(tenant) = tenant.filter(|tenant| !plain(tenant)) {
+    if let Some(tenant) = tenant.as_ref().filter(|tenant| !plain(tenant)) {
         return Err(CliError::usage(format!("`{}` is no tenant's name", harmless(tenant))));
     }
     let query = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();

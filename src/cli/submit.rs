@@ -38,7 +38,7 @@ pub struct SubmitArguments {
     /// The task file, in TOML, YAML or JSON; or tasks one a line: a file whose name ends in .ndjson or .jsonl, or `-`
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Whose tasks those of a stream are
+    /// Whose tasks they are [default: the task file's, the context's, else `default`] [env: GREY_TENANT]
     #[arg(long, short, value_name = "TENANT")]
     pub tenant: Option<String>,
     /// A key under which this may be repeated: the same one gives the same job
@@ -64,10 +64,9 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
         }
         return stream(arguments, target, output);
     }
-    if arguments.tenant.is_some() {
-        return Err(CliError::usage("--tenant is for tasks one a line; a task file names its `tenant`"));
-    }
     let mut prepared = task_file::read(&arguments.file)?;
+    let tenant = &mut prepared.request.tenant;
+    *tenant = arguments.tenant.clone().or(tenant.take()).or_else(|| target.tenant());
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         prepared.inputs.send(&client, output).await?;
@@ -103,7 +102,7 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
 fn stream(arguments: &SubmitArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
-        let jobs = stream::send(&client, arguments, output).await?;
+        let jobs = stream::send(&client, arguments, target.tenant(), output).await?;
         if !arguments.wait {
             return Ok(0);
         }

@@ -1,27 +1,7 @@
 //! Sizes, times and shares of a processor as users write them: always with a unit.
 
-/// Bytes: `64MiB`, `1GB`, `512B`.
-pub fn size_bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 9] = [
-        ("B", 1),
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-        ("kB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-    ];
-    with_unit(text, &UNITS, "a size needs a number and a unit, such as 64MiB or 1GB")
-}
-
-/// Milliseconds: `30s`, `500ms`, `2h`.
-pub fn duration_ms(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 5] =
-        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    with_unit(text, &UNITS, "a time needs a number and a unit, such as 30s, 500ms or 2h")
-}
+use grey_node::units::with_unit;
+pub use grey_node::units::{duration_ms, size_bytes};
 
 /// Thousandths of a processor core: `500m`, or `2` for two cores.
 pub fn cpu_millicores(text: &str) -> Result<u64, String> {
@@ -63,18 +43,6 @@ pub fn devices(text: &str) -> Result<(String, u32), String> {
         Some((kind, count)) if !kind.is_empty() && count > 0 => Ok((kind.to_owned(), count)),
         _ => Err("devices are written KIND=COUNT, such as gpu=1".to_owned()),
     }
-}
-
-fn with_unit(text: &str, units: &[(&str, u64)], help: &str) -> Result<u64, String> {
-    let split = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
-    let factor = units.iter().find(|(name, _)| *name == unit.trim_start()).map(|(_, factor)| *factor);
-    let number: Option<u64> = digits.parse().ok();
-    let (Some(number), Some(factor)) = (number, factor) else {
-        let known: Vec<&str> = units.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()).collect();
-        return Err(format!("{help}; units: {}", known.join(", ")));
-    };
-    number.checked_mul(factor).ok_or_else(|| "the value is too large".to_owned())
 }
 
 /// A size for people.

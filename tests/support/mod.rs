@@ -51,6 +51,10 @@ impl Home {
             .env("NO_COLOR", "1")
             .env_remove("GREY_ADDR")
             .env_remove("GREY_TOKEN")
+            .env_remove("GREY_CONTEXT")
+            .env_remove("GREY_CA")
+            .env_remove("GREY_TENANT")
+            .env("XDG_CONFIG_HOME", self.path("config"))
             .env_remove("GREY_LOG")
             .env_remove("XDG_DATA_HOME")
             .stdin(Stdio::null());

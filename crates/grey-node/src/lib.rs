@@ -1,6 +1,7 @@
 //! The shell around the core: threads, files, HTTP. It decides nothing.
 
 mod clock;
+pub mod config;
 mod control;
 mod disk_room;
 mod error;
@@ -20,6 +21,7 @@ mod rate;
 mod records;
 mod retention;
 mod threads;
+pub mod units;
 mod views;
 mod worker;
 

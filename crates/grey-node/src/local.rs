@@ -85,7 +85,7 @@ pub struct LocalOptions {
 }
 
 /// How much a node takes in. What is left out has the usual bound.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Intake {
     /// Tasks a second that each tenant may submit in the long run; 1 to 10,000,000.
     pub tasks_per_second: Option<u64>,
@@ -96,7 +96,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    fn door(self) -> Result<DoorOptions, NodeError> {
+    pub(crate) fn door(self) -> Result<DoorOptions, NodeError> {
         let mut door = DoorOptions::default();
         if let Some(rate) = &mut door.rate {
             rate.tasks_per_second = self.tasks_per_second.unwrap_or(rate.tasks_per_second);
@@ -533,7 +533,7 @@ fn start_collector(
     Ok(())
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy().into_owned();
     name.chars().take(64).collect()

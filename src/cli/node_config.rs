@@ -1,0 +1,270 @@
+//! What `grey server` and `grey worker` are told: a file, and flags and variables that go before it.
+#![cfg_attr(not(test), allow(dead_code, reason = "for the commands that run a node"))]
+
+use std::path::{Path, PathBuf};
+
+use grey_node::config::{ConfigError, Configuration, NodeKind, ServerConfig, WorkerConfig};
+
+use super::error::CliError;
+use super::units;
+
+/// What every node is told.
+#[derive(Debug, Default, clap::Args)]
+pub struct NodeArguments {
+    /// The node's configuration, a TOML file; what else is given goes before it
+    #[arg(long, env = "GREY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The node's name [default: the host's]
+    #[arg(long, env = "GREY_NODE_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// Servers of the cluster, separated by commas; one that answers is enough
+    #[arg(long, env = "GREY_JOIN", value_delimiter = ',', value_name = "HOST:PORT")]
+    join: Vec<String>,
+    /// The file with the token that lets the node into the cluster
+    #[arg(long, env = "GREY_JOIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "join_token")]
+    join_token_file: Option<PathBuf>,
+    /// That token itself; others on this machine may see it on a command line, and not in the variable
+    #[arg(long, env = "GREY_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    join_token: Option<String>,
+    /// Where metrics are read [default: nowhere]
+    #[arg(long, env = "GREY_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<String>,
+    /// How the log is written: text or json [default: text]
+    #[arg(long, env = "GREY_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// What is written to it [default: info]
+    #[arg(long, env = "GREY_LOG", value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+/// What a server is told.
+#[derive(Debug, Default, clap::Args)]
+pub struct ServerArguments {
+    #[command(flatten)]
+    node: NodeArguments,
+    /// Where it listens, for clients and nodes alike [default: 0.0.0.0:7654]
+    #[arg(long, env = "GREY_LISTEN", value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// What others dial [default: what it listens on, where that is one address]
+    #[arg(long, env = "GREY_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// How long large streams are kept after the end of their job [default: 30d]
+    #[arg(long, env = "GREY_RETAIN_LOGS", value_name = "TIME")]
+    retain_logs: Option<String>,
+    /// How long large output files are kept [default: 30d]
+    #[arg(long, env = "GREY_RETAIN_RESULTS", value_name = "TIME")]
+    retain_results: Option<String>,
+    /// How long records and proofs are kept [default: 90d]
+    #[arg(long, env = "GREY_RETAIN_HISTORY", value_name = "TIME")]
+    retain_history: Option<String>,
+    /// How long inputs are kept that no job needs any more; 24h at least [default: 7d]
+    #[arg(long, env = "GREY_RETAIN_INPUTS", value_name = "TIME")]
+    retain_inputs: Option<String>,
+    /// Tasks a second that a tenant may submit in the long run
+    #[arg(long, env = "GREY_SUBMIT_RATE", value_name = "TASKS")]
+    submit_rate: Option<u32>,
+    /// Tasks that a tenant may submit at once after a pause
+    #[arg(long, env = "GREY_SUBMIT_BURST", value_name = "TASKS")]
+    submit_burst: Option<u32>,
+    /// Submissions under way at once
+    #[arg(long, env = "GREY_UNDER_WAY", value_name = "COUNT")]
+    under_way: Option<u32>,
+}
+
+/// What a worker is told.
+#[derive(Debug, Default, clap::Args)]
+pub struct WorkerArguments {
+    #[command(flatten)]
+    node: NodeArguments,
+    /// A label by which tasks choose it; may be given several times
+    #[arg(long = "label", env = "GREY_WORKER_LABELS", value_delimiter = ',', value_parser = units::label, value_name = "KEY=VALUE")]
+    labels: Vec<(String, String)>,
+    /// Devices that tasks may have, such as gpu=2; may be given several times
+    #[arg(long = "device", env = "GREY_WORKER_DEVICES", value_delimiter = ',', value_parser = units::devices, value_name = "KIND=COUNT")]
+    devices: Vec<(String, u32)>,
+}
+
+/// What is wrong with a configuration, as a user reads it.
+pub fn wrong(what: impl core::fmt::Display, error: &ConfigError) -> CliError {
+    CliError::usage(format!("{what}:\n  {}", error.to_string().replace('\n', "\n  ")))
+        .hint("docs/grey.toml shows all there is, with what it means")
+}
+
+impl NodeArguments {
+    /// The file with what is common to both kinds put over it.
+    fn configuration(&self, kind: NodeKind, data_dir: Option<&Path>) -> Result<Configuration, CliError> {
+        let mut configuration = match &self.config {
+            Some(path) => Configuration::read(path).map_err(|error| wrong(path.display(), &error))?,
+            None => Configuration::default(),
+        };
+        let table = kind.name();
+        let joining: &[&str] = match kind {
+            NodeKind::Server => &[table, "join"],
+            NodeKind::Worker => &[table],
+        };
+        let in_join = |name| [joining, &[name]].concat();
+        let absolute = |path: &Path| {
+            let path =
+                std::path::absolute(path).map_err(|error| CliError::io("use", path.display(), &error))?;
+            path.into_os_string()
+                .into_string()
+                .map_err(|path| CliError::usage(format!("{} is no text", Path::new(&path).display())))
+        };
+        if let Some(name) = &self.name {
+            configuration.set(&[table, "name"], name.as_str());
+        }
+        if let Some(directory) = data_dir {
+            configuration.set(&[table, "data_dir"], absolute(directory)?);
+        }
+        if !self.join.is_empty() {
+            configuration.set(&in_join("servers"), self.join.clone());
+        }
+        // One of the two in the file would contradict the other here.
+        if let Some(token) = &self.join_token {
+            configuration.unset(&in_join("token_file"));
+            configuration.set(&in_join("token"), token.as_str());
+        }
+        if let Some(path) = &self.join_token_file {
+            configuration.unset(&in_join("token"));
+            configuration.set(&in_join("token_file"), absolute(path)?);
+        }
+        for (path, value) in [
+            ([table, "metrics_listen"], &self.metrics_listen),
+            (["log", "format"], &self.log_format),
+            (["log", "level"], &self.log_level),
+        ] {
+            if let Some(value) = value {
+                configuration.set(&path, value.as_str());
+            }
+        }
+        Ok(configuration)
+    }
+
+    fn source(&self, kind: NodeKind) -> String {
+        match &self.config {
+            Some(path) => path.display().to_string(),
+            None => format!("the {} is not told enough, or wrongly", kind.name()),
+        }
+    }
+}
+
+impl ServerArguments {
+    /// What the server is told; `data_dir` is what the global option or GREY_DATA says.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn config(&self, data_dir: Option<&Path>) -> Result<ServerConfig, CliError> {
+        let mut configuration = self.node.configuration(NodeKind::Server, data_dir)?;
+        for (path, value) in [
+            (&["server", "listen"][..], &self.listen),
+            (&["server", "advertise"], &self.advertise),
+            (&["server", "retention", "logs"], &self.retain_logs),
+            (&["server", "retention", "results"], &self.retain_results),
+            (&["server", "retention", "history"], &self.retain_history),
+            (&["server", "retention", "inputs"], &self.retain_inputs),
+        ] {
+            if let Some(value) = value {
+                configuration.set(path, value.as_str());
+            }
+        }
+        for (name, value) in [
+            ("tasks_per_second", self.submit_rate),
+            ("burst_tasks", self.submit_burst),
+            ("under_way", self.under_way),
+        ] {
+            if let Some(value) = value {
+                configuration.set(&["server", "intake", name], i64::from(value));
+            }
+        }
+        configuration.server().map_err(|error| wrong(self.node.source(NodeKind::Server), &error))
+    }
+}
+
+impl WorkerArguments {
+    /// What the worker is told; `data_dir` is what the global option or GREY_DATA says.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn config(&self, data_dir: Option<&Path>) -> Result<WorkerConfig, CliError> {
+        let mut configuration = self.node.configuration(NodeKind::Worker, data_dir)?;
+        for (key, value) in &self.labels {
+            configuration.set(&["worker", "labels", key], value.as_str());
+        }
+        for (kind, count) in &self.devices {
+            configuration.set(&["worker", "devices", kind], i64::from(*count));
+        }
+        configuration.worker().map_err(|error| wrong(self.node.source(NodeKind::Worker), &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    enum Command {
+        Server(ServerArguments),
+        Worker(WorkerArguments),
+    }
+
+    fn server(arguments: &[&str], data_dir: Option<&str>) -> Result<ServerConfig, CliError> {
+        match Command::parse_from([&["grey", "server"], arguments].concat()) {
+            Command::Server(arguments) => arguments.config(data_dir.map(Path::new)),
+            Command::Worker(_) => panic!("a server was asked for"),
+        }
+    }
+
+    fn worker(arguments: &[&str], data_dir: Option<&str>) -> Result<WorkerConfig, CliError> {
+        match Command::parse_from([&["grey", "worker"], arguments].concat()) {
+            Command::Worker(arguments) => arguments.config(data_dir.map(Path::new)),
+            Command::Server(_) => panic!("a worker was asked for"),
+        }
+    }
+
+    #[test]
+    fn flags_alone_are_enough() {
+        let config = server(
+            &["--listen", "127.0.0.1:7701", "--name", "s1", "--retain-logs", "1d", "--submit-rate", "5"],
+            Some("/d"),
+        );
+        let config = config.unwrap();
+        assert_eq!((config.name.as_str(), config.advertise.to_string().as_str()), ("s1", "127.0.0.1:7701"));
+        assert_eq!((config.retention.logs_ms, config.intake.tasks_per_second), (86_400_000, Some(5)));
+        let flags = ["--join", "a:1,b:2", "--join-token", "t", "--label", "zone=a", "--device", "gpu=2"];
+        let config = worker(&flags, Some("/d")).unwrap();
+        assert_eq!(config.servers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:1", "b:2"]);
+        assert!(config.token.is_some());
+        assert_eq!((config.labels["zone"].as_str(), config.devices["gpu"]), ("a", 2));
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("grey.toml");
+        let text = "[server]\nname = \"a\"\ndata_dir = \"/a\"\nadvertise = \"a\"\n[server.join]\nservers = [\"a\"]\ntoken = \"a\"\n";
+        std::fs::write(&path, text).unwrap();
+        let file = path.to_str().unwrap();
+        let config =
+            server(&["--config", file, "--name", "b", "--join-token-file", "/t"], Some("/b")).unwrap();
+        assert_eq!((config.name.as_str(), config.data_dir.as_path()), ("b", Path::new("/b")));
+        assert_eq!(
+            config.join.unwrap().token.unwrap().read().unwrap_err().0.len(),
+            1,
+            "the file is not there"
+        );
+        let config = server(&["--config", file], None).unwrap();
+        assert_eq!((config.name.as_str(), config.data_dir.as_path()), ("a", Path::new("/a")));
+    }
+
+    #[test]
+    fn everything_that_is_missing_or_wrong_is_said_at_once() {
+        let error = server(&["--listen", "nowhere", "--retain-logs", "1"], None).unwrap_err();
+        assert_eq!(error.exit_status, 2);
+        for field in ["server.data_dir", "server.listen", "server.advertise", "server.retention.logs"] {
+            assert!(error.message.contains(field), "{}", error.message);
+        }
+        let error = worker(&[], None).unwrap_err();
+        assert!(error.message.contains("worker.data_dir") && error.message.contains("worker.servers"));
+    }
+}
