@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use grey_proof::Digest;
+use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptId;
 use crate::command::Placement;
@@ -14,7 +15,7 @@ use crate::rows::Counts;
 use crate::spec::TaskSpec;
 
 /// Attempts given to a worker, with all that it needs to run them and to state what they came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// Worker, tasks and epoch.
     pub placement: Placement,

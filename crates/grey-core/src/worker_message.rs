@@ -24,7 +24,7 @@ pub struct Heartbeat {
 }
 
 /// What a worker says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// It is there.
     Register(RegisterWorker),
@@ -37,7 +37,7 @@ pub enum FromWorker {
 }
 
 /// What the leader says to a worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToWorker {
     /// To which of its lives.
     pub incarnation: u64,
@@ -50,7 +50,7 @@ pub struct ToWorker {
 }
 
 /// The kinds of [`ToWorker`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerMessage {
     /// The worker is known under a number; of what it holds, some is not wanted.
     Registered {
@@ -80,7 +80,7 @@ pub enum WorkerMessage {
 }
 
 /// What the cluster said of a report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReportAnswer {
     /// Accepted, now or before: the worker may forget it.
     Accepted,
