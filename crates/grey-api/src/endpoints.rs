@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use crate::problem::{ErrorCode, Problem};
+use crate::rights::{Right, Role};
 use crate::types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
     ContentStatus, DeviceStatus, EventMessage, FileStatus, InputRequest, JobCounts, JobCreated, JobList,
@@ -19,6 +20,8 @@ pub struct Endpoint {
     pub method: &'static str,
     /// The path, parameters in braces.
     pub path: &'static str,
+    /// What whoever asks must be allowed to do.
+    pub needs: Right,
     /// What it does.
     pub summary: &'static str,
     /// Parameters of the query with what they mean.
@@ -29,205 +32,163 @@ pub struct Endpoint {
     pub response: &'static str,
 }
 
+/// What an endpoint is about, where its path names something that belongs to a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// Nothing of a tenant's.
+    Nothing,
+    /// A job.
+    Job,
+    /// A task.
+    Task,
+}
+
 const ATTEMPT: (&str, &str) = ("attempt", "which attempt; the latest when left out");
 const WAIT: (&str, &str) =
     ("wait_ms", "answer when it has ended, or after so many milliseconds, at most 60000");
 
-/// Every endpoint, in the order in which people meet them.
+const STREAM: &str = "Submit any number of tasks, one object a line (application/x-ndjson). They become jobs of up \
+                      to 10000 lines as they come, each answered by a line (StreamedJob) once it is durable; \
+                      the last line is a StreamEnd";
+
+const LOGS: &[(&str, &str)] = &[
+    ("stream", "stdout or stderr"),
+    ("offset", "from this byte on"),
+    (
+        "follow",
+        "true: wait for the attempt to begin and go on to its end; grey-attempt in the answer says which",
+    ),
+    ("after", "with follow: an attempt after this one; the answer is empty (204) when none will come"),
+    ATTEMPT,
+];
+
+/// Every endpoint, in the order in which people meet them. What does not stand here is refused.
 pub const ENDPOINTS: &[Endpoint] = &[
-    endpoint(
-        "post",
-        "/v1/jobs",
-        "Submit a job. Send an Idempotency-Key to be able to repeat it",
-        &[],
-        Some("JobRequest"),
-        "JobCreated",
-    ),
-    endpoint(
-        "post",
+    post("/v1/jobs", Right::ChangeWork, "Submit a job. Send an Idempotency-Key to be able to repeat it")
+        .takes("JobRequest")
+        .gives("JobCreated"),
+    post(
         "/v1/tasks",
+        Right::ChangeWork,
         "Submit tasks as one job: an object, an array, or one object a line (application/x-ndjson)",
-        &[("tenant", "whose tasks they are"), ("name", "the job's name")],
-        Some("TaskRequest"),
-        "JobCreated",
-    ),
-    endpoint(
-        "post",
-        "/v1/tasks/stream",
-        "Submit any number of tasks, one object a line (application/x-ndjson). They become jobs of up to 10000 lines as they \
-         come, each answered by a line (StreamedJob) once it is durable; the last line is a StreamEnd",
-        &[("tenant", "whose tasks they are"), ("name", "the jobs' name")],
-        Some("TaskRequest"),
-        "application/x-ndjson",
-    ),
-    endpoint(
-        "get",
-        "/v1/jobs",
-        "List jobs, newest first",
-        &[
+    )
+    .query(&[("tenant", "whose tasks they are"), ("name", "the job's name")])
+    .takes("TaskRequest")
+    .gives("JobCreated"),
+    post("/v1/tasks/stream", Right::ChangeWork, STREAM)
+        .query(&[("tenant", "whose tasks they are"), ("name", "the jobs' name")])
+        .takes("TaskRequest")
+        .gives("application/x-ndjson"),
+    get("/v1/jobs", Right::ReadWork, "List jobs, newest first")
+        .query(&[
             ("before", "only jobs before this one"),
             ("limit", "at most so many, up to 1000"),
             ("tenant", "only this tenant's"),
-        ],
-        None,
-        "JobList",
-    ),
-    endpoint("get", "/v1/jobs/{id}", "A job", &[WAIT], None, "JobStatus"),
-    endpoint(
-        "get",
-        "/v1/jobs/{id}/tasks",
-        "A job's tasks",
-        &[
+        ])
+        .gives("JobList"),
+    get("/v1/jobs/{id}", Right::ReadWork, "A job").query(&[WAIT]).gives("JobStatus"),
+    get("/v1/jobs/{id}/tasks", Right::ReadWork, "A job's tasks")
+        .query(&[
             ("from", "only tasks from this one on"),
             ("limit", "at most so many, up to 1000"),
             ("state", "only tasks in this state"),
-        ],
-        None,
-        "TaskList",
-    ),
-    endpoint(
-        "get",
-        "/v1/jobs/{id}/events",
-        "What happens to a job, until it ends",
-        &[],
-        None,
-        "text/event-stream",
-    ),
-    endpoint(
-        "post",
-        "/v1/jobs/{id}/rerun",
-        "Submit tasks of a job again, as a new job",
-        &[
+        ])
+        .gives("TaskList"),
+    get("/v1/jobs/{id}/events", Right::ReadWork, "What happens to a job, until it ends")
+        .gives("text/event-stream"),
+    post("/v1/jobs/{id}/rerun", Right::ChangeWork, "Submit tasks of a job again, as a new job")
+        .query(&[
             ("which", "failed: those that failed or were cancelled, as when it is left out; or all"),
             ("tasks", "only these, which must have ended, such as t7,t9..t12"),
-        ],
-        None,
-        "JobCreated",
-    ),
-    endpoint(
-        "post",
-        "/v1/jobs/{id}/cancel",
-        "Cancel what has not ended of a job",
-        &[],
-        None,
-        "CancelResponse",
-    ),
-    endpoint(
-        "post",
+        ])
+        .gives("JobCreated"),
+    post("/v1/jobs/{id}/cancel", Right::ChangeWork, "Cancel what has not ended of a job")
+        .gives("CancelResponse"),
+    post(
         "/v1/jobs/{id}/timeout",
+        Right::ChangeWork,
         "Give every task of a job that has not ended another time-out, also those that run",
-        &[],
-        Some("TimeoutRequest"),
-        "TimeoutChanged",
-    ),
-    endpoint(
-        "get",
-        "/v1/tasks",
-        "List the tasks of jobs that have not ended",
-        &[
+    )
+    .takes("TimeoutRequest")
+    .gives("TimeoutChanged"),
+    get("/v1/tasks", Right::ReadWork, "List the tasks of jobs that have not ended")
+        .query(&[
             ("from", "only tasks from this one on"),
             ("limit", "at most so many, up to 1000"),
             ("state", "only tasks in this state"),
-        ],
-        None,
-        "TaskList",
-    ),
-    endpoint("get", "/v1/tasks/{id}", "A task", &[WAIT], None, "TaskStatus"),
-    endpoint("get", "/v1/tasks/{id}/result", "What an attempt came to", &[ATTEMPT], None, "TaskResult"),
-    endpoint(
-        "get",
-        "/v1/tasks/{id}/logs",
-        "A stream of an attempt",
-        &[
-            ("stream", "stdout or stderr"),
-            ("offset", "from this byte on"),
-            (
-                "follow",
-                "true: wait for the attempt to begin and go on to its end; grey-attempt in the answer says which",
-            ),
-            (
-                "after",
-                "with follow: an attempt after this one; the answer is empty (204) when none will come",
-            ),
-            ATTEMPT,
-        ],
-        None,
-        "application/octet-stream",
-    ),
-    endpoint(
-        "get",
-        "/v1/tasks/{id}/outputs/{number}",
-        "An output file, by its number in the result",
-        &[ATTEMPT],
-        None,
-        "application/octet-stream",
-    ),
-    endpoint(
-        "get",
-        "/v1/tasks/{id}/proof",
-        "The proof of an attempt, to be checked with `grey verify`",
-        &[ATTEMPT],
-        None,
-        "application/vnd.grey.proof.v1+json",
-    ),
-    endpoint(
-        "get",
+        ])
+        .gives("TaskList"),
+    get("/v1/tasks/{id}", Right::ReadWork, "A task").query(&[WAIT]).gives("TaskStatus"),
+    get("/v1/tasks/{id}/result", Right::ReadWork, "What an attempt came to")
+        .query(&[ATTEMPT])
+        .gives("TaskResult"),
+    get("/v1/tasks/{id}/logs", Right::ReadWork, "A stream of an attempt")
+        .query(LOGS)
+        .gives("application/octet-stream"),
+    get("/v1/tasks/{id}/outputs/{number}", Right::ReadWork, "An output file, by its number in the result")
+        .query(&[ATTEMPT])
+        .gives("application/octet-stream"),
+    get("/v1/tasks/{id}/proof", Right::ReadWork, "The proof of an attempt, to be checked with `grey verify`")
+        .query(&[ATTEMPT])
+        .gives("application/vnd.grey.proof.v1+json"),
+    get(
         "/v1/tasks/{id}/explain",
+        Right::ReadWork,
         "Why a task is where it is, how many are ahead of it, and how long that may take",
-        &[],
-        None,
-        "TaskExplanation",
-    ),
-    endpoint("post", "/v1/tasks/{id}/cancel", "Cancel a task", &[], None, "CancelResponse"),
-    endpoint(
-        "post",
-        "/v1/tasks/{id}/timeout",
-        "Give a task another time-out, also while it runs",
-        &[],
-        Some("TimeoutRequest"),
-        "TimeoutChanged",
-    ),
-    endpoint(
-        "post",
-        "/v1/blobs",
-        "Send content that tasks name by its digest: the body as it is",
-        &[],
-        None,
-        "BlobCreated",
-    ),
-    endpoint(
-        "post",
-        "/v1/blobs/missing",
-        "Which content still has to be sent",
-        &[],
-        Some("BlobQuery"),
-        "BlobsMissing",
-    ),
-    endpoint("get", "/v1/events", "What happens to every job", &[], None, "text/event-stream"),
-    endpoint("get", "/v1/cluster", "The cluster as this node sees it", &[], None, "ClusterStatus"),
-    endpoint("get", "/v1/cluster/root", "The root that a verifier keeps", &[], None, "application/json"),
-    endpoint(
-        "post",
-        "/v1/cluster/shutdown",
-        "End a local cluster's process; its data stays",
-        &[],
-        None,
-        "application/json",
-    ),
-    endpoint("get", "/openapi.json", "This description", &[], None, "application/json"),
-    endpoint("get", "/health/live", "Whether the process answers", &[], None, "text/plain"),
-    endpoint("get", "/health/ready", "Whether the node takes requests", &[], None, "text/plain"),
+    )
+    .gives("TaskExplanation"),
+    post("/v1/tasks/{id}/cancel", Right::ChangeWork, "Cancel a task").gives("CancelResponse"),
+    post("/v1/tasks/{id}/timeout", Right::ChangeWork, "Give a task another time-out, also while it runs")
+        .takes("TimeoutRequest")
+        .gives("TimeoutChanged"),
+    post("/v1/blobs", Right::ChangeWork, "Send content that tasks name by its digest: the body as it is")
+        .gives("BlobCreated"),
+    post("/v1/blobs/missing", Right::ChangeWork, "Which content still has to be sent")
+        .takes("BlobQuery")
+        .gives("BlobsMissing"),
+    get("/v1/events", Right::ReadWork, "What happens to every job").gives("text/event-stream"),
+    get("/v1/cluster", Right::ReadCluster, "The cluster as this node sees it").gives("ClusterStatus"),
+    get("/v1/cluster/root", Right::BeKnown, "The root that a verifier keeps").gives("application/json"),
+    post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
+        .gives("application/json"),
+    get("/openapi.json", Right::BeKnown, "This description").gives("application/json"),
+    get("/health/live", Right::None, "Whether the process answers").gives("text/plain"),
+    get("/health/ready", Right::None, "Whether the node takes requests").gives("text/plain"),
 ];
 
-const fn endpoint(
-    method: &'static str,
-    path: &'static str,
-    summary: &'static str,
-    query: &'static [(&'static str, &'static str)],
-    request: Option<&'static str>,
-    response: &'static str,
-) -> Endpoint {
-    Endpoint { method, path, summary, query, request, response }
+const fn endpoint(method: &'static str, path: &'static str, needs: Right, summary: &'static str) -> Endpoint {
+    Endpoint { method, path, needs, summary, query: &[], request: None, response: "application/json" }
+}
+
+const fn get(path: &'static str, needs: Right, summary: &'static str) -> Endpoint {
+    endpoint("get", path, needs, summary)
+}
+
+const fn post(path: &'static str, needs: Right, summary: &'static str) -> Endpoint {
+    endpoint("post", path, needs, summary)
+}
+
+impl Endpoint {
+    const fn query(self, query: &'static [(&'static str, &'static str)]) -> Endpoint {
+        Endpoint { query, ..self }
+    }
+
+    const fn takes(self, schema: &'static str) -> Endpoint {
+        Endpoint { request: Some(schema), ..self }
+    }
+
+    const fn gives(self, response: &'static str) -> Endpoint {
+        Endpoint { response, ..self }
+    }
+
+    /// What `{id}` in the path names.
+    pub fn subject(&self) -> Subject {
+        match self.path {
+            path if path.starts_with("/v1/jobs/{id}") => Subject::Job,
+            path if path.starts_with("/v1/tasks/{id}") => Subject::Task,
+            _ => Subject::Nothing,
+        }
+    }
 }
 
 #[derive(OpenApi)]
@@ -287,6 +248,10 @@ pub fn openapi() -> Value {
             "license": { "name": "Apache-2.0" },
         });
         document.insert("info".to_owned(), info);
+        if let Some(components) = document.get_mut("components").and_then(Value::as_object_mut) {
+            let token = json!({ "type": "http", "scheme": "bearer" });
+            components.insert("securitySchemes".to_owned(), json!({ "token": token }));
+        }
     }
     document
 }
@@ -324,10 +289,17 @@ fn operation(endpoint: &Endpoint) -> Value {
             },
         },
     });
-    if let (Some(request), Some(operation)) = (endpoint.request, operation.as_object_mut()) {
+    let Some(members) = operation.as_object_mut() else { return operation };
+    if let Some(request) = endpoint.request {
         let body =
             json!({ "required": true, "content": { "application/json": { "schema": reference(request) } } });
-        operation.insert("requestBody".to_owned(), body);
+        members.insert("requestBody".to_owned(), body);
+    }
+    // A unix socket asks for nothing; over HTTPS and the loopback interface, a token of one of these roles.
+    if endpoint.needs != Right::None {
+        let roles: Vec<&str> =
+            Role::ALL.into_iter().filter(|role| role.may(endpoint.needs)).map(Role::name).collect();
+        members.insert("security".to_owned(), json!([{ "token": roles }]));
     }
     operation
 }
@@ -343,7 +315,9 @@ mod tests {
         for endpoint in ENDPOINTS {
             let operation = &document["paths"][endpoint.path][endpoint.method];
             assert_eq!(operation["summary"].as_str(), Some(endpoint.summary));
+            assert_eq!(operation["security"].is_null(), endpoint.needs == Right::None);
         }
+        assert!(document["components"]["securitySchemes"]["token"].is_object());
         let text = document.to_string();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for reference in text.split("#/components/schemas/").skip(1) {

@@ -8,15 +8,17 @@ mod endpoints;
 mod near;
 mod problem;
 mod retry;
+mod rights;
 mod trust;
 mod types;
 
 pub use address::{Address, AddressError, DEFAULT_PORT, addresses};
 pub use client::{Body, Client, ClientError};
-pub use endpoints::{ENDPOINTS, Endpoint, openapi};
+pub use endpoints::{ENDPOINTS, Endpoint, Subject, openapi};
 pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
 pub use retry::RetryOptions;
+pub use rights::{Right, Role, UnknownRole};
 pub use trust::{LARGEST_TRUST_BYTES, Trust, TrustError};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,
