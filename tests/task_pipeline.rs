@@ -334,6 +334,7 @@ fn proof(simulation: &Simulation, attempt: AttemptId) -> ProofBundle {
         report,
         signature: record.signed.signature.clone(),
         certificate: worker.unwrap().certificate.clone(),
+        issuers: Vec::new(),
         log: BundledLog {
             entry,
             position,

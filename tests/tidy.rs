@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our crates each may import; a crate that is not listed may not exist.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("proof", &[]),
     ("core", &["proof"]),
     ("health", &["core"]),
@@ -17,8 +17,9 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("exec", &["agent", "core", "proof"]),
     ("api", &["proof"]),
     ("sim", &["proof", "core", "health", "agent", "replica", "store", "blob", "api"]),
+    ("trust", &["core", "proof"]),
     ("wire", &["proof", "core"]),
-    ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api", "wire"]),
+    ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api", "trust", "wire"]),
     ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
 ];
 

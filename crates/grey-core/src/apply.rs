@@ -1,6 +1,7 @@
 //! Applies committed entries. Total: whatever the bytes say, the answer is a value and the state holds its invariants.
 
 mod cancel;
+mod identity;
 mod presence;
 mod register;
 mod report;
@@ -113,6 +114,18 @@ impl<'a> Application<'a> {
             Command::SuspectWorker(body) => self.suspect_worker(&body),
             Command::LoseWorker(body) => self.lose_worker(&body),
             Command::QuarantineWorker(body) => self.quarantine_worker(&body),
+            Command::EnrolFounder(body) => self.enrol_founder(body),
+            Command::AdmitNode(body) => self.admit_node(body),
+            Command::RenewNode(body) => self.renew_node(body),
+            Command::SetNodeStanding(body) => self.set_node_standing(&body),
+            Command::SetNodeAddress(body) => self.set_node_address(body),
+            Command::ForgetNode(body) => self.forget_node(&body),
+            Command::CreateJoinToken(body) => self.create_join_token(body),
+            Command::RevokeJoinToken(body) => self.revoke_join_token(&body),
+            Command::CreateToken(body) => self.create_token(body),
+            Command::RevokeToken(body) => self.revoke_token(&body),
+            Command::CreateTenant(body) => self.create_tenant(body),
+            Command::SetTenantSuspended(body) => self.set_tenant_suspended(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }
@@ -138,6 +151,7 @@ impl<'a> Application<'a> {
                     name: tenant.name.into(),
                     defaults: tenant.defaults,
                     weight_milli: 1_000,
+                    suspended: false,
                     queued_tasks: 0,
                     held_tasks: 0,
                     usage: Resources::default(),
@@ -145,7 +159,7 @@ impl<'a> Application<'a> {
                 },
             );
         }
-        Ok(Answer::Done)
+        Ok(Answer::Founded)
     }
 
     fn plan(&mut self, plan: &Plan) -> Result<Answer, Stop> {

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::attempt::{AttemptId, Finished, SandboxLevel};
 use crate::constraint::Devices;
 use crate::flow::FlowSubmission;
+use crate::identity::{
+    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, RenewNode,
+    RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
+};
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::spec::{Resources, TaskSpec};
 
@@ -264,6 +268,30 @@ pub enum Command {
     LoseWorker(LoseWorker),
     /// Give a worker no work for a while.
     QuarantineWorker(QuarantineWorker),
+    /// Give the first server its place.
+    EnrolFounder(EnrolFounder),
+    /// Let a node in.
+    AdmitNode(AdmitNode),
+    /// Give a node other certificates.
+    RenewNode(RenewNode),
+    /// Block a node, or let it leave.
+    SetNodeStanding(SetNodeStanding),
+    /// Dial a server elsewhere.
+    SetNodeAddress(SetNodeAddress),
+    /// Forget a node that left.
+    ForgetNode(ForgetNode),
+    /// Make a right to enter.
+    CreateJoinToken(CreateJoinToken),
+    /// Take one back.
+    RevokeJoinToken(RevokeJoinToken),
+    /// Make a token of the client API.
+    CreateToken(CreateToken),
+    /// Take one back.
+    RevokeToken(RevokeToken),
+    /// Make a tenant.
+    CreateTenant(CreateTenant),
+    /// Suspend a tenant, or let it submit again.
+    SetTenantSuspended(SetTenantSuspended),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

@@ -9,7 +9,7 @@ use crate::attempt::AttemptId;
 use crate::command::Placement;
 use crate::flow::Stage;
 use crate::history::HistoryRecord;
-use crate::ids::{JobId, TaskId, TaskRange, WorkerId};
+use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::rejection::Rejection;
 use crate::rows::Counts;
 use crate::spec::TaskSpec;
@@ -107,6 +107,20 @@ pub enum Effect {
 pub enum Answer {
     /// Nothing to say but that it was done.
     Done,
+    /// The cluster was founded.
+    Founded,
+    /// Something changed about who belongs to the cluster or who may speak.
+    Identity,
+    /// A node belongs to the cluster, or has other certificates.
+    Admitted {
+        /// Its number, where it is a server.
+        server: Option<u64>,
+    },
+    /// A tenant was made.
+    TenantCreated {
+        /// Its number.
+        tenant: TenantId,
+    },
     /// A submission was accepted, now or earlier under the same key.
     Submitted {
         /// The job.
@@ -152,6 +166,16 @@ pub enum Answer {
         /// Tasks of the target that had ended before.
         already_ended: u64,
     },
+}
+
+impl Answer {
+    /// Whether nothing changed about who belongs to the cluster and who may speak.
+    pub fn is_routine(&self) -> bool {
+        !matches!(
+            self,
+            Answer::Founded | Answer::Identity | Answer::Admitted { .. } | Answer::TenantCreated { .. }
+        )
+    }
 }
 
 /// The result of applying one entry.

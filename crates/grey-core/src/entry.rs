@@ -24,6 +24,18 @@ const KIND_CHANGE_TIMEOUT: u16 = 9;
 const KIND_SUSPECT_WORKER: u16 = 10;
 const KIND_LOSE_WORKER: u16 = 11;
 const KIND_QUARANTINE_WORKER: u16 = 12;
+const KIND_ENROL_FOUNDER: u16 = 13;
+const KIND_ADMIT_NODE: u16 = 14;
+const KIND_RENEW_NODE: u16 = 15;
+const KIND_SET_NODE_STANDING: u16 = 16;
+const KIND_SET_NODE_ADDRESS: u16 = 17;
+const KIND_FORGET_NODE: u16 = 18;
+const KIND_CREATE_JOIN_TOKEN: u16 = 19;
+const KIND_REVOKE_JOIN_TOKEN: u16 = 20;
+const KIND_CREATE_TOKEN: u16 = 21;
+const KIND_REVOKE_TOKEN: u16 = 22;
+const KIND_CREATE_TENANT: u16 = 23;
+const KIND_SET_TENANT_SUSPENDED: u16 = 24;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +97,18 @@ impl Entry {
             Command::SuspectWorker(body) => self.encode_as(KIND_SUSPECT_WORKER, body),
             Command::LoseWorker(body) => self.encode_as(KIND_LOSE_WORKER, body),
             Command::QuarantineWorker(body) => self.encode_as(KIND_QUARANTINE_WORKER, body),
+            Command::EnrolFounder(body) => self.encode_as(KIND_ENROL_FOUNDER, body),
+            Command::AdmitNode(body) => self.encode_as(KIND_ADMIT_NODE, body),
+            Command::RenewNode(body) => self.encode_as(KIND_RENEW_NODE, body),
+            Command::SetNodeStanding(body) => self.encode_as(KIND_SET_NODE_STANDING, body),
+            Command::SetNodeAddress(body) => self.encode_as(KIND_SET_NODE_ADDRESS, body),
+            Command::ForgetNode(body) => self.encode_as(KIND_FORGET_NODE, body),
+            Command::CreateJoinToken(body) => self.encode_as(KIND_CREATE_JOIN_TOKEN, body),
+            Command::RevokeJoinToken(body) => self.encode_as(KIND_REVOKE_JOIN_TOKEN, body),
+            Command::CreateToken(body) => self.encode_as(KIND_CREATE_TOKEN, body),
+            Command::RevokeToken(body) => self.encode_as(KIND_REVOKE_TOKEN, body),
+            Command::CreateTenant(body) => self.encode_as(KIND_CREATE_TENANT, body),
+            Command::SetTenantSuspended(body) => self.encode_as(KIND_SET_TENANT_SUSPENDED, body),
         }
     }
 
@@ -130,6 +154,18 @@ impl Entry {
             KIND_SUSPECT_WORKER => Command::SuspectWorker(decode_body(kind, body)?),
             KIND_LOSE_WORKER => Command::LoseWorker(decode_body(kind, body)?),
             KIND_QUARANTINE_WORKER => Command::QuarantineWorker(decode_body(kind, body)?),
+            KIND_ENROL_FOUNDER => Command::EnrolFounder(decode_body(kind, body)?),
+            KIND_ADMIT_NODE => Command::AdmitNode(decode_body(kind, body)?),
+            KIND_RENEW_NODE => Command::RenewNode(decode_body(kind, body)?),
+            KIND_SET_NODE_STANDING => Command::SetNodeStanding(decode_body(kind, body)?),
+            KIND_SET_NODE_ADDRESS => Command::SetNodeAddress(decode_body(kind, body)?),
+            KIND_FORGET_NODE => Command::ForgetNode(decode_body(kind, body)?),
+            KIND_CREATE_JOIN_TOKEN => Command::CreateJoinToken(decode_body(kind, body)?),
+            KIND_REVOKE_JOIN_TOKEN => Command::RevokeJoinToken(decode_body(kind, body)?),
+            KIND_CREATE_TOKEN => Command::CreateToken(decode_body(kind, body)?),
+            KIND_REVOKE_TOKEN => Command::RevokeToken(decode_body(kind, body)?),
+            KIND_CREATE_TENANT => Command::CreateTenant(decode_body(kind, body)?),
+            KIND_SET_TENANT_SUSPENDED => Command::SetTenantSuspended(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

@@ -16,6 +16,8 @@ mod entry;
 mod flow;
 mod gcra;
 mod history;
+mod identity;
+mod identity_table;
 mod ids;
 mod invariants;
 pub mod limits;
@@ -55,6 +57,11 @@ pub use flow::{
 pub use gcra::{Gcra, RateLimit, RateRefusal};
 pub use history::{
     AttemptPointer, FlowRecord, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext,
+};
+pub use identity::{
+    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, JoinTokenRow, NewNode,
+    NodeRole, NodeRow, NodeStanding, RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress,
+    SetNodeStanding, SetTenantSuspended, TokenRole, TokenRow,
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
 #[cfg(feature = "mutants")]

@@ -72,6 +72,32 @@ pub const TENANT_KEYS: u64 = 1_000_000;
 pub const KEY_RETENTION_MS: u64 = 24 * 3_600 * 1_000;
 /// Workers of a cluster.
 pub const WORKERS: usize = 10_000;
+/// Servers of a cluster, those that enter or leave included.
+pub const SERVERS: usize = 64;
+/// Bytes of an address that is dialled.
+pub const ADDRESS_BYTES: usize = 280;
+/// Bytes of a certificate of a proof key.
+pub const CERTIFICATE_BYTES: usize = 4 * 1024;
+/// Certificates of its proof key that are kept of a node.
+pub const NODE_CERTIFICATES: usize = 8;
+/// Join tokens that are good at once.
+pub const JOIN_TOKENS: usize = 1_024;
+/// The longest that a join token is good: 30 days, in milliseconds.
+pub const JOIN_TOKEN_MS: u64 = 30 * 24 * 3_600 * 1_000;
+/// Tokens of the client API.
+pub const TOKENS: usize = 65_536;
+/// Tokens of one tenant, and of none.
+pub const TENANT_TOKENS: usize = 1_024;
+/// The longest that a token is good: ten years, in milliseconds.
+pub const TOKEN_MS: u64 = 10 * 366 * 24 * 3_600 * 1_000;
+/// Answered challenges that are remembered.
+pub const USED_NONCES: usize = 65_536;
+/// How long an answered challenge is remembered, in milliseconds: ten times as long as one may be answered.
+pub const NONCE_KEPT_MS: u64 = 10 * 60 * 1_000;
+/// Expired tokens and challenges that one entry forgets at most.
+pub const IDENTITIES_SWEPT: usize = 256;
+/// A tenant's weight in thousandths.
+pub const WEIGHT_MILLI: u32 = 1 << 20;
 /// Attempts that one worker may hold, started or not.
 pub const WORKER_SLOTS: u32 = 16_384;
 /// The longest quarantine of a worker: a week, in milliseconds.

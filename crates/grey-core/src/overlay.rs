@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
+use crate::identity::{IdentityKey, IdentityRow};
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Tenant, Worker};
 use crate::spec::TaskSpec;
@@ -50,14 +51,14 @@ impl<'a, K: Numbered, V: Clone> Layer<'a, K, V> {
     }
 }
 
-/// The changes of idempotency keys, which are no numbers, above their rows.
-pub(crate) struct KeyLayer<'a> {
-    base: &'a BTreeMap<KeyId, KeyRecord>,
-    changes: BTreeMap<KeyId, Option<KeyRecord>>,
+/// The changes of rows whose keys are no numbers, above these rows.
+pub(crate) struct KeyLayer<'a, K, V> {
+    base: &'a BTreeMap<K, V>,
+    changes: BTreeMap<K, Option<V>>,
 }
 
-impl KeyLayer<'_> {
-    pub(crate) fn get(&self, key: &KeyId) -> Option<&KeyRecord> {
+impl<K: Ord + Clone, V: Clone> KeyLayer<'_, K, V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
         match self.changes.get(key) {
             Some(changed) => changed.as_ref(),
             None => self.base.get(key),
@@ -65,7 +66,7 @@ impl KeyLayer<'_> {
     }
 
     /// The row for writing; it counts as changed from here on.
-    pub(crate) fn get_mut(&mut self, key: &KeyId) -> Option<&mut KeyRecord> {
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         if !self.changes.contains_key(key) {
             let row = self.base.get(key)?.clone();
             self.changes.insert(key.clone(), Some(row));
@@ -73,11 +74,11 @@ impl KeyLayer<'_> {
         self.changes.get_mut(key)?.as_mut()
     }
 
-    pub(crate) fn insert(&mut self, key: KeyId, value: KeyRecord) {
+    pub(crate) fn insert(&mut self, key: K, value: V) {
         self.changes.insert(key, Some(value));
     }
 
-    pub(crate) fn remove(&mut self, key: &KeyId) {
+    pub(crate) fn remove(&mut self, key: &K) {
         if self.base.contains_key(key) {
             self.changes.insert(key.clone(), None);
         } else {
@@ -96,7 +97,8 @@ pub(crate) struct Overlay<'a> {
     pub(crate) groups: Layer<'a, TaskId, Group>,
     pub(crate) specs: Layer<'a, TaskId, Arc<TaskSpec>>,
     pub(crate) live: Layer<'a, TaskId, LiveTask>,
-    pub(crate) keys: KeyLayer<'a>,
+    pub(crate) keys: KeyLayer<'a, KeyId, KeyRecord>,
+    pub(crate) identity: KeyLayer<'a, IdentityKey, IdentityRow>,
     pub(crate) flows: Layer<'a, JobId, Arc<Flow>>,
     pub(crate) progress: Layer<'a, TaskId, StageProgress>,
 }
@@ -112,6 +114,7 @@ pub(crate) struct Changes {
     pub(crate) specs: Changed<TaskId, Arc<TaskSpec>>,
     pub(crate) live: Changed<TaskId, LiveTask>,
     pub(crate) keys: BTreeMap<KeyId, Option<KeyRecord>>,
+    pub(crate) identity: BTreeMap<IdentityKey, Option<IdentityRow>>,
     pub(crate) flows: Changed<JobId, Arc<Flow>>,
     pub(crate) progress: Changed<TaskId, StageProgress>,
 }
@@ -128,6 +131,7 @@ impl<'a> Overlay<'a> {
             specs: Layer::new(&base.specs),
             live: Layer::new(&base.live),
             keys: KeyLayer { base: &base.keys, changes: BTreeMap::new() },
+            identity: KeyLayer { base: &base.identity.rows, changes: BTreeMap::new() },
             flows: Layer::new(&base.flows),
             progress: Layer::new(&base.progress),
         }
@@ -143,6 +147,7 @@ impl<'a> Overlay<'a> {
             specs: self.specs.changes,
             live: self.live.changes,
             keys: self.keys.changes,
+            identity: self.identity.changes,
             flows: self.flows.changes,
             progress: self.progress.changes,
         }

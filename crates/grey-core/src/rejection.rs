@@ -1,5 +1,6 @@
 //! Why a command changed nothing. Replicas agree on it as they agree on everything else.
 
+use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
@@ -95,6 +96,18 @@ pub enum Rejection {
         /// What is due.
         expected: u64,
     },
+    /// A tenant that an operator suspended submits.
+    #[error("tenant {0} is suspended")]
+    TenantSuspended(TenantId),
+    /// No such node.
+    #[error("node {0} is unknown")]
+    UnknownNode(Digest),
+    /// No such token.
+    #[error("token {0} is unknown")]
+    UnknownToken(Digest),
+    /// A node, or a change of one, is not taken.
+    #[error("{0}")]
+    NotAdmitted(String),
     /// The number space of an identifier is used up.
     #[error("no {0} number is left")]
     Exhausted(String),

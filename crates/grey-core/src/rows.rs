@@ -33,6 +33,8 @@ pub struct Meta {
     pub tasks_submitted: u64,
     /// Workers registered so far.
     pub workers_registered: u32,
+    /// Servers that were given a number so far.
+    pub servers_numbered: u64,
     /// Placements that were dropped because the state had moved on.
     pub stale_placements: u64,
     /// Results that were refused because another attempt or a cancel came first.
@@ -54,6 +56,8 @@ pub struct Tenant {
     pub defaults: TaskDefaults,
     /// Share relative to others, in thousandths.
     pub weight_milli: u32,
+    /// Whether it may submit nothing.
+    pub suspended: bool,
     /// Tasks that wait.
     pub queued_tasks: u64,
     /// Tasks assigned or running.

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
+use crate::identity::IdentityKey;
+use crate::identity_table::IdentityTable;
 use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::overlay::Changes;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
@@ -71,6 +73,7 @@ pub struct State {
     pub(crate) specs: Table<TaskId, Arc<TaskSpec>>,
     pub(crate) live: Table<TaskId, LiveTask>,
     pub(crate) keys: BTreeMap<KeyId, KeyRecord>,
+    pub(crate) identity: IdentityTable,
     pub(crate) flows: Table<JobId, Arc<Flow>>,
     pub(crate) progress: Table<TaskId, StageProgress>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
@@ -80,6 +83,8 @@ pub struct State {
     /// Keys that changed since the last checkpoint, and whether that checkpoint has them; the tables know it of their rows
     /// themselves. What came and went in between leaves no trace.
     pub(crate) dirty_keys: BTreeMap<KeyId, bool>,
+    /// The same of who belongs to the cluster and who may speak.
+    pub(crate) dirty_identity: BTreeMap<IdentityKey, bool>,
     /// The mistake that this state's code makes, for the simulator's own proof.
     #[cfg(feature = "mutants")]
     pub(crate) mutant: Option<crate::mutant::Mutant>,
@@ -96,6 +101,7 @@ const TABLE_KEY: u8 = 8;
 const TABLE_POSITION: u8 = 9;
 const TABLE_FLOW: u8 = 10;
 const TABLE_PROGRESS: u8 = 11;
+const TABLE_IDENTITY: u8 = 12;
 
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
@@ -131,6 +137,32 @@ impl RowKey for KeyId {
     fn read(bytes: &[u8]) -> Option<Self> {
         let (tenant, key) = bytes.split_first_chunk::<4>()?;
         Some((TenantId(u32::from_be_bytes(*tenant)), String::from_utf8(key.to_vec()).ok()?))
+    }
+}
+
+impl RowKey for IdentityKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        let (kind, digest) = match self {
+            IdentityKey::Node(digest) => (1, digest),
+            IdentityKey::Certificate(digest) => (2, digest),
+            IdentityKey::JoinToken(digest) => (3, digest),
+            IdentityKey::Token(digest) => (4, digest),
+            IdentityKey::Nonce(digest) => (5, digest),
+        };
+        out.push(kind);
+        out.extend_from_slice(&digest.0);
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (kind, digest) = bytes.split_first()?;
+        let digest = Digest(digest.try_into().ok()?);
+        match kind {
+            1 => Some(IdentityKey::Node(digest)),
+            2 => Some(IdentityKey::Certificate(digest)),
+            3 => Some(IdentityKey::JoinToken(digest)),
+            4 => Some(IdentityKey::Token(digest)),
+            5 => Some(IdentityKey::Nonce(digest)),
+            _ => None,
+        }
     }
 }
 
@@ -239,19 +271,18 @@ impl Committer {
         }
     }
 
-    fn keys(
+    /// Rows whose keys are no numbers; `set` puts one in its place and returns what was there.
+    fn keyed<K: RowKey, V: Serialize>(
         &mut self,
-        base: &mut BTreeMap<KeyId, KeyRecord>,
-        dirty: &mut BTreeMap<KeyId, bool>,
-        changes: BTreeMap<KeyId, Option<KeyRecord>>,
+        table: u8,
+        dirty: &mut BTreeMap<K, bool>,
+        changes: BTreeMap<K, Option<V>>,
+        mut set: impl FnMut(K, Option<V>) -> Option<V>,
     ) {
         for (key, value) in changes {
-            self.row(TABLE_KEY, &key, value.as_ref());
+            self.row(table, &key, value.as_ref());
             let is_there = value.is_some();
-            let before = match value {
-                Some(value) => base.insert(key.clone(), value),
-                None => base.remove(&key),
-            };
+            let before = set(key.clone(), value);
             match dirty.entry(key) {
                 Entry::Occupied(noted) => {
                     if !is_there && !noted.get() {
@@ -395,9 +426,17 @@ impl State {
         committer.table(TABLE_GROUP, &mut self.groups, changes.groups);
         committer.table(TABLE_SPEC, &mut self.specs, changes.specs);
         committer.table(TABLE_LIVE, &mut self.live, changes.live);
-        committer.keys(&mut self.keys, &mut self.dirty_keys, changes.keys);
+        let keys = &mut self.keys;
+        committer.keyed(TABLE_KEY, &mut self.dirty_keys, changes.keys, |key, value| match value {
+            Some(value) => keys.insert(key, value),
+            None => keys.remove(&key),
+        });
         committer.table(TABLE_FLOW, &mut self.flows, changes.flows);
         committer.table(TABLE_PROGRESS, &mut self.progress, changes.progress);
+        let identity = &mut self.identity;
+        committer.keyed(TABLE_IDENTITY, &mut self.dirty_identity, changes.identity, |key, value| {
+            identity.set(key, value)
+        });
         self.hash = committer.finish();
         self.applied_index = index;
         self.applied_term = term;
@@ -542,6 +581,9 @@ impl State {
         for key in core::mem::take(&mut self.dirty_keys).into_keys() {
             rows.push((row_key(TABLE_KEY, &key), self.keys.get(&key).map(encode)));
         }
+        for key in core::mem::take(&mut self.dirty_identity).into_keys() {
+            rows.push((row_key(TABLE_IDENTITY, &key), self.identity.rows.get(&key).map(encode)));
+        }
         let position = (self.applied_index, self.applied_term, self.hash);
         rows.push((vec![TABLE_POSITION], Some(encode(&position))));
         rows
@@ -567,6 +609,7 @@ impl State {
         rows.push((vec![TABLE_POSITION], encode(&(self.applied_index, self.applied_term, self.hash))));
         table(&mut rows, TABLE_FLOW, &self.flows);
         table(&mut rows, TABLE_PROGRESS, &self.progress);
+        table(&mut rows, TABLE_IDENTITY, &self.identity.rows);
         rows
     }
 
@@ -622,6 +665,7 @@ impl State {
             TABLE_KEY => drop(self.keys.insert(KeyId::read(key)?, decode(value)?)),
             TABLE_FLOW => insert(&mut self.flows, key, value)?,
             TABLE_PROGRESS => insert(&mut self.progress, key, value)?,
+            TABLE_IDENTITY => drop(self.identity.set(IdentityKey::read(key)?, Some(decode(value)?))),
             TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
             _ => return None,
         }
@@ -637,6 +681,7 @@ impl PartialEq for State {
             && self.hash == other.hash
             && self.meta == other.meta
             && self.tenants == other.tenants
+            && self.identity == other.identity
             && self.workers == other.workers
             && self.jobs == other.jobs
             && self.groups == other.groups

@@ -305,7 +305,7 @@ fn nothing_but_a_bootstrap_founds_a_cluster_and_only_once() {
     let tick = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
     assert_eq!(apply(&mut state, 1, 1, &tick).unwrap().answer, Err(Rejection::NotFounded));
     let bytes = support::bootstrap().encode().unwrap();
-    assert_eq!(apply(&mut state, 1, 2, &bytes).unwrap().answer, Ok(Answer::Done));
+    assert_eq!(apply(&mut state, 1, 2, &bytes).unwrap().answer, Ok(Answer::Founded));
     assert_eq!(apply(&mut state, 1, 3, &bytes).unwrap().answer, Err(Rejection::AlreadyFounded));
 }
 

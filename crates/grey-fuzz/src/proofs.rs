@@ -117,7 +117,17 @@ fn whole() -> ProofBundle {
     let servers = vec![server_envelope];
     let log = BundledLog { entry, position: 1, path, checkpoint: checkpoint.encode(), servers };
     let kind = BUNDLE_TYPE.to_owned();
-    ProofBundle { kind, statement, result: result(), leaf, report, signature, certificate: envelope, log }
+    ProofBundle {
+        kind,
+        statement,
+        result: result(),
+        leaf,
+        report,
+        signature,
+        certificate: envelope,
+        issuers: Vec::new(),
+        log,
+    }
 }
 
 static WHOLE: LazyLock<ProofBundle> = LazyLock::new(whole);

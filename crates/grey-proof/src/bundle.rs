@@ -63,6 +63,9 @@ pub struct ProofBundle {
     pub signature: Vec<u8>,
     /// The worker's certificate.
     pub certificate: Envelope,
+    /// Certificates of what signed certificates here, where the root did not sign them itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuers: Vec<Envelope>,
     /// The receipt: where the cluster's log has the report.
     pub log: BundledLog,
 }

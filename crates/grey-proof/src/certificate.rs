@@ -11,6 +11,9 @@ use crate::keys::{SigningKey, VerifyingKey};
 /// The type of a signed certificate.
 pub const CERTIFICATE_PAYLOAD_TYPE: &str = "application/vnd.grey.certificate.v1+json";
 
+/// The most issuers that are tried: each costs two checks of a signature.
+pub const MOST_ISSUERS: usize = 8;
+
 const KIND: &str = "urn:grey:certificate:v1";
 
 /// What a key may sign.
@@ -21,6 +24,8 @@ pub enum Role {
     Worker,
     /// Checkpoints of the cluster's log.
     Server,
+    /// Certificates of workers and servers, and nothing else.
+    Issuer,
 }
 
 impl Role {
@@ -29,11 +34,12 @@ impl Role {
         match self {
             Role::Worker => "worker",
             Role::Server => "server",
+            Role::Issuer => "issuer",
         }
     }
 }
 
-/// What the root says of a key.
+/// What the root, or an issuer that it certified, says of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The cluster.
@@ -139,11 +145,83 @@ impl Certificate {
         }
         Err(refusal)
     }
+
+    /// Reads a certificate that one of `roots` signed, or an issuer whose own certificate one of them signed and held when this one
+    /// began. An issuer certifies workers and servers of its cluster, and no other issuer.
+    pub fn open_issued<'a>(
+        envelope: &Envelope,
+        roots: impl IntoIterator<Item = &'a VerifyingKey> + Clone,
+        issuers: &[Envelope],
+    ) -> Result<Certificate, ProofError> {
+        let mut refusal = match Certificate::open(envelope, roots.clone()) {
+            Ok(certificate) => return Ok(certificate),
+            Err(error) => error,
+        };
+        for issuer in issuers.iter().take(MOST_ISSUERS) {
+            let issuer = match Certificate::open(issuer, roots.clone()) {
+                Ok(issuer) if issuer.role == Role::Issuer => issuer,
+                Ok(_) => continue,
+                Err(error) => {
+                    refusal = error;
+                    continue;
+                }
+            };
+            match Certificate::open(envelope, [&issuer.public_key]) {
+                Ok(certificate) => {
+                    let begins = certificate.not_before_ms;
+                    let vouched = certificate.role != Role::Issuer
+                        && certificate.cluster == issuer.cluster
+                        && (issuer.not_before_ms..=issuer.not_after_ms).contains(&begins);
+                    return if vouched { Ok(certificate) } else { Err(ProofError::NotVouchedFor) };
+                }
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_issuer_certifies_nodes_of_its_cluster_while_it_is_certified_itself_and_no_other_issuer() {
+        let key = |seed| SigningKey::from_seed([seed; 32]);
+        let (root, issuing, node) = (key(1), key(2), key(3));
+        let certificate = |of: &SigningKey, role, from_ms: u64| Certificate {
+            cluster: Digest::of(b"cluster"),
+            node_id: of.verifying_key().id(),
+            role,
+            public_key: of.verifying_key(),
+            tier: "software".to_owned(),
+            serial: 7,
+            not_before_ms: from_ms,
+            not_after_ms: from_ms + 1_000,
+        };
+        let issuer = certificate(&issuing, Role::Issuer, 10_000).sign(&root).unwrap();
+        let roots = [root.verifying_key()];
+        let open = |leaf: &Certificate, signer: &SigningKey, issuers: &[Envelope]| {
+            Certificate::open_issued(&leaf.sign(signer).unwrap(), &roots, issuers)
+        };
+        let leaf = certificate(&node, Role::Worker, 10_500);
+        let issuers = [issuer.clone()];
+        assert_eq!(open(&leaf, &issuing, &issuers), Ok(leaf.clone()));
+        assert_eq!(open(&leaf, &root, &[]), Ok(leaf.clone()));
+        assert!(open(&leaf, &issuing, &[]).is_err(), "without the issuer's certificate");
+        for begins in [9_999, 11_001] {
+            let late = certificate(&node, Role::Worker, begins);
+            assert_eq!(open(&late, &issuing, &issuers), Err(ProofError::NotVouchedFor));
+        }
+        let another = certificate(&node, Role::Issuer, 10_500);
+        assert_eq!(open(&another, &issuing, &issuers), Err(ProofError::NotVouchedFor));
+        let elsewhere = Certificate { cluster: Digest::of(b"another"), ..leaf.clone() };
+        assert_eq!(open(&elsewhere, &issuing, &issuers), Err(ProofError::NotVouchedFor));
+        let worker = certificate(&issuing, Role::Worker, 10_000).sign(&root).unwrap();
+        assert!(open(&leaf, &issuing, &[worker]).is_err(), "a worker issues nothing");
+        let chained = certificate(&node, Role::Issuer, 10_500).sign(&issuing).unwrap();
+        assert!(open(&leaf, &node, &[issuer, chained]).is_err(), "an issuer certifies no issuer");
+    }
 
     #[test]
     fn a_certificate_is_published_and_reads_back_only_from_its_canonical_bytes() {

@@ -46,6 +46,9 @@ pub enum ProofError {
         /// The type that was asked for.
         expected: String,
     },
+    /// A certificate that its issuer may not have signed: of an issuer, of another cluster, or from when the issuer was not certified.
+    #[error("the issuer of the certificate may not vouch for it")]
+    NotVouchedFor,
     /// A document that does not read as what it should be.
     #[error("not {expected}: {reason}")]
     Unreadable {

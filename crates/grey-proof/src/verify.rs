@@ -83,10 +83,10 @@ pub fn verify(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Ver
         format!("the proof is of cluster {}, whose root was given", root.cluster),
         cluster(bundle, root),
     );
-    let certificate = Certificate::open(&bundle.certificate, &keys).map_err(text);
+    let certificate = Certificate::open_issued(&bundle.certificate, &keys, &bundle.issuers).map_err(text);
     verification.record(
         "certificate",
-        "the root certified the worker's key, and the statement names that certificate",
+        "the root, or an issuer that it certified, certified the worker's key, and the statement names that certificate",
         certificate.as_ref().map_err(Clone::clone).and_then(|found| worker_certificate(bundle, found)),
     );
     verification.record(
@@ -193,7 +193,7 @@ fn signers(
     )?;
     let mut signed: Vec<Digest> = Vec::new();
     for envelope in &bundle.log.servers {
-        let certificate = Certificate::open(envelope, keys).map_err(text)?;
+        let certificate = Certificate::open_issued(envelope, keys, &bundle.issuers).map_err(text)?;
         ensure(certificate.role == Role::Server, "a certificate beside the checkpoint is no server's")?;
         ensure(certificate.cluster == root.cluster, "a server's certificate is of another cluster")?;
         checkpoint.verify(&certificate.public_key).map_err(text)?;

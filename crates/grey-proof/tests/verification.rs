@@ -107,6 +107,7 @@ fn bundle(refused: Vec<u32>) -> ProofBundle {
         report,
         signature,
         certificate: envelope,
+        issuers: Vec::new(),
         log: BundledLog {
             entry,
             position: 1,
@@ -263,4 +264,28 @@ fn files_that_are_no_proof_or_no_root_are_refused_and_never_panic() {
     let mut wrong = root();
     wrong.checkpoint_signatures = 0;
     assert!(RootFile::decode(&wrong.encode()).is_err());
+}
+
+#[test]
+fn a_proof_under_an_issuer_holds_and_one_without_the_issuer_does_not() {
+    let mut proof = bundle(Vec::new());
+    let (worker, issuing) = (proof.certificate.clone(), SigningKey::from_seed([77; 32]));
+    let root_key = root_key();
+    let certificate = Certificate::open(&worker, [&root_key.verifying_key()]).unwrap();
+    let issuer = Certificate {
+        node_id: issuing.verifying_key().id(),
+        role: Role::Issuer,
+        public_key: issuing.verifying_key(),
+        serial: 99,
+        ..certificate.clone()
+    };
+    proof.certificate = certificate.sign(&issuing).unwrap();
+    let holds = |proof: &ProofBundle| verify(proof, &root(), &Evidence::default()).holds();
+    assert!(!holds(&proof), "nobody vouches for the one who signed it");
+    proof.issuers = vec![issuer.sign(&root_key).unwrap()];
+    assert!(holds(&proof));
+    let again = ProofBundle::decode(&proof.encode()).unwrap();
+    assert_eq!(again, proof);
+    proof.issuers = vec![issuer.sign(&SigningKey::from_seed([78; 32])).unwrap()];
+    assert!(!holds(&proof), "an issuer of nobody's");
 }

@@ -9,6 +9,7 @@ mod error;
 mod guard;
 mod installation;
 mod links;
+mod members;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod ports;

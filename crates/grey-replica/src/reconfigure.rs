@@ -106,4 +106,9 @@ impl Replica {
         let progress = self.engine.raft.prs().get(id);
         progress.is_some_and(|progress| progress.matched >= self.commit_index())
     }
+
+    /// Whether a server has answered within the last election time-out, as far as this one knows while it leads.
+    pub fn is_in_touch(&self, id: u64) -> bool {
+        self.engine.raft.prs().get(id).is_some_and(|progress| progress.recent_active)
+    }
 }

@@ -258,6 +258,11 @@ impl Replica {
         self.engine.raft.leader_id
     }
 
+    /// This node's number among the servers.
+    pub fn id(&self) -> u64 {
+        self.engine.raft.id
+    }
+
     /// The present term.
     pub fn term(&self) -> u64 {
         self.engine.raft.term
@@ -310,10 +315,23 @@ impl Replica {
     /// [`ReplicaError::BadMessage`] and [`ReplicaError::Refused`] leave the replica as it was and say that the other server is
     /// wrong; any other error ends this one.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ReplicaError> {
+        self.take_in(None, bytes)
+    }
+
+    /// A message that came over a connection which is authenticated as this server's: like [`Replica::receive`], and refused where it
+    /// claims to be somebody else's.
+    pub fn receive_from(&mut self, from: u64, bytes: &[u8]) -> Result<(), ReplicaError> {
+        self.take_in(Some(from), bytes)
+    }
+
+    fn take_in(&mut self, from: Option<u64>, bytes: &[u8]) -> Result<(), ReplicaError> {
         if bytes.len() > guard::INSTALLATION_BYTES {
             return Err(ReplicaError::BadMessage);
         }
         let message = Message::parse_from_bytes(bytes).map_err(|_| ReplicaError::BadMessage)?;
+        if from.is_some_and(|from| from != message.from) {
+            return Err(ReplicaError::Refused { from: message.from, what: "another server sent it" });
+        }
         // The engine must see nothing before an installed state is durable; what is lost here is sent again.
         if self.installing.is_some() {
             return Ok(());

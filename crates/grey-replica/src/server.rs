@@ -12,6 +12,7 @@ use grey_proof::{Digest, VerifyingKey};
 use crate::door::{Door, DoorOptions, Entrant};
 use crate::error::ReplicaError;
 use crate::links::{LinkOptions, Links, Parcel, Peer, PeerMessage, Waiting};
+use crate::members::TEND_EVERY_MS;
 use crate::replica::{Output, Replica, Ticket};
 use crate::watch::{Endings, Watch, WatchOptions};
 
@@ -45,12 +46,25 @@ struct Session {
 }
 
 /// Who is told what a proposal or a read of the server's own came to.
-enum Pending {
-    Registration { node: Digest, session: u64 },
-    Report { node: Digest, session: u64, sequence: u64, worker: WorkerId, endings: Endings },
+pub(crate) enum Pending {
+    Registration {
+        node: Digest,
+        session: u64,
+    },
+    Report {
+        node: Digest,
+        session: u64,
+        sequence: u64,
+        worker: WorkerId,
+        endings: Endings,
+    },
     Revoked,
+    /// A change of who belongs to the cluster.
+    Member,
     Watched(WorkerId),
-    Confirmation { asked_ms: u64 },
+    Confirmation {
+        asked_ms: u64,
+    },
 }
 
 /// How a server behaves towards clients, workers and other servers.
@@ -78,6 +92,7 @@ pub struct Server {
     outputs: VecDeque<ServerOutput>,
     next_ticket: u64,
     now_ms: u64,
+    untended_ms: u64,
 }
 
 impl Server {
@@ -108,6 +123,7 @@ impl Server {
             outputs: VecDeque::new(),
             next_ticket: 1,
             now_ms: 0,
+            untended_ms: 0,
         }
     }
 
@@ -157,7 +173,7 @@ impl Server {
     }
 
     /// Proposes a command of the server's own, through the room that is reserved for it.
-    fn propose_own(&mut self, pending: Pending, command: Command) {
+    pub(crate) fn propose_own(&mut self, pending: Pending, command: Command) {
         let entrant = if matches!(pending, Pending::Watched(_)) { Entrant::Life } else { Entrant::Ending };
         let ticket = self.ticket(pending);
         if self.enter(ticket, command, entrant, 0).is_err()
@@ -303,6 +319,11 @@ impl Server {
         self.door.tick(now_ms);
         let late = self.links.as_mut().map(|links| links.tick(now_ms)).unwrap_or_default();
         late.into_iter().for_each(|peer| self.lost_on_the_way(peer));
+        self.untended_ms = self.untended_ms.saturating_add(elapsed_ms);
+        if self.untended_ms >= TEND_EVERY_MS {
+            self.untended_ms = 0;
+            self.tend_members()?;
+        }
         let Some(watch) = &mut self.watch else { return Ok(()) };
         #[cfg(feature = "mutants")]
         if self.replica.mutant == Some(grey_core::Mutant::SuspectWhileLate) {
@@ -321,7 +342,12 @@ impl Server {
         Ok(())
     }
 
-    fn ticket(&mut self, pending: Pending) -> Ticket {
+    /// Forgets what a ticket was for: nothing came of it.
+    pub(crate) fn forget(&mut self, ticket: Ticket) {
+        self.pending.remove(&ticket.0);
+    }
+
+    pub(crate) fn ticket(&mut self, pending: Pending) -> Ticket {
         let number = OWN | self.next_ticket;
         self.next_ticket += 1;
         self.pending.insert(number, pending);
@@ -521,6 +547,12 @@ impl Server {
                 }
                 None => self.outputs.push_back(ServerOutput::Replica(Output::Send { to, class, bytes })),
             },
+            Output::Reconfigured { ticket, changed } => match self.pending.remove(&ticket.0) {
+                Some(_) => {}
+                None => {
+                    self.outputs.push_back(ServerOutput::Replica(Output::Reconfigured { ticket, changed }));
+                }
+            },
             Output::Revoke { worker, attempts } => self.send_to(worker, WorkerMessage::Revoke(attempts)),
             Output::Role { leads, leader, term } => {
                 self.change_role(leads)?;
@@ -599,7 +631,7 @@ impl Server {
                     watch.settled(*worker);
                 }
             }
-            (Pending::Revoked | Pending::Confirmation { .. }, _) => {}
+            (Pending::Revoked | Pending::Member | Pending::Confirmation { .. }, _) => {}
         }
         Ok(())
     }
@@ -619,7 +651,7 @@ impl Server {
                     watch.lost(*worker);
                 }
             }
-            Pending::Revoked | Pending::Confirmation { .. } => {}
+            Pending::Revoked | Pending::Member | Pending::Confirmation { .. } => {}
         }
     }
 }

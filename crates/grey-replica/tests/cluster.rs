@@ -437,7 +437,7 @@ fn three_servers_elect_one_leader_and_hold_the_same_state() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
     let ticket = cluster.propose(leader, bootstrap());
-    assert_eq!(cluster.answer(leader, ticket), Some(Answer::Done));
+    assert_eq!(cluster.answer(leader, ticket), Some(Answer::Founded));
     cluster.propose(leader, register());
     cluster.propose(leader, submit(10));
     cluster.elapse(200);

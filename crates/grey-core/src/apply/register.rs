@@ -18,6 +18,7 @@ use crate::validate;
 impl Application<'_> {
     pub(super) fn register_worker(&mut self, body: RegisterWorker) -> Result<Answer, Stop> {
         bounds(&body)?;
+        let tier = self.admitted_tier(&body.node, &body.certificate)?;
         let known = self.rows.base.workers.iter().find(|(_, worker)| worker.node == body.node);
         let worker = match known {
             Some((worker, row)) if body.incarnation < row.incarnation => {
@@ -38,17 +39,17 @@ impl Application<'_> {
                 let (charged, held, quarantine) = (row.charged, row.held, row.quarantine);
                 let kept = Kept { last_sequence: sequence, charged, held, devices, quarantine };
                 let worker = *worker;
-                self.rows.workers.insert(worker, worker_row(&body, kept));
+                self.rows.workers.insert(worker, worker_row(&body, tier, kept));
                 worker
             }
-            None => self.first_registration(&body)?,
+            None => self.first_registration(&body, tier)?,
         };
         self.judge(worker, HealthEvent::Heard)?;
         let unknown = self.reconcile(worker, &body)?;
         Ok(Answer::Registered { worker, unknown })
     }
 
-    fn first_registration(&mut self, body: &RegisterWorker) -> Result<WorkerId, Stop> {
+    fn first_registration(&mut self, body: &RegisterWorker, tier: Tier) -> Result<WorkerId, Stop> {
         let registered = self.rows.meta.workers_registered;
         if self.rows.base.workers.len() >= limits::WORKERS {
             return Err(
@@ -57,7 +58,7 @@ impl Application<'_> {
         }
         let number = registered.checked_add(1).ok_or_else(|| Rejection::Exhausted("worker".to_owned()))?;
         self.rows.meta.workers_registered = number;
-        self.rows.workers.insert(WorkerId(number), worker_row(body, Kept::default()));
+        self.rows.workers.insert(WorkerId(number), worker_row(body, tier, Kept::default()));
         Ok(WorkerId(number))
     }
 
@@ -153,7 +154,7 @@ fn devices(announced: &[Devices], kept: Vec<WorkerDevices>) -> Vec<WorkerDevices
     rows
 }
 
-fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
+fn worker_row(body: &RegisterWorker, tier: Tier, kept: Kept) -> Worker {
     Worker {
         node: body.node,
         name: body.name.as_str().into(),
@@ -167,8 +168,7 @@ fn worker_row(body: &RegisterWorker, kept: Kept) -> Worker {
         slots: body.slots,
         held: kept.held,
         sandbox: body.sandbox,
-        // No evidence is appraised yet: every worker says itself what it runs.
-        tier: Tier::Software,
+        tier,
         labels: body.labels.clone(),
         devices: devices(&body.devices, kept.devices),
         certificate: body.certificate,

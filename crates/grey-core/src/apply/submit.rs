@@ -19,6 +19,9 @@ impl Application<'_> {
         if let Some(answer) = self.repeated(&body)? {
             return Ok(answer);
         }
+        if tenant.suspended {
+            return Err(Rejection::TenantSuspended(body.tenant).into());
+        }
         let queued = tenant.queued_tasks.saturating_add(u64::from(total));
         if queued > limits::TENANT_QUEUED_TASKS {
             return Err(full("queued tasks", limits::TENANT_QUEUED_TASKS));

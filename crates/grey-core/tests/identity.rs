@@ -1,0 +1,283 @@
+//! Who belongs to the cluster and who may speak: rules over the commands that change it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use grey_core::{
+    AdmitNode, Answer, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode,
+    JoinTokenRow, NewNode, NodeRole, NodeStanding, Rejection, RenewNode, RevokeJoinToken, RevokeToken,
+    SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TenantId, Tier, TokenRole, TokenRow, limits,
+};
+use grey_proof::Digest;
+use support::{TENANT, applied, founded};
+
+const NOW: u64 = 1_000_000;
+
+fn new_node(seed: u8, role: NodeRole) -> NewNode {
+    let public_key = [seed; 32];
+    NewNode {
+        node: Digest::of(&public_key),
+        public_key,
+        tls_key: Digest::of(&[seed, 1]),
+        name: format!("host-{seed}"),
+        role,
+        address: if role == NodeRole::Server { format!("10.0.0.{seed}:7654") } else { String::new() },
+        tier: Tier::Software,
+        evidence: Digest::of(b"evidence"),
+        serial: u64::from(seed),
+        certificate: (Digest::of(&[seed, 2]), vec![seed; 8]),
+    }
+}
+
+fn token(seed: u8, role: TokenRole) -> TokenRow {
+    TokenRow {
+        id: Digest::of(&[seed, 3]),
+        name: "somebody".to_owned(),
+        role,
+        tenant: role.is_of_tenant().then_some(TENANT),
+        expires_wall_ms: NOW + 1_000,
+        created_wall_ms: NOW,
+        created_by: "the founder".to_owned(),
+    }
+}
+
+fn enrolled() -> State {
+    let (mut state, _) = founded();
+    let body = EnrolFounder {
+        node: new_node(1, NodeRole::Server),
+        token: token(1, TokenRole::Operator),
+        wall_ms: NOW,
+    };
+    let answer = applied(&mut state, Command::EnrolFounder(body.clone())).answer;
+    assert_eq!(answer, Ok(Answer::Admitted { server: Some(1) }));
+    let again = applied(&mut state, Command::EnrolFounder(body)).answer;
+    assert!(matches!(again, Err(Rejection::NotAdmitted(_))), "{again:?}");
+    state
+}
+
+fn join_token(state: &mut State, seed: u8, role: NodeRole) -> Digest {
+    let id = Digest::of(&[seed, 4]);
+    let token = JoinTokenRow { id, role, expires_wall_ms: NOW + 1_000, created_wall_ms: NOW };
+    applied(state, Command::CreateJoinToken(CreateJoinToken { token })).answer.unwrap();
+    id
+}
+
+fn admit(token: Digest, nonce: u8, node: NewNode, wall_ms: u64) -> Command {
+    Command::AdmitNode(AdmitNode { token, nonce: [nonce; 32], node, wall_ms })
+}
+
+/// Whatever was done, the rows alone make the same state again.
+fn assert_rows_are_all(state: &State) {
+    let rows = state.all_rows();
+    let loaded = State::load(rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))).unwrap();
+    assert!(loaded == *state);
+    assert_eq!(loaded.nodes().count(), state.nodes().count());
+    for row in state.nodes() {
+        assert_eq!(loaded.node_of_key(&row.tls_key), Some(row));
+        assert_eq!(row.server.and_then(|number| loaded.node_of_server(number)), row.server.map(|_| row));
+    }
+}
+
+#[test]
+fn a_token_lets_one_node_in_once_and_a_server_gets_the_next_number() {
+    let mut state = enrolled();
+    let first = join_token(&mut state, 1, NodeRole::Server);
+    let second = join_token(&mut state, 2, NodeRole::Worker);
+    let answer = applied(&mut state, admit(first, 1, new_node(2, NodeRole::Server), NOW)).answer;
+    assert_eq!(answer, Ok(Answer::Admitted { server: Some(2) }));
+    let answer = applied(&mut state, admit(second, 2, new_node(3, NodeRole::Worker), NOW)).answer;
+    assert_eq!(answer, Ok(Answer::Admitted { server: None }));
+    assert_eq!(state.join_tokens().count(), 0);
+    assert_eq!(state.node_of_server(2).unwrap().name, "host-2");
+    assert!(state.certificate(&Digest::of(&[3, 2])).is_some());
+    assert_rows_are_all(&state);
+    // A number is never given again.
+    let node = Digest::of(&[2; 32]);
+    applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing: NodeStanding::Leaving }))
+        .answer
+        .unwrap();
+    applied(&mut state, Command::ForgetNode(ForgetNode { node })).answer.unwrap();
+    assert_eq!(state.node_of_server(2), None);
+    assert!(state.certificate(&Digest::of(&[2, 2])).is_some(), "what it signed can still be proved");
+    let third = join_token(&mut state, 3, NodeRole::Server);
+    let answer = applied(&mut state, admit(third, 3, new_node(4, NodeRole::Server), NOW)).answer;
+    assert_eq!(answer, Ok(Answer::Admitted { server: Some(3) }));
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn what_is_wrong_with_a_join_is_refused_and_uses_nothing_up() {
+    let mut state = enrolled();
+    let good = join_token(&mut state, 1, NodeRole::Worker);
+    let spent = join_token(&mut state, 2, NodeRole::Worker);
+    applied(&mut state, admit(spent, 7, new_node(9, NodeRole::Worker), NOW)).answer.unwrap();
+    let worker = || new_node(2, NodeRole::Worker);
+    let refused: Vec<(&str, Command)> = vec![
+        ("an unknown token", admit(Digest::of(b"no"), 1, worker(), NOW)),
+        ("a used token", admit(spent, 1, worker(), NOW)),
+        ("another role", admit(good, 1, new_node(2, NodeRole::Server), NOW)),
+        ("a used nonce", admit(good, 7, worker(), NOW)),
+        ("the key of a node that is in", admit(good, 1, new_node(9, NodeRole::Worker), NOW)),
+        ("the TLS key of another", admit(good, 1, NewNode { tls_key: Digest::of(&[9, 1]), ..worker() }, NOW)),
+        ("a serial of another", admit(good, 1, NewNode { serial: 9, ..worker() }, NOW)),
+        ("a node that is not its key's", admit(good, 1, NewNode { node: Digest::of(b"x"), ..worker() }, NOW)),
+        ("nothing known of it", admit(good, 1, NewNode { tier: Tier::None, ..worker() }, NOW)),
+        ("a worker with an address", admit(good, 1, NewNode { address: "h:1".to_owned(), ..worker() }, NOW)),
+        ("no name", admit(good, 1, NewNode { name: String::new(), ..worker() }, NOW)),
+        ("an endless certificate", {
+            let certificate = (Digest::of(b"c"), vec![0; limits::CERTIFICATE_BYTES + 1]);
+            admit(good, 1, NewNode { certificate, ..worker() }, NOW)
+        }),
+    ];
+    for (what, command) in refused {
+        let hash = (state.nodes().count(), state.join_tokens().count());
+        assert!(applied(&mut state, command).answer.is_err(), "{what}");
+        assert_eq!(hash, (state.nodes().count(), state.join_tokens().count()), "{what}");
+    }
+    applied(&mut state, admit(good, 1, worker(), NOW)).answer.unwrap();
+    let late = join_token(&mut state, 5, NodeRole::Worker);
+    let answer = applied(&mut state, admit(late, 3, new_node(5, NodeRole::Worker), NOW + 1_001)).answer;
+    assert!(matches!(answer, Err(Rejection::NotAdmitted(_))), "{answer:?}");
+}
+
+#[test]
+fn a_server_needs_an_address_that_can_be_dialled() {
+    let mut state = enrolled();
+    let token = join_token(&mut state, 1, NodeRole::Server);
+    let long = format!("{}:1", "h".repeat(limits::ADDRESS_BYTES));
+    for address in ["", "host", "host:", ":7654", "host:0", "host:99999", "ho st:1", "h\u{e4}st:1", &long] {
+        let node = NewNode { address: address.to_owned(), ..new_node(2, NodeRole::Server) };
+        assert!(applied(&mut state, admit(token, 1, node, NOW)).answer.is_err(), "{address}");
+    }
+    let node = Digest::of(&[1; 32]);
+    let moved = SetNodeAddress { node, address: "[::1]:9".to_owned() };
+    applied(&mut state, Command::SetNodeAddress(moved)).answer.unwrap();
+    assert_eq!(state.node(&node).unwrap().address, "[::1]:9");
+}
+
+#[test]
+fn a_renewal_keeps_the_last_certificates_and_is_not_for_the_blocked() {
+    let mut state = enrolled();
+    let node = Digest::of(&[1; 32]);
+    let renew = |number: u8| RenewNode {
+        node,
+        nonce: [number; 32],
+        tls_key: Digest::of(&[number, 1]),
+        tier: Tier::Software,
+        evidence: Digest::of(b"evidence"),
+        serial: u64::from(number),
+        certificate: Some((Digest::of(&[number, 2]), vec![1])),
+        wall_ms: NOW,
+    };
+    for number in 100..110 {
+        applied(&mut state, Command::RenewNode(renew(number))).answer.unwrap();
+    }
+    let row = state.node(&node).unwrap();
+    assert_eq!(row.certificates.len(), limits::NODE_CERTIFICATES);
+    assert_eq!(row.certificates.last(), Some(&Digest::of(&[109, 2])));
+    assert!(state.certificate(&Digest::of(&[1, 2])).is_none());
+    assert_eq!(state.node_of_key(&Digest::of(&[109, 1])).map(|row| row.node), Some(node));
+    assert_eq!(state.node_of_key(&Digest::of(&[1, 1])), None);
+    assert_rows_are_all(&state);
+    let token = join_token(&mut state, 1, NodeRole::Server);
+    applied(&mut state, admit(token, 1, new_node(2, NodeRole::Server), NOW)).answer.unwrap();
+    let standing = NodeStanding::Blocked;
+    applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.unwrap();
+    assert!(applied(&mut state, Command::RenewNode(renew(120))).answer.is_err());
+    // Somebody must be left who can undo it.
+    let node = Digest::of(&[2; 32]);
+    assert!(
+        applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.is_err()
+    );
+}
+
+#[test]
+fn only_an_admitted_worker_registers_and_nothing_is_placed_on_a_blocked_one() {
+    let mut state = enrolled();
+    let token = join_token(&mut state, 1, NodeRole::Worker);
+    let certificate = new_node(2, NodeRole::Worker).certificate.0;
+    let node = Digest::of(&[2; 32]);
+    let announced = |session: u64, certificate: Digest| {
+        let Command::RegisterWorker(mut body) = support::announce(2, 1, session, 4, Vec::new()) else {
+            panic!("an announcement is a registration")
+        };
+        (body.node, body.certificate) = (node, certificate);
+        Command::RegisterWorker(body)
+    };
+    assert!(applied(&mut state, announced(1, certificate)).answer.is_err());
+    applied(&mut state, admit(token, 1, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    assert!(applied(&mut state, announced(1, Digest::of(b"another"))).answer.is_err());
+    applied(&mut state, announced(1, certificate)).answer.unwrap();
+    let tier = |state: &State| state.workers().values().next().unwrap().tier;
+    assert_eq!(tier(&state), Tier::Software);
+    let standing = |standing| Command::SetNodeStanding(SetNodeStanding { node, standing });
+    applied(&mut state, standing(NodeStanding::Blocked)).answer.unwrap();
+    assert_eq!(tier(&state), Tier::Blocked);
+    assert!(applied(&mut state, announced(2, certificate)).answer.is_err());
+    applied(&mut state, standing(NodeStanding::Admitted)).answer.unwrap();
+    applied(&mut state, announced(2, certificate)).answer.unwrap();
+    assert_eq!(tier(&state), Tier::Software);
+}
+
+#[test]
+fn tokens_have_the_tenant_that_their_role_needs_and_are_forgotten_when_they_expire() {
+    let mut state = enrolled();
+    for (number, role) in (10..).zip(TokenRole::ALL) {
+        applied(&mut state, Command::CreateToken(CreateToken { token: token(number, role) })).answer.unwrap();
+        let tenant = (!role.is_of_tenant()).then_some(TENANT);
+        let wrong = TokenRow { tenant, ..token(number + 50, role) };
+        assert!(applied(&mut state, Command::CreateToken(CreateToken { token: wrong })).answer.is_err());
+    }
+    let unknown = TokenRow { tenant: Some(TenantId(99)), ..token(80, TokenRole::Viewer) };
+    assert!(applied(&mut state, Command::CreateToken(CreateToken { token: unknown })).answer.is_err());
+    let past = TokenRow { expires_wall_ms: NOW, ..token(81, TokenRole::Viewer) };
+    assert!(applied(&mut state, Command::CreateToken(CreateToken { token: past })).answer.is_err());
+    let again =
+        applied(&mut state, Command::CreateToken(CreateToken { token: token(10, TokenRole::Viewer) }));
+    assert!(again.answer.is_err());
+    assert_eq!(state.tokens().count(), 6);
+    let id = Digest::of(&[10, 3]);
+    applied(&mut state, Command::RevokeToken(RevokeToken { id })).answer.unwrap();
+    assert_eq!(
+        applied(&mut state, Command::RevokeToken(RevokeToken { id })).answer,
+        Err(Rejection::UnknownToken(id))
+    );
+    let left = join_token(&mut state, 1, NodeRole::Worker);
+    applied(&mut state, Command::RevokeJoinToken(RevokeJoinToken { id: left })).answer.unwrap();
+    let later = TokenRow {
+        created_wall_ms: NOW + 5_000,
+        expires_wall_ms: NOW + 6_000,
+        ..token(90, TokenRole::Operator)
+    };
+    applied(&mut state, Command::CreateToken(CreateToken { token: later })).answer.unwrap();
+    assert_eq!(state.tokens().count(), 1, "the others have expired by then");
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_suspended_tenant_submits_nothing_and_a_tenant_s_name_is_its_own() {
+    let mut state = enrolled();
+    let defaults = state.tenants().values().next().unwrap().defaults;
+    let create = |name: &str, weight_milli: u32| {
+        Command::CreateTenant(CreateTenant { name: name.to_owned(), defaults, weight_milli })
+    };
+    let answer = applied(&mut state, create("ada", 2_000)).answer;
+    assert_eq!(answer, Ok(Answer::TenantCreated { tenant: TenantId(3) }));
+    for (name, weight) in
+        [("ada", 1_000), ("", 1_000), ("a\nb", 1_000), ("bob", 0), ("bob", limits::WEIGHT_MILLI + 1)]
+    {
+        assert!(applied(&mut state, create(name, weight)).answer.is_err(), "{name:?} {weight}");
+    }
+    let tenant = TenantId(3);
+    let suspend = |suspended| Command::SetTenantSuspended(SetTenantSuspended { tenant, suspended });
+    let submit = || {
+        let mut body = support::submit(vec![(support::spec("t"), 1)]);
+        body.tenant = tenant;
+        Command::Submit(body)
+    };
+    applied(&mut state, suspend(true)).answer.unwrap();
+    assert_eq!(applied(&mut state, submit()).answer, Err(Rejection::TenantSuspended(tenant)));
+    applied(&mut state, suspend(false)).answer.unwrap();
+    assert!(applied(&mut state, submit()).answer.is_ok());
+    assert_rows_are_all(&state);
+}

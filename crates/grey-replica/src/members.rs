@@ -1,0 +1,116 @@
+//! What the leader does about the servers that the cluster has agreed on: the log says who belongs to it, and the leader changes the
+//! engine's membership until it is so. A server enters as a learner and votes once it has caught up; one that leaves, or that
+//! was blocked, is removed, after it has handed on leadership where it has that.
+
+use grey_core::{Command, ForgetNode, NodeRole, NodeStanding};
+
+use crate::error::ReplicaError;
+use crate::reconfigure::MemberChange;
+use crate::replica::Ticket;
+use crate::server::{Pending, Server};
+
+/// How often the leader compares, in milliseconds. A change takes a commit, and another is begun only after it.
+pub(crate) const TEND_EVERY_MS: u64 = 100;
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Change(MemberChange),
+    HandOver,
+    Forget(grey_proof::Digest),
+}
+
+impl Server {
+    /// Hands leadership on to a voter that is in touch and has everything that is committed; nothing happens where there is none, or
+    /// where this server does not lead.
+    pub fn hand_over(&mut self) -> Result<(), ReplicaError> {
+        let own = self.replica().id();
+        let voters = self.replica().membership().voters;
+        let successor = voters.into_iter().find(|voter| {
+            *voter != own && self.replica().has_caught_up(*voter) && self.replica().is_in_touch(*voter)
+        });
+        match successor {
+            Some(successor) if self.replica().leads() => self.replica_mut().transfer_leadership(successor),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the next step from the membership that is to the one that was agreed on.
+    pub(crate) fn tend_members(&mut self) -> Result<(), ReplicaError> {
+        if !self.replica().leads() {
+            return Ok(());
+        }
+        match self.next_step() {
+            None => Ok(()),
+            Some(Step::HandOver) => self.hand_over(),
+            Some(Step::Forget(node)) => {
+                self.propose_own(Pending::Member, Command::ForgetNode(ForgetNode { node }));
+                Ok(())
+            }
+            Some(Step::Change(change)) => {
+                let ticket: Ticket = self.ticket(Pending::Member);
+                match self.replica_mut().reconfigure(ticket, &[change]) {
+                    Ok(()) => Ok(()),
+                    Err(
+                        ReplicaError::NotLeader { .. }
+                        | ReplicaError::Overloaded
+                        | ReplicaError::BadReconfiguration,
+                    ) => {
+                        self.forget(ticket);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Whether those of the other voters that are in touch are a majority of them.
+    fn can_spare(&self, number: u64) -> bool {
+        let replica = self.replica();
+        let others: Vec<u64> =
+            replica.membership().voters.into_iter().filter(|voter| *voter != number).collect();
+        let in_touch = |voter: &&u64| **voter == replica.id() || replica.is_in_touch(**voter);
+        2 * others.iter().filter(in_touch).count() > others.len()
+    }
+
+    fn next_step(&self) -> Option<Step> {
+        let (replica, state) = (self.replica(), self.state());
+        let membership = replica.membership();
+        if !membership.voters_outgoing.is_empty() {
+            return None;
+        }
+        let mut servers = state.nodes().filter(|row| row.role == NodeRole::Server).peekable();
+        // A cluster that was founded without nodes has its membership from elsewhere.
+        servers.peek()?;
+        let mut agreed = Vec::new();
+        for row in servers {
+            let Some(number) = row.server else { continue };
+            let (votes, learns) =
+                (membership.voters.contains(&number), membership.learners.contains(&number));
+            if row.standing == NodeStanding::Admitted {
+                agreed.push(number);
+                if !votes && !learns {
+                    return Some(Step::Change(MemberChange::AddLearner(number)));
+                }
+                if learns && replica.has_caught_up(number) && replica.is_in_touch(number) {
+                    return Some(Step::Change(MemberChange::Promote(number)));
+                }
+            } else if number == replica.id() {
+                return Some(Step::HandOver);
+            } else if (votes && self.can_spare(number)) || learns {
+                return Some(Step::Change(MemberChange::Remove(number)));
+            } else if votes {
+                // Without it those in touch would be no majority: it stays until they are.
+                agreed.push(number);
+            } else if row.standing == NodeStanding::Leaving {
+                return Some(Step::Forget(row.node));
+            }
+        }
+        let strays = membership.voters.iter().chain(&membership.learners);
+        strays
+            .copied()
+            .find(|number| !agreed.contains(number) && *number != replica.id())
+            .map(|number| Step::Change(MemberChange::Remove(number)))
+    }
+}

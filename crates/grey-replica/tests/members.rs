@@ -1,0 +1,247 @@
+//! The leader changes the membership until it is what the log says: servers enter, catch up and vote; servers leave.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use grey_core::{
+    AdmitNode, Bootstrap, Command, CreateJoinToken, EnrolFounder, JoinTokenRow, NewNode, NodeRole,
+    NodeStanding, SetNodeStanding, Tier, TokenRole, TokenRow,
+};
+use grey_proof::Digest;
+use grey_replica::{
+    LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, ReplicaError, Server,
+    ServerOptions, ServerOutput, Ticket,
+};
+
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<LogEntry>>>);
+
+impl LogReader for Memory {
+    fn entries(&self, low: u64, high: u64, _max_bytes: u64) -> Result<Vec<LogEntry>, ReadError> {
+        let log = self.0.lock().unwrap();
+        Ok(log.iter().filter(|entry| (low..high).contains(&entry.index)).cloned().collect())
+    }
+    fn term(&self, index: u64) -> Result<u64, ReadError> {
+        let log = self.0.lock().unwrap();
+        log.iter().find(|entry| entry.index == index).map(|entry| entry.term).ok_or(ReadError::Missing(index))
+    }
+}
+
+/// Servers on perfect disks and links; some are switched off.
+#[derive(Default)]
+struct House {
+    servers: BTreeMap<u64, Server>,
+    logs: BTreeMap<u64, Memory>,
+    off: BTreeSet<u64>,
+    messages: VecDeque<(u64, u64, Vec<u8>)>,
+    tickets: u64,
+}
+
+impl House {
+    fn founded() -> House {
+        let mut house = House::default();
+        house.start(1);
+        house.settle();
+        house.propose(Command::Bootstrap(Bootstrap {
+            cluster: Digest::of(b"c"),
+            wall_ms: 1,
+            tenants: Vec::new(),
+        }));
+        let token = TokenRow {
+            id: Digest::of(b"token"),
+            name: "operator".to_owned(),
+            role: TokenRole::Operator,
+            tenant: None,
+            expires_wall_ms: 10,
+            created_wall_ms: 1,
+            created_by: String::new(),
+        };
+        house.propose(Command::EnrolFounder(EnrolFounder { node: node(1), token, wall_ms: 1 }));
+        house
+    }
+
+    /// Every log begins with the first server as the only voter.
+    fn start(&mut self, number: u64) {
+        let (log, voters) = (Memory::default(), vec![1]);
+        let recovered =
+            Recovered { membership: Membership { voters, ..Membership::default() }, ..Recovered::default() };
+        let options = Options { id: number, seed: number, checkpoint_bytes: u64::MAX };
+        let replica = Replica::new(&options, recovered, Box::new(log.clone())).unwrap();
+        self.servers.insert(number, Server::with_options(replica, ServerOptions::default()).unwrap());
+        self.logs.insert(number, log);
+    }
+
+    fn leader(&self) -> u64 {
+        let leads = |number: &&u64| !self.off.contains(number) && self.servers[number].replica().leads();
+        *self.servers.keys().find(leads).expect("nobody leads")
+    }
+
+    fn propose(&mut self, command: Command) {
+        self.tickets += 1;
+        let (leader, ticket) = (self.leader(), Ticket(self.tickets));
+        self.servers.get_mut(&leader).unwrap().propose(ticket, command);
+        self.settle();
+    }
+
+    /// A server is let in and started; what it knows of the others comes from the leader.
+    fn admit(&mut self, number: u64) {
+        let id = Digest::of(&number.to_le_bytes());
+        let token = JoinTokenRow { id, role: NodeRole::Server, expires_wall_ms: 9, created_wall_ms: 1 };
+        self.propose(Command::CreateJoinToken(CreateJoinToken { token }));
+        let nonce = [number as u8; 32];
+        self.propose(Command::AdmitNode(AdmitNode { token: id, nonce, node: node(number), wall_ms: 1 }));
+        self.start(number);
+    }
+
+    fn set_standing(&mut self, number: u64, standing: NodeStanding) {
+        let node = node(number).node;
+        self.propose(Command::SetNodeStanding(SetNodeStanding { node, standing }));
+    }
+
+    fn voters(&self) -> Vec<u64> {
+        self.servers[&self.leader()].replica().membership().voters
+    }
+
+    fn elapse(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            for (number, server) in &mut self.servers {
+                if !self.off.contains(number) {
+                    server.elapse(50).unwrap();
+                }
+            }
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for (number, server) in &mut self.servers {
+                server.flush().unwrap();
+                for output in server.outputs().unwrap() {
+                    moved = true;
+                    match output {
+                        ServerOutput::Replica(Output::Persist(batch)) => {
+                            let mut log = self.logs[number].0.lock().unwrap();
+                            if let Some(first) = batch.entries.first() {
+                                log.retain(|entry| entry.index < first.index);
+                            }
+                            log.extend(batch.entries);
+                            drop(log);
+                            server.replica_mut().persisted(batch.number).unwrap();
+                        }
+                        ServerOutput::Replica(Output::Send { to, bytes, .. }) => {
+                            self.messages.push_back((*number, to, bytes));
+                        }
+                        ServerOutput::Refused(ticket, error) => panic!("{ticket:?} {error}"),
+                        _ => {}
+                    }
+                }
+            }
+            while let Some((from, to, bytes)) = self.messages.pop_front() {
+                moved = true;
+                if self.off.contains(&from) || self.off.contains(&to) {
+                    continue;
+                }
+                if let Some(server) = self.servers.get_mut(&to) {
+                    server.replica_mut().receive_from(from, &bytes).unwrap();
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+}
+
+fn node(number: u64) -> NewNode {
+    let public_key = [number as u8; 32];
+    NewNode {
+        node: Digest::of(&public_key),
+        public_key,
+        tls_key: Digest::of(&[number as u8, 1]),
+        name: format!("server-{number}"),
+        role: NodeRole::Server,
+        address: format!("server-{number}:7654"),
+        tier: Tier::Software,
+        evidence: Digest::ZERO,
+        serial: number,
+        certificate: (Digest::of(&[number as u8, 2]), vec![1]),
+    }
+}
+
+#[test]
+fn servers_that_were_let_in_learn_and_then_vote() {
+    let mut house = House::founded();
+    assert_eq!(house.voters(), vec![1]);
+    house.admit(2);
+    house.admit(3);
+    house.off.insert(3);
+    house.elapse(2_000);
+    assert_eq!(house.voters(), vec![1, 2], "one that does not answer does not vote");
+    house.off.remove(&3);
+    house.elapse(2_000);
+    let mut voters = house.voters();
+    voters.sort_unstable();
+    assert_eq!(voters, vec![1, 2, 3]);
+    let hashes: BTreeSet<Digest> = house.servers.values().map(|server| server.state().hash()).collect();
+    assert_eq!(hashes.len(), 1);
+}
+
+#[test]
+fn a_server_that_leaves_is_removed_and_forgotten_also_when_it_leads() {
+    let mut house = House::founded();
+    house.admit(2);
+    house.admit(3);
+    house.elapse(2_000);
+    assert_eq!(house.leader(), 1);
+    house.set_standing(1, NodeStanding::Leaving);
+    house.elapse(2_000);
+    assert_ne!(house.leader(), 1);
+    let mut voters = house.voters();
+    voters.sort_unstable();
+    assert_eq!(voters, vec![2, 3]);
+    let state = house.servers[&house.leader()].state();
+    assert!(state.node_of_server(1).is_none(), "it is forgotten");
+}
+
+#[test]
+fn a_voter_is_removed_only_while_the_others_are_a_majority_in_touch() {
+    let mut house = House::founded();
+    for number in 2..=3 {
+        house.admit(number);
+    }
+    house.elapse(2_000);
+    house.off.insert(2);
+    house.elapse(1_000);
+    house.set_standing(3, NodeStanding::Leaving);
+    house.elapse(2_000);
+    assert_eq!(house.voters().len(), 3, "without it one of two would be in touch");
+    house.off.remove(&2);
+    house.elapse(2_000);
+    let mut voters = house.voters();
+    voters.sort_unstable();
+    assert_eq!(voters, vec![1, 2]);
+}
+
+#[test]
+fn leadership_is_handed_on_and_a_message_speaks_for_its_sender_only() {
+    let mut house = House::founded();
+    house.admit(2);
+    house.elapse(2_000);
+    assert_eq!((house.leader(), house.voters().len()), (1, 2));
+    house.servers.get_mut(&1).unwrap().hand_over().unwrap();
+    house.settle();
+    house.elapse(200);
+    assert_eq!(house.leader(), 2);
+    house.servers.get_mut(&2).unwrap().elapse(50).unwrap();
+    let outputs = house.servers.get_mut(&2).unwrap().outputs().unwrap();
+    let bytes = outputs.into_iter().find_map(|output| match output {
+        ServerOutput::Replica(Output::Send { bytes, .. }) => Some(bytes),
+        _ => None,
+    });
+    let refused =
+        house.servers.get_mut(&1).unwrap().replica_mut().receive_from(3, &bytes.expect("a heartbeat"));
+    assert!(matches!(refused, Err(ReplicaError::Refused { from: 2, .. })), "{refused:?}");
+}
