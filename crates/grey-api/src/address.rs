@@ -39,7 +39,7 @@ impl Address {
     }
 
     /// What a request names as its host.
-    pub(crate) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         match self {
             Address::Unix(_) => "localhost".to_owned(),
             Address::Http { host, port } | Address::Https { host, port } => authority(host, *port),

@@ -220,7 +220,8 @@ impl Client {
     }
 
     async fn handshake<B: SendableBody>(&self, address: &Address) -> Result<SendRequest<B>, String> {
-        let stream = connect::open(address, self.trust.as_ref()).await.map_err(|error| error.to_string())?;
+        let stream =
+            connect::connect(address, self.trust.as_ref()).await.map_err(|error| error.to_string())?;
         let opened = hyper::client::conn::http1::handshake(stream).await;
         let (sender, connection) = opened.map_err(|error| error.to_string())?;
         // It ends when the sender is dropped; what it fails with, the sender reports.

@@ -25,12 +25,15 @@ const ASK_TIMES: u32 = 3;
 const RECEIVED_WITHIN_MS: u32 = 25_000;
 
 /// Bytes both ways, however they travel.
-pub(crate) trait Wire: hyper::rt::Read + hyper::rt::Write + Unpin + Send {}
+pub trait Wire: hyper::rt::Read + hyper::rt::Write + Unpin + Send {}
 
 impl<T: hyper::rt::Read + hyper::rt::Write + Unpin + Send> Wire for T {}
 
 /// Opens a connection. The server behind an HTTPS address has shown that it is the one that the address names.
-pub(crate) async fn open(address: &Address, trust: Option<&Trust>) -> io::Result<Box<dyn Wire>> {
+///
+/// # Errors
+/// When nobody takes it, or the server's certificate does not lead to a root that is believed, or is for another name.
+pub async fn connect(address: &Address, trust: Option<&Trust>) -> io::Result<Box<dyn Wire>> {
     match address {
         Address::Unix(path) => Ok(Box::new(TokioIo::new(connect_unix(path).await?))),
         Address::Http { host, port } => Ok(Box::new(TokioIo::new(connect_tcp(host, *port).await?))),

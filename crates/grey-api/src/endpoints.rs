@@ -12,11 +12,15 @@ use crate::types::{
     StreamedJob, TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged,
     TimeoutRequest, WorkerStatus,
 };
+use crate::types_access::{
+    JoinTokenCreated, JoinTokenRequest, NodeList, NodeStatus, TenantDefaults, TenantList, TenantRequest,
+    TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
+};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint {
-    /// `get` or `post`.
+    /// `get`, `post` or `delete`.
     pub method: &'static str,
     /// The path, parameters in braces.
     pub path: &'static str,
@@ -147,6 +151,33 @@ pub const ENDPOINTS: &[Endpoint] = &[
         .takes("BlobQuery")
         .gives("BlobsMissing"),
     get("/v1/events", Right::ReadWork, "What happens to every job").gives("text/event-stream"),
+    get("/v1/tenants", Right::ReadTenants, "List tenants: those that the token may see").gives("TenantList"),
+    get("/v1/tenants/{name}", Right::ReadTenants, "A tenant").gives("TenantStatus"),
+    post("/v1/tenants", Right::ChangeTenants, "Make a tenant").takes("TenantRequest").gives("TenantStatus"),
+    post(
+        "/v1/tenants/{name}/suspend",
+        Right::ChangeTenants,
+        "Take no more work of a tenant; what it has goes on",
+    )
+    .gives("TenantStatus"),
+    post("/v1/tenants/{name}/resume", Right::ChangeTenants, "Take work of a tenant again")
+        .gives("TenantStatus"),
+    get("/v1/tokens", Right::ChangeTokens, "List tokens: those that the token may revoke").gives("TokenList"),
+    post("/v1/tokens", Right::ChangeTokens, "Make a token. Its secret is in this answer and nowhere else")
+        .takes("TokenRequest")
+        .gives("TokenCreated"),
+    delete("/v1/tokens/{id}", Right::ChangeTokens, "Revoke a token").gives("TokenStatus"),
+    post(
+        "/v1/join-tokens",
+        Right::ChangeNodes,
+        "Make a token that lets one node in, once. Its secret is in this answer and nowhere else",
+    )
+    .takes("JoinTokenRequest")
+    .gives("JoinTokenCreated"),
+    get("/v1/nodes", Right::ReadCluster, "List the nodes of the cluster").gives("NodeList"),
+    get("/v1/nodes/{id}", Right::ReadCluster, "A node, by its identity or its name").gives("NodeStatus"),
+    post("/v1/nodes/{id}/block", Right::ChangeNodes, "Keep a node out").gives("NodeStatus"),
+    post("/v1/nodes/{id}/unblock", Right::ChangeNodes, "Let a node speak again").gives("NodeStatus"),
     get("/v1/cluster", Right::ReadCluster, "The cluster as this node sees it").gives("ClusterStatus"),
     get("/v1/cluster/root", Right::BeKnown, "The root that a verifier keeps").gives("application/json"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
@@ -166,6 +197,10 @@ const fn get(path: &'static str, needs: Right, summary: &'static str) -> Endpoin
 
 const fn post(path: &'static str, needs: Right, summary: &'static str) -> Endpoint {
     endpoint("post", path, needs, summary)
+}
+
+const fn delete(path: &'static str, needs: Right, summary: &'static str) -> Endpoint {
+    endpoint("delete", path, needs, summary)
 }
 
 impl Endpoint {
@@ -225,7 +260,20 @@ impl Endpoint {
     TaskStatus,
     TimeoutChanged,
     TimeoutRequest,
-    WorkerStatus
+    WorkerStatus,
+    Role,
+    TenantDefaults,
+    JoinTokenCreated,
+    JoinTokenRequest,
+    NodeList,
+    NodeStatus,
+    TenantList,
+    TenantRequest,
+    TenantStatus,
+    TokenCreated,
+    TokenList,
+    TokenRequest,
+    TokenStatus
 )))]
 struct Schemas;
 

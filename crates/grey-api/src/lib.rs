@@ -11,9 +11,11 @@ mod retry;
 mod rights;
 mod trust;
 mod types;
+mod types_access;
 
 pub use address::{Address, AddressError, DEFAULT_PORT, addresses};
 pub use client::{Body, Client, ClientError};
+pub use connect::{Wire, connect};
 pub use endpoints::{ENDPOINTS, Endpoint, Subject, openapi};
 pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
@@ -26,4 +28,8 @@ pub use types::{
     JobRequest, JobStatus, OutputsRequest, RetentionStatus, RetriesRequest, StreamEnd, StreamName,
     StreamedJob, TaskExplanation, TaskList, TaskRequest, TaskResult, TaskStatus, TimeoutChanged,
     TimeoutRequest, WorkerStatus,
+};
+pub use types_access::{
+    JoinTokenCreated, JoinTokenRequest, NodeList, NodeStatus, TenantDefaults, TenantList, TenantRequest,
+    TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
 };

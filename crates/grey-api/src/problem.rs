@@ -42,6 +42,10 @@ codes! {
     OutOfBounds = "out_of_bounds", 422, "A value lies outside its bounds";
     /// No token, or one that is not known.
     Unauthorized = "unauthorized", 401, "A valid token is needed";
+    /// The token's role does not allow it.
+    Forbidden = "forbidden", 403, "The role does not allow it";
+    /// The tenant may submit nothing.
+    TenantSuspended = "tenant_suspended", 403, "The tenant is suspended";
     /// The request came from a web page of another origin.
     ForbiddenOrigin = "forbidden_origin", 403, "Requests from this host or origin are not taken";
     /// No such tenant.
@@ -58,6 +62,8 @@ codes! {
     HasEnded = "has_ended", 409, "It has ended";
     /// The idempotency key was used for another body.
     IdempotencyConflict = "idempotency_conflict", 409, "The idempotency key was used for another submission";
+    /// What is asked for contradicts what the cluster is.
+    Conflict = "conflict", 409, "The cluster is not such that this can be done";
     /// The request is larger than any may be.
     TooLarge = "too_large", 413, "The request is too large";
     /// The tenant has as many tasks or keys as it may.

@@ -13,6 +13,7 @@ use grey_proof::VerifyingKey;
 use grey_replica::{Output, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::directory::Directory;
 use crate::error::NodeError;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
@@ -44,6 +45,8 @@ pub(crate) enum Message {
     Ask(Question),
     /// Say when a job, or one task of it, has ended.
     Wait(JobId, Option<TaskId>, oneshot::Sender<()>),
+    /// Answer a question from the state as it is here, which may lag behind the leader's.
+    Look(Box<dyn FnOnce(&Replica) + Send>),
     /// The worker says something.
     FromWorker(FromWorker),
     /// The log is durable up to this batch.
@@ -64,10 +67,20 @@ pub(crate) struct Wiring {
     pub(crate) side: SyncSender<SideRequest>,
     pub(crate) worker: Sender<WorkerMessage>,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) role: watch::Sender<bool>,
+    pub(crate) role: watch::Sender<Role>,
+    pub(crate) directory: watch::Sender<Arc<Directory>>,
     pub(crate) worker_key: VerifyingKey,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) pressure: Arc<Pressure>,
+}
+
+/// Who leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Role {
+    /// Whether this server does.
+    pub(crate) leads: bool,
+    /// Who does as far as this server knows; 0 is nobody.
+    pub(crate) leader: u64,
 }
 
 /// Who waits for what a proposal comes to.
@@ -116,6 +129,7 @@ impl Control {
 
     /// Runs until it is stopped or cannot go on.
     pub(crate) fn run(mut self, messages: &Receiver<Message>) -> Result<(), NodeError> {
+        self.publish();
         self.act()?;
         loop {
             let wait = Duration::from_millis(TICK_MS).saturating_sub(self.last_elapse.elapsed());
@@ -189,6 +203,7 @@ impl Control {
                 }
                 self.server.from_worker(&self.wiring.worker_key, message);
             }
+            Message::Look(question) => question(self.server.replica()),
             Message::Persisted(number) => self.server.replica_mut().persisted(number)?,
             Message::Checkpointed(through) => {
                 self.server.replica_mut().checkpointed(through);
@@ -204,6 +219,11 @@ impl Control {
             Message::Stop => self.stopping = true,
         }
         Ok(())
+    }
+
+    /// Tells who may speak, and whom there is to speak to.
+    fn publish(&self) {
+        self.wiring.directory.send_replace(Arc::new(Directory::of(self.server.state())));
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -301,9 +321,9 @@ impl Control {
                 Output::Revoke { .. } => {}
                 // A local cluster has one member, for good.
                 Output::Reconfigured { .. } | Output::Installed { .. } => {}
-                Output::Role { leads, term, .. } => {
-                    tracing::info!(leads, term, "role");
-                    self.wiring.role.send_replace(leads);
+                Output::Role { leads, leader, term } => {
+                    tracing::info!(leads, leader, term, "role");
+                    self.wiring.role.send_replace(Role { leads, leader });
                 }
             }
         }
@@ -341,6 +361,13 @@ impl Control {
         }
         if ended > 0 {
             self.wiring.rate.count(ended);
+        }
+        let routine = match &applied.answer {
+            Ok(answer) => answer.is_routine(),
+            Err(_) => true,
+        };
+        if !routine {
+            self.publish();
         }
         if let Err(Rejection::InternalBug { index, what }) = &applied.answer {
             tracing::error!(index, what, "an invariant broke; the entry's effects were discarded");

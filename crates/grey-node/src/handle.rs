@@ -1,6 +1,5 @@
 //! What request handlers hold: ways to propose, to ask, to wait, and to read what has ended.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +9,16 @@ use std::time::{Duration, Instant};
 use grey_agent::Executor;
 use grey_api::{ErrorCode, Problem};
 use grey_blob::BlobStore;
-use grey_core::{
-    Answer, Command, EntryError, Event, JobId, Rejection, Resources, State, TaskDefaults, TaskId, TenantId,
-};
+use grey_core::{Answer, Command, EntryError, Event, JobId, Rejection, Resources, State, TaskId, TenantId};
 use grey_health::{GateRefusal, Level, RefusalCode};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
-use crate::control::{Message, Outcome};
+use crate::control::{Message, Outcome, Role};
+use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
+use crate::http::Forwarder;
 use crate::identity::Identity;
 use crate::items::ItemLists;
 use crate::pressure::Pressure;
@@ -33,18 +32,18 @@ const UPLOAD_WAIT: Duration = Duration::from_secs(5);
 /// How long history may lag behind the state before a read gives up.
 const HISTORY_WAIT: Duration = Duration::from_secs(30);
 
-/// A tenant as submissions need it.
-#[derive(Debug, Clone)]
-pub(crate) struct TenantEntry {
-    pub(crate) id: TenantId,
-    pub(crate) defaults: TaskDefaults,
-}
-
 /// The parts of a running node.
 pub(crate) struct Node {
     pub(crate) control: Sender<Message>,
     pub(crate) kept: watch::Receiver<u64>,
-    pub(crate) leads: watch::Receiver<bool>,
+    /// Who leads, as far as this server knows.
+    pub(crate) role: watch::Receiver<Role>,
+    /// Who may speak, and whom there is to speak to.
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    /// This server's number.
+    pub(crate) server: u64,
+    /// The way to whoever leads, where that can be another server.
+    pub(crate) forwarder: Option<Forwarder>,
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
@@ -55,15 +54,14 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,
-    pub(crate) tenants: BTreeMap<String, TenantEntry>,
     pub(crate) data_dir: PathBuf,
     pub(crate) shutdown: Notify,
     pub(crate) activity: Arc<Activity>,
     pub(crate) uploads: Semaphore,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) disk: DiskRoom,
-    /// What the only worker of a local cluster has: what exceeds it would wait for ever.
-    pub(crate) capacity: Resources,
+    /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
+    pub(crate) capacity: Option<Resources>,
 }
 
 /// When the node last had something to do for somebody.
@@ -263,8 +261,24 @@ impl Node {
 
     /// The name of a tenant.
     pub(crate) fn tenant_name(&self, id: TenantId) -> String {
-        let found = self.tenants.iter().find(|(_, tenant)| tenant.id == id);
-        found.map_or_else(|| id.to_string(), |(name, _)| name.clone())
+        self.directory.borrow().tenant_name(id)
+    }
+
+    /// Who may speak, and whom there is to speak to, as of now.
+    pub(crate) fn directory(&self) -> Arc<Directory> {
+        self.directory.borrow().clone()
+    }
+
+    /// Looks at the state as it is here, which may lag behind the leader's.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Replica) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (reply, answer) = oneshot::channel();
+        // Who asked and is gone needs no answer.
+        let question = Box::new(move |replica: &Replica| drop(reply.send(question(replica))));
+        self.control.send(Message::Look(question)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
     }
 }
 
@@ -286,6 +300,12 @@ pub(crate) fn rejected(rejection: &Rejection) -> Problem {
             .retry_after_ms(1_000),
         Rejection::NotStarted { job, .. } => Problem::new(ErrorCode::InvalidRequest, detail)
             .hint(format!("`grey job timeout {job} TIME` changes all of its tasks")),
+        Rejection::TenantSuspended(_) => Problem::new(ErrorCode::TenantSuspended, detail)
+            .field("tenant")
+            .hint("an operator lets it submit again: `grey tenant resume NAME`"),
+        Rejection::UnknownNode(_) => Problem::new(ErrorCode::NotFound, detail),
+        Rejection::UnknownToken(_) => Problem::new(ErrorCode::NotFound, detail),
+        Rejection::NotAdmitted(_) => Problem::new(ErrorCode::Conflict, detail),
         Rejection::NotFounded => Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(200),
         _ => Problem::new(ErrorCode::Internal, detail),
     }

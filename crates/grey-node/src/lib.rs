@@ -3,6 +3,7 @@
 mod clock;
 pub mod config;
 mod control;
+mod directory;
 mod disk_room;
 mod error;
 mod estimate;

@@ -23,11 +23,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::clock::wall_ms;
-use crate::control::{Control, Message, Outcome, Wiring};
+use crate::control::{Control, Message, Outcome, Role, Wiring};
+use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::error::NodeError;
 use crate::gather::Gatherer;
-use crate::handle::{Activity, Node, TenantEntry, upload_gate};
+use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
@@ -160,7 +161,8 @@ struct Engine {
     history: HistoryCollector,
     worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
     kept: watch::Receiver<u64>,
-    leads: watch::Receiver<bool>,
+    role: watch::Receiver<Role>,
+    directory: watch::Receiver<Arc<Directory>>,
     events: broadcast::Sender<grey_core::Event>,
     rate: Arc<EndRate>,
     pressure: Arc<Pressure>,
@@ -193,7 +195,8 @@ fn start_engine(
     let (control, messages) = channel();
     let (worker, worker_messages) = channel();
     let (kept_sender, kept) = watch::channel(checkpoint_index);
-    let (role, leads) = watch::channel(false);
+    let (role_sender, role) = watch::channel(Role::default());
+    let (directory_sender, directory) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let ended = Arc::new(Notify::new());
     let (log_requests, log) = log_thread(storage.log, control.clone())?;
@@ -205,7 +208,8 @@ fn start_engine(
         side: side_requests.clone(),
         worker: worker.clone(),
         events: events.clone(),
-        role,
+        role: role_sender,
+        directory: directory_sender,
         worker_key: identity.worker_key,
         rate: rate.clone(),
         pressure: pressure.clone(),
@@ -222,7 +226,8 @@ fn start_engine(
         history,
         worker: (worker, Some(worker_messages)),
         kept,
-        leads,
+        role,
+        directory,
         events,
         rate,
         pressure,
@@ -349,7 +354,7 @@ async fn serve(
     let node = Arc::new(Node {
         control: engine.control.clone(),
         kept: engine.kept.clone(),
-        leads: engine.leads.clone(),
+        role: engine.role.clone(),
         records: engine.records.clone(),
         tree: engine.tree.clone(),
         blobs,
@@ -359,14 +364,16 @@ async fn serve(
         identity,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
-        tenants: tenants(engine).await?,
+        directory: engine.directory.clone(),
+        server: SERVER,
+        forwarder: None,
         data_dir: options.data_dir.clone(),
         shutdown: Notify::new(),
         activity: Arc::new(Activity::new()),
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         disk: DiskRoom::new(options.data_dir.clone())?,
-        capacity: capabilities.resources,
+        capacity: Some(capabilities.resources),
     });
     let sandbox = capabilities.sandbox.name().to_owned();
     let stopping = Arc::new(Notify::new());
@@ -396,8 +403,8 @@ async fn serve(
 
 /// Waits for leadership, and founds the cluster where there is none.
 async fn lead(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
-    let mut leads = engine.leads.clone();
-    leads.wait_for(|leads| *leads).await.map_err(|_| NodeError::ThreadEnded("control"))?;
+    let mut role = engine.role.clone();
+    role.wait_for(|role| role.leads).await.map_err(|_| NodeError::ThreadEnded("control"))?;
     let founded = ask(engine, |state| state.meta().cluster.is_some()).await?;
     if founded {
         return Ok(());
@@ -432,16 +439,6 @@ async fn ask<T: Send + 'static>(
     });
     drop(engine.control.send(Message::Ask(question)));
     answer.await.map_err(|_| NodeError::ThreadEnded("control"))
-}
-
-async fn tenants(engine: &Engine) -> Result<BTreeMap<String, TenantEntry>, NodeError> {
-    ask(engine, |state| {
-        let entry = |(id, tenant): (&grey_core::TenantId, &grey_core::Tenant)| {
-            (tenant.name.as_ref().to_owned(), TenantEntry { id: *id, defaults: tenant.defaults })
-        };
-        state.tenants().iter().map(entry).collect()
-    })
-    .await
 }
 
 async fn start_worker(

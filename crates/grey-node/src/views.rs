@@ -8,11 +8,12 @@ use grey_api::{
 };
 use grey_core::{
     Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
-    ReportedRun, State, TaskId, TaskRange, TaskSpec, Usage, Worker,
+    ReportedRun, State, TaskId, TaskRange, TaskSpec, TenantId, Usage, Worker,
 };
 
 use crate::estimate::{estimate, peers};
 use crate::handle::{Node, unreadable};
+use crate::http::Scope;
 use crate::records::{FoundAttempt, Records};
 use crate::retention::Class;
 
@@ -170,6 +171,30 @@ fn attempts(node: &Node, facts: &TaskFacts) -> Result<Vec<FoundAttempt>, Problem
     }
 }
 
+/// Whose a job is that is still kept.
+pub(crate) async fn tenant_of_job(node: &Node, id: JobId) -> Result<Option<TenantId>, Problem> {
+    if let Some(tenant) = node.view(move |state| state.jobs().get(&id).map(|job| job.info.tenant)).await? {
+        return Ok(Some(tenant));
+    }
+    let record = node.records.job(id).map_err(|error| unreadable(&error))?;
+    let horizon_ms = node.records.horizons().history_ms;
+    Ok(record.filter(|record| record.ended_at_ms > horizon_ms).map(|record| record.info.tenant))
+}
+
+/// Whose a task is that is still kept.
+pub(crate) async fn tenant_of_task(node: &Node, task: TaskId) -> Result<Option<TenantId>, Problem> {
+    let live = node.view(move |state| {
+        let (_, group) = state.group_of(task)?;
+        state.jobs().get(&group.job).map(|job| job.info.tenant)
+    });
+    if let Some(tenant) = live.await? {
+        return Ok(Some(tenant));
+    }
+    let found = node.records.job_of(task).map_err(|error| unreadable(&error))?;
+    let horizon_ms = node.records.horizons().history_ms;
+    Ok(found.filter(|(_, record)| record.ended_at_ms > horizon_ms).map(|(_, record)| record.info.tenant))
+}
+
 /// A job, wherever it is.
 pub(crate) async fn job(node: &Node, id: JobId) -> Result<JobStatus, Problem> {
     let live =
@@ -188,12 +213,12 @@ pub(crate) async fn jobs(
     node: &Node,
     before: JobId,
     limit: usize,
-    tenant: Option<grey_core::TenantId>,
+    scope: Scope,
 ) -> Result<(Vec<JobStatus>, bool), Problem> {
     let live: Vec<(JobId, Arc<JobInfo>, Counts)> = node
         .view(move |state| {
             let below = state.jobs().range(..before).rev();
-            let of_tenant = below.filter(|(_, job)| tenant.is_none_or(|tenant| job.info.tenant == tenant));
+            let of_tenant = below.filter(|(_, job)| scope.has(job.info.tenant));
             of_tenant.take(limit + 1).map(|(id, job)| (*id, job.info.clone(), job.counts)).collect()
         })
         .await?;
@@ -207,7 +232,7 @@ pub(crate) async fn jobs(
         below = *lowest;
         for (id, record) in &page {
             let is_kept = record.ended_at_ms > horizon_ms;
-            if is_kept && tenant.is_none_or(|tenant| record.info.tenant == tenant) {
+            if is_kept && scope.has(record.info.tenant) {
                 ended += 1;
                 let status = job_status(node, *id, &record.info, &record.counts, Some(record.ended_at_ms));
                 found.push((*id, status));
@@ -425,10 +450,11 @@ pub(crate) async fn facts_of_live(
     node: &Node,
     from: TaskId,
     limit: usize,
+    scope: Scope,
 ) -> Result<(Vec<TaskFacts>, Option<TaskId>), Problem> {
     node.view(move |state| {
         let (mut found, mut looked_at) = (Vec::new(), 0usize);
-        for job in state.jobs().values() {
+        for job in state.jobs().values().filter(|job| scope.has(job.info.tenant)) {
             let tasks = job.info.tasks;
             for task in from.max(tasks.first).0..tasks.end().0 {
                 if found.len() >= limit || looked_at >= TASKS_LOOKED_AT {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, Request, State};
+use axum::extract::{Extension, Query, Request, State};
 use axum::response::Response;
 use futures_util::StreamExt;
 use grey_api::{ErrorCode, Problem, StreamEnd, StreamedJob};
@@ -17,6 +17,7 @@ use grey_health::{Advice, Backpressure};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::access::{self, Behalf, Principal};
 use super::reply::{Refusal, typed};
 use super::submit::{Heading, Run, body_digest, given_key, lines, submit};
 use crate::handle::Node;
@@ -152,7 +153,7 @@ pub(crate) fn batches(text: &[u8], piece_bytes: usize) -> Result<Vec<Vec<u8>>, S
 /// Submits the jobs of one stream, one after another.
 struct Submitter {
     node: Arc<Node>,
-    tenant: Option<String>,
+    behalf: Behalf,
     name: String,
     key: Option<String>,
     end: StreamEnd,
@@ -204,18 +205,19 @@ impl Submitter {
             return Err(Problem::new(ErrorCode::InvalidRequest, detail)
                 .hint("submit tasks that follow one another as one job"));
         }
-        let (tenant, name) = (self.tenant.clone(), self.name.clone());
-        let heading = Heading { tenant, name, listed, ..Heading::default() };
+        let heading = Heading { name: self.name.clone(), listed, ..Heading::default() };
         let key = self.key.as_ref().map(|key| IdempotencyKey {
             key: format!("{key}/{}", self.end.jobs + 1),
-            body: body_digest(heading.tenant_name(), &heading.name, &batch.bytes),
+            body: body_digest(&self.behalf.tenant, &heading.name, &batch.bytes),
         });
         let begun = Instant::now();
-        let (created, level) = submit(&self.node, key, heading, runs).await.map_err(|refusal| {
-            let mut problem = refusal.0;
-            problem.detail = format!("lines {} to {}: {}", before + 1, before + batch.lines, problem.detail);
-            problem
-        })?;
+        let (created, level) =
+            submit(&self.node, &self.behalf, key, heading, runs).await.map_err(|refusal| {
+                let mut problem = refusal.0;
+                problem.detail =
+                    format!("lines {} to {}: {}", before + 1, before + batch.lines, problem.detail);
+                problem
+            })?;
         self.pause = pause(begun.elapsed(), Backpressure::default().advice_for(level));
         self.end.lines += batch.lines;
         self.end.jobs += 1;
@@ -255,13 +257,15 @@ fn line<T: serde::Serialize>(value: &T) -> Bytes {
 /// `POST /v1/tasks/stream`.
 pub(crate) async fn stream(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Query(mut query): Query<HashMap<String, String>>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let key = given_key(request.headers(), KEY_BYTES)?;
-    let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
+    let behalf = access::behalf(&node.directory(), &principal, query.get("tenant").map(String::as_str))?;
+    let name = query.remove("name").unwrap_or_default();
     let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
-    let mut submitter = Submitter { node, tenant, name, key, end, pause: Duration::ZERO };
+    let mut submitter = Submitter { node, behalf, name, key, end, pause: Duration::ZERO };
     let mut batches = Batches::new(request.into_body().into_data_stream());
     // The first job's refusal is the request's: until then nothing was accepted.
     let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {

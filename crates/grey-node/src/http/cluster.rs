@@ -8,7 +8,11 @@ use grey_api::{ClusterStatus, DeviceStatus, ErrorCode, Problem, WorkerStatus};
 use grey_core::WorkerDevices;
 
 use super::reply::{Refusal, json, typed};
+use crate::control::Role;
 use crate::handle::Node;
+
+/// How many entries a server may be behind what is committed, and still be ready.
+const READY_BEHIND: u64 = 1_000;
 
 fn devices(kind: &WorkerDevices) -> (String, DeviceStatus) {
     (kind.name.clone(), DeviceStatus { count: kind.count, asked_for: kind.charged })
@@ -19,7 +23,7 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
     let identity = (node.identity.cluster(), node.identity.root.class.name());
     let data_dir = node.data_dir.display().to_string();
     let refusing = node.disk.refusal().map(|problem| problem.detail);
-    let retention = node.keeping.status(&node.records);
+    let (retention, server) = (node.keeping.status(&node.records), node.server);
     let status = node
         .ask(move |replica| {
             let state = replica.state();
@@ -41,7 +45,7 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
                 cluster: identity.0.to_string(),
                 class: identity.1.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                server: crate::local::SERVER,
+                server,
                 leader: replica.leader(),
                 term: replica.term(),
                 applied_index: state.applied_index(),
@@ -84,15 +88,47 @@ pub(crate) async fn live() -> Response {
     typed("text/plain", "live\n")
 }
 
-/// `GET /health/ready`.
+/// `GET /health/ready`: whether requests that come here are answered. Whoever does not lead passes them on.
 pub(crate) async fn ready(State(node): State<Arc<Node>>) -> Result<Response, Refusal> {
-    if !*node.leads.borrow() {
-        return Err(Refusal(
-            Problem::new(ErrorCode::Unavailable, "the node does not lead").retry_after_ms(200),
-        ));
-    }
+    let role = *node.role.borrow();
+    let (applied, committed) =
+        node.look(|replica| (replica.state().applied_index(), replica.commit_index())).await?;
+    not_ready(role, applied, committed).map_or(Ok(()), Err)?;
     match node.disk.refusal() {
         Some(problem) => Err(Refusal(problem)),
         None => Ok(typed("text/plain", "ready\n")),
+    }
+}
+
+/// Why a server is not ready, if it is not.
+fn not_ready(role: Role, applied_index: u64, commit_index: u64) -> Option<Refusal> {
+    let unavailable =
+        |detail: String| Some(Refusal(Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(200)));
+    if !role.leads && role.leader == 0 {
+        return unavailable("no server leads, as far as this one knows".to_owned());
+    }
+    let behind = commit_index.saturating_sub(applied_index);
+    if behind > READY_BEHIND {
+        return unavailable(format!("this server is {behind} entries behind; {READY_BEHIND} is the most"));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_ready_that_leads_or_follows_closely() {
+        let role = |leads, leader| Role { leads, leader };
+        for (role, applied_index, commit_index, ready) in [
+            (role(true, 1), 10, 10, true),
+            (role(false, 2), 10, 10, true),
+            (role(false, 2), 10, 10 + READY_BEHIND, true),
+            (role(false, 2), 10, 11 + READY_BEHIND, false),
+            (role(false, 0), 10, 10, false),
+        ] {
+            assert_eq!(not_ready(role, applied_index, commit_index).is_none(), ready, "{role:?}");
+        }
     }
 }

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Query, Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use grey_api::{ENDPOINTS, Endpoint, ErrorCode, Problem, nearest};
-use grey_proof::Digest;
+use grey_api::{Endpoint, ErrorCode, Problem, Subject, nearest};
 
+use super::access::{self, Principal, Scope};
+use super::forward::Forwarder;
 use super::reply::{PROBLEM_MEDIA_TYPE, Refusal, with_level};
 use super::{REQUEST_BYTES, blobs, bulk, jobs};
+use crate::clock::wall_ms;
 use crate::handle::Node;
+use crate::views;
 
 /// A refusal of the framework's own is a sentence.
 const LONGEST_REFUSAL_BYTES: usize = 4_096;
@@ -24,13 +27,15 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a request came in.
 pub(crate) enum Entrance {
-    /// Over the unix socket.
+    /// Over the unix socket: its permissions say who may speak.
     Socket,
-    /// Over the loopback interface, with this token.
+    /// Over the loopback interface of a local cluster.
     Loopback {
-        /// What must be shown.
+        /// What its owner shows; others show tokens of their own.
         token: String,
     },
+    /// Over TLS, at any server of a cluster.
+    Cluster,
 }
 
 /// Stands at an entrance of a node.
@@ -41,22 +46,100 @@ pub(crate) struct Keeper {
 
 /// Lets a request in or refuses it, counts it as activity, sees that it is answered in time, and says how full the door is.
 pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, next: Next) -> Response {
-    if let Err(problem) = admit(&keeper.entrance, request.headers(), request.uri().path()) {
-        return Refusal(problem).into_response();
-    }
-    if let Err(problem) = known_parameters(&request) {
+    if let Err(problem) = take(&keeper.entrance, request.headers(), request.uri().path()) {
         return Refusal(problem).into_response();
     }
     let _open = keeper.node.activity.enter();
     let is_read = request.method().is_safe();
-    let response = match deadline(request.uri().path(), request.uri().query().unwrap_or_default()) {
-        None => next.run(request).await,
-        Some(deadline) => match tokio::time::timeout(deadline, next.run(request)).await {
+    let deadline = deadline(request.uri().path(), request.uri().query().unwrap_or_default());
+    let answering = async {
+        match elsewhere(&keeper, &request) {
+            // The leader decides who may ask what: it alone knows what was decided last.
+            Some(forwarder) => forwarder.forward(&keeper.node, request).await,
+            None => answer_here(&keeper, request, next).await,
+        }
+    };
+    let response = match deadline {
+        None => answering.await,
+        Some(deadline) => match tokio::time::timeout(deadline, answering).await {
             Ok(response) => response,
             Err(_) => Refusal(late(deadline, is_read)).into_response(),
         },
     };
     with_level(with_particulars(response).await, keeper.node.pressure.level())
+}
+
+/// The way to the server that answers a request, where that is not this one.
+fn elsewhere<'a>(keeper: &'a Keeper, request: &Request) -> Option<&'a Forwarder> {
+    let forwarder =
+        keeper.node.forwarder.as_ref().filter(|_| matches!(keeper.entrance, Entrance::Cluster))?;
+    let is_about_this_one = request.uri().path().starts_with("/health/");
+    (!is_about_this_one && !keeper.node.role.borrow().leads).then_some(forwarder)
+}
+
+/// Answers a request of somebody who may ask it.
+async fn answer_here(keeper: &Keeper, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let admitted = match admit(keeper, &request) {
+        Ok((principal, endpoint)) => {
+            must_own(&keeper.node, &principal, endpoint, &path).await.map(|()| principal)
+        }
+        Err(problem) => Err(problem),
+    };
+    match admitted {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Err(problem) => Refusal(problem).into_response(),
+    }
+}
+
+/// Who asks, and what for, if they may ask that of anything.
+fn admit(keeper: &Keeper, request: &Request) -> Result<(Principal, &'static Endpoint), Problem> {
+    let (entrance, directory) = (&keeper.entrance, keeper.node.directory());
+    let principal = access::principal(entrance, request.headers(), &directory, wall_ms())?;
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let endpoint = match access::endpoint(request.method(), path) {
+        Ok(endpoint) => endpoint,
+        // What there is and is not, nobody is told who is not known.
+        Err(_) if principal == Principal::Nobody => {
+            return Err(access::unauthorized(entrance, "a token is needed, and none is shown"));
+        }
+        Err(problem) => return Err(problem),
+    };
+    access::allow(entrance, &principal, endpoint)?;
+    known_parameters(request, endpoint)?;
+    Ok((principal, endpoint))
+}
+
+/// Refuses what belongs to another tenant as if it were not there.
+async fn must_own(
+    node: &Node,
+    principal: &Principal,
+    endpoint: &Endpoint,
+    path: &str,
+) -> Result<(), Problem> {
+    let subject = endpoint.subject();
+    if subject == Subject::Nothing || principal.scope() == Scope::All {
+        return Ok(());
+    }
+    let shown = path.split('/').nth(3).unwrap_or_default();
+    let owner = match subject {
+        Subject::Job => match shown.parse() {
+            Ok(job) => views::tenant_of_job(node, job).await?,
+            Err(_) => None,
+        },
+        Subject::Task => match shown.parse() {
+            Ok(task) => views::tenant_of_task(node, task).await?,
+            Err(_) => None,
+        },
+        Subject::Nothing => None,
+    };
+    match owner {
+        Some(tenant) if principal.scope().has(tenant) => Ok(()),
+        _ => Err(access::not_there(subject, shown)),
+    }
 }
 
 /// Within which time a request must be answered; what is sent or followed piece by piece goes on as long as it moves.
@@ -84,21 +167,15 @@ fn late(deadline: Duration, is_read: bool) -> Problem {
 }
 
 /// Refuses a parameter of the query that the endpoint does not have: what it was meant to say would not happen.
-fn known_parameters(request: &Request) -> Result<(), Problem> {
-    // A path that is no endpoint is refused as such, a query that does not read by whoever reads it.
-    let Some(path) = request.extensions().get::<MatchedPath>() else { return Ok(()) };
+fn known_parameters(request: &Request, endpoint: &Endpoint) -> Result<(), Problem> {
+    // A query that does not read is refused by whoever reads it.
     let Ok(Query(given)) = Query::<Vec<(String, String)>>::try_from_uri(request.uri()) else { return Ok(()) };
-    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    let is_asked = |endpoint: &&Endpoint| {
-        endpoint.path == path.as_str() && method.as_str().eq_ignore_ascii_case(endpoint.method)
-    };
-    let Some(endpoint) = ENDPOINTS.iter().find(is_asked) else { return Ok(()) };
     let known: Vec<&str> = endpoint.query.iter().map(|(name, _)| *name).collect();
     let Some((unknown, _)) = given.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
         return Ok(());
     };
     let shown: String = unknown.chars().take(LONGEST_SHOWN).collect();
-    let detail = format!("`{shown}` is not a parameter of {} {}", method.as_str(), endpoint.path);
+    let detail = format!("`{shown}` is not a parameter of {} {}", request.method(), endpoint.path);
     let hint = match (nearest(unknown, known.iter().copied()), known.is_empty()) {
         (Some(near), _) => format!("did you mean `{near}`?"),
         (None, false) => format!("its parameters are {}", known.join(", ")),
@@ -119,13 +196,15 @@ async fn with_particulars(response: Response) -> Response {
     Refusal(Problem::new(code, String::from_utf8_lossy(&said))).into_response()
 }
 
-fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Problem> {
+/// Refuses what is not taken from anybody.
+fn take(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Problem> {
     // A page in a browser of the same machine may reach the port, and even name it by a host of its own.
     if headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(ErrorCode::ForbiddenOrigin, "requests from web pages are not taken"));
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if !is_local(host) {
+    // A server of a cluster is reached by many names, and shows a certificate for those that are its own.
+    if !matches!(entrance, Entrance::Cluster) && !is_local(host) {
         let shown: String = host.chars().take(128).collect();
         let detail = format!("`{shown}` is not a name of this machine's loopback interface");
         return Err(
@@ -141,20 +220,7 @@ fn admit(entrance: &Entrance, headers: &HeaderMap, path: &str) -> Result<(), Pro
             .limit(REQUEST_BYTES as u64)
             .hint("send it in parts"));
     }
-    match entrance {
-        Entrance::Socket => Ok(()),
-        Entrance::Loopback { .. } if path == "/health/live" || path == "/health/ready" => Ok(()),
-        Entrance::Loopback { token } => {
-            let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-            // Digests are compared, so that the time it takes tells nothing of the token.
-            if Digest::of(shown.as_bytes()) == Digest::of(token.as_bytes()) {
-                return Ok(());
-            }
-            Err(Problem::new(ErrorCode::Unauthorized, "the token is missing or not this node's")
-                .hint("set GREY_TOKEN to the token that `grey dev` prints"))
-        }
-    }
+    Ok(())
 }
 
 fn is_local(host: &str) -> bool {
@@ -198,23 +264,22 @@ mod tests {
     }
 
     #[test]
-    fn only_local_names_without_an_origin_and_with_the_token_come_in() {
+    fn only_local_names_without_an_origin_come_in_and_every_name_of_a_cluster_s_server() {
         let loopback = Entrance::Loopback { token: "secret".to_owned() };
-        let authorized = ("authorization", "Bearer secret");
         for host in ["localhost", "localhost:7654", "127.0.0.1:1", "127.9.9.9", "[::1]:7654"] {
-            assert!(admit(&Entrance::Socket, &headers(&[("host", host)]), "/v1/jobs").is_ok(), "{host}");
-            assert!(admit(&loopback, &headers(&[("host", host), authorized]), "/v1/jobs").is_ok(), "{host}");
+            for entrance in [&Entrance::Socket, &loopback, &Entrance::Cluster] {
+                assert!(take(entrance, &headers(&[("host", host)]), "/v1/jobs").is_ok(), "{host}");
+            }
         }
         for host in ["", "example.com", "localhost.example.com", "10.0.0.1", "[::2]"] {
-            let refused = admit(&loopback, &headers(&[("host", host), authorized]), "/v1/jobs");
+            let refused = take(&loopback, &headers(&[("host", host)]), "/v1/jobs");
             assert_eq!(refused.unwrap_err().code, ErrorCode::ForbiddenOrigin, "{host}");
+            assert!(take(&Entrance::Cluster, &headers(&[("host", host)]), "/v1/jobs").is_ok(), "{host}");
         }
-        let origin = headers(&[("host", "localhost"), authorized, ("origin", "http://localhost")]);
-        assert_eq!(admit(&loopback, &origin, "/v1/jobs").unwrap_err().code, ErrorCode::ForbiddenOrigin);
-        for token in ["", "secret", "Bearer ", "Bearer secre", "Bearer secret2", "bearer secret"] {
-            let shown = headers(&[("host", "localhost"), ("authorization", token)]);
-            assert_eq!(admit(&loopback, &shown, "/v1/jobs").unwrap_err().code, ErrorCode::Unauthorized);
+        let origin = headers(&[("host", "localhost"), ("origin", "http://localhost")]);
+        for entrance in [&Entrance::Socket, &loopback, &Entrance::Cluster] {
+            let refused = take(entrance, &origin, "/v1/jobs").unwrap_err();
+            assert_eq!(refused.code, ErrorCode::ForbiddenOrigin);
         }
-        assert!(admit(&loopback, &headers(&[("host", "localhost")]), "/health/live").is_ok());
     }
 }

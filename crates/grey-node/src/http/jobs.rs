@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::Response;
 use grey_api::{CancelResponse, ErrorCode, JobList, Problem, TaskList, TimeoutChanged, TimeoutRequest};
 use grey_core::{Answer, Cancel, ChangeTimeout, Command, JobId, Target, TaskId, TenantId};
 
+use super::access::{self, Principal};
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::clock::wall_ms;
 use crate::handle::Node;
@@ -44,19 +45,16 @@ pub(crate) fn page(query: &Parameters) -> Result<usize, Refusal> {
 /// `GET /v1/jobs`.
 pub(crate) async fn list(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Query(query): Query<Parameters>,
 ) -> Result<Response, Refusal> {
     let before = query.get("before").map(|text| value::<JobId>("before", text)).transpose()?;
     let limit = page(&query)?;
-    let tenant = query.get("tenant").map(|name| tenant(&node, name)).transpose()?;
-    let (jobs, more) = views::jobs(&node, before.unwrap_or(JobId(u64::MAX)), limit, tenant).await?;
+    let named = query.get("tenant").map(String::as_str);
+    let scope = access::listed(&node.directory(), &principal, named)?;
+    let (jobs, more) = views::jobs(&node, before.unwrap_or(JobId(u64::MAX)), limit, scope).await?;
     let next = if more { jobs.last().map(|job| job.id.clone()) } else { None };
     json(&JobList { jobs, next })
-}
-
-fn tenant(node: &Node, name: &str) -> Result<TenantId, Refusal> {
-    let unknown = || Refusal(Problem::new(ErrorCode::UnknownTenant, format!("tenant `{name}` is unknown")));
-    node.tenants.get(name).map(|tenant| tenant.id).ok_or_else(unknown)
 }
 
 /// `GET /v1/jobs/{id}`.

@@ -1,27 +1,34 @@
 //! The client API over HTTP. Handlers check, ask and answer; what happens is decided in the core.
 
+mod access;
 mod blobs;
 mod bulk;
 mod cluster;
 mod events;
 mod flow;
+mod forward;
 mod guard;
 mod jobs;
 mod logs;
+mod nodes;
 mod reply;
 mod rerun;
 mod submit;
 mod tasks;
+mod tenants;
+mod tokens;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use grey_api::{ErrorCode, Problem};
 
 use crate::handle::Node;
+pub(crate) use access::Scope;
 pub(crate) use bulk::batches;
+pub(crate) use forward::Forwarder;
 use guard::{Entrance, Keeper, guard};
 use reply::Refusal;
 pub(crate) use submit::submissions;
@@ -52,22 +59,25 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route(blobs::PATH, post(blobs::create))
         .route("/v1/blobs/missing", post(blobs::missing))
         .route("/v1/events", get(events::all))
+        .route("/v1/tenants", get(tenants::list).post(tenants::create))
+        .route("/v1/tenants/{name}", get(tenants::show))
+        .route("/v1/tenants/{name}/suspend", post(tenants::suspend))
+        .route("/v1/tenants/{name}/resume", post(tenants::resume))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{id}", delete(tokens::revoke))
+        .route("/v1/join-tokens", post(tokens::create_join))
+        .route("/v1/nodes", get(nodes::list))
+        .route("/v1/nodes/{id}", get(nodes::show))
+        .route("/v1/nodes/{id}/block", post(nodes::block))
+        .route("/v1/nodes/{id}/unblock", post(nodes::unblock))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
         .route("/openapi.json", get(cluster::openapi))
         .route("/health/live", get(cluster::live))
         .route("/health/ready", get(cluster::ready))
-        .fallback(|| async {
-            Refusal(
-                Problem::new(ErrorCode::NotFound, "there is no such endpoint")
-                    .hint("GET /openapi.json lists them"),
-            )
-        })
-        .method_not_allowed_fallback(|| async {
-            let detail = "this endpoint does not take this method";
-            Refusal(Problem::new(ErrorCode::MethodNotAllowed, detail).hint("GET /openapi.json lists them"))
-        })
+        // The guard refuses what is no endpoint before anything is asked for an answer.
+        .fallback(|| async { Refusal(Problem::new(ErrorCode::NotFound, "there is no such endpoint")) })
         .layer(DefaultBodyLimit::max(REQUEST_BYTES))
         .with_state(node.clone());
     let keeper = Arc::new(Keeper { entrance, node });
@@ -82,4 +92,10 @@ pub(crate) fn for_socket(node: Arc<Node>) -> Router {
 /// Routes for the loopback interface: a token says who may speak.
 pub(crate) fn for_loopback(node: Arc<Node>, token: String) -> Router {
     routes(node, Entrance::Loopback { token })
+}
+
+/// Routes for every server of a cluster, behind its TLS listener: tokens of the cluster say who may do what, and the leader answers.
+#[allow(dead_code, reason = "for a server of a cluster")]
+pub(crate) fn for_cluster(node: Arc<Node>) -> Router {
+    routes(node, Entrance::Cluster)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use grey_api::{ErrorCode, JobStatus, Problem};
@@ -11,6 +11,7 @@ use grey_core::{
     Flow, FlowSubmission, GroupSubmission, Items, JobId, JobInfo, Submit, TaskId, TaskRange, TaskSpec, limits,
 };
 
+use super::access::{self, Principal, Scope};
 use super::flow;
 use super::reply::{Refusal, value};
 use super::submit::{created, key, propose, refuse};
@@ -78,6 +79,7 @@ fn ranges(text: &str) -> Result<Vec<TaskRange>, Refusal> {
 /// `POST /v1/jobs/{id}/rerun`: a new job of tasks of another.
 pub(crate) async fn rerun(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
@@ -92,9 +94,11 @@ pub(crate) async fn rerun(
     let mut selection: Vec<&str> = query.iter().flat_map(|(name, value)| [name.as_str(), value]).collect();
     selection.sort_unstable();
     let body = format!("{id} {}", selection.join(" "));
+    let named = matches!(principal.scope(), Scope::All).then_some(job.tenant.as_str());
+    let behalf = access::behalf(&node.directory(), &principal, named)?;
     let submission = Submit {
         tenant: info.tenant,
-        submitter: String::new(),
+        submitter: behalf.submitter,
         name: job.name.clone(),
         labels: info.labels.clone(),
         key: key(&headers, &job.tenant, &job.name, body.trim_end().as_bytes())?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use grey_api::{ConstraintsRequest, ErrorCode, InputRequest, JobCreated, JobRequest, Problem, TaskRequest};
@@ -17,6 +17,7 @@ use grey_core::{
 use grey_health::Level;
 use grey_proof::{Digest, DigestBuilder};
 
+use super::access::{self, Behalf, Principal};
 use super::reply::{Refusal, json, parse, value, whole, with_level};
 use super::{blobs, flow};
 use crate::clock::wall_ms;
@@ -55,13 +56,15 @@ fn push(runs: &mut Vec<Run>, request: TaskRequest, position: usize) -> Result<()
 /// `POST /v1/jobs`.
 pub(crate) async fn job(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let body = whole(body)?;
     let (heading, runs) = job_request(&body)?;
-    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
-    created(submit(&node, key, heading, runs).await?)
+    let behalf = access::behalf(&node.directory(), &principal, heading.tenant.as_deref())?;
+    let key = key(&headers, &behalf.tenant, &heading.name, &body)?;
+    created(submit(&node, &behalf, key, heading, runs).await?)
 }
 
 fn job_request(body: &[u8]) -> Result<(Heading, Vec<Run>), Refusal> {
@@ -90,6 +93,7 @@ pub(super) fn created((created, level): (JobCreated, Level)) -> Result<Response,
 /// `POST /v1/tasks`.
 pub(crate) async fn tasks(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Query(mut query): Query<HashMap<String, String>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -101,10 +105,11 @@ pub(crate) async fn tasks(
     } else {
         document(&body)?
     };
-    let (tenant, name) = (query.remove("tenant"), query.remove("name").unwrap_or_default());
-    let heading = Heading { tenant, name, listed, ..Heading::default() };
-    let key = key(&headers, heading.tenant_name(), &heading.name, &body)?;
-    created(submit(&node, key, heading, runs).await?)
+    let behalf = access::behalf(&node.directory(), &principal, query.get("tenant").map(String::as_str))?;
+    let name = query.remove("name").unwrap_or_default();
+    let heading = Heading { name, listed, ..Heading::default() };
+    let key = key(&headers, &behalf.tenant, &heading.name, &body)?;
+    created(submit(&node, &behalf, key, heading, runs).await?)
 }
 
 /// One object a line. Equal neighbours are read once.
@@ -151,15 +156,10 @@ pub(super) struct Heading {
     pub(super) listed: usize,
 }
 
-impl Heading {
-    pub(super) fn tenant_name(&self) -> &str {
-        self.tenant.as_deref().unwrap_or(DEFAULT_TENANT)
-    }
-}
-
 /// Checks a submission, proposes it, and returns once it is durable and applied, with how full the door is for its tenant.
 pub(super) async fn submit(
     node: &Node,
+    behalf: &Behalf,
     key: Option<IdempotencyKey>,
     heading: Heading,
     runs: Vec<Run>,
@@ -173,18 +173,9 @@ pub(super) async fn submit(
                 .hint("send several submissions, or one task with a `count`"),
         ));
     }
-    let tenant_name = heading.tenant_name();
-    let tenant = node.tenants.get(tenant_name).ok_or_else(|| {
-        let shown: String = tenant_name.chars().take(limits::NAME_BYTES).collect();
-        let names: Vec<&str> = node.tenants.keys().map(String::as_str).collect();
-        Refusal(
-            Problem::new(ErrorCode::UnknownTenant, format!("tenant `{shown}` is unknown"))
-                .field("tenant")
-                .hint(format!("there are: {}", names.join(", "))),
-        )
-    })?;
     let positions: Vec<usize> = runs.iter().map(|run| run.position).collect();
-    let submission = submission(tenant.id, &tenant.defaults, key, heading, runs)?;
+    let mut submission = submission(behalf.id, &behalf.defaults, key, heading, runs)?;
+    submission.submitter = behalf.submitter.clone();
     propose(node, submission, &positions, None).await
 }
 
@@ -237,7 +228,9 @@ pub(super) async fn propose(
     let at = |group: usize| positions.get(group).copied().unwrap_or(group);
     validate::submission(&submission).map_err(|rejection| Refusal(rejected(&placed(rejection, at))))?;
     for (number, group) in submission.groups.iter().enumerate() {
-        fits(at(number), &group.spec.resources, &node.capacity)?;
+        if let Some(capacity) = &node.capacity {
+            fits(at(number), &group.spec.resources, capacity)?;
+        }
     }
     let mut checked = BTreeSet::new();
     for (number, group) in submission.groups.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -12,6 +12,7 @@ use grey_api::{CancelResponse, ErrorCode, Problem};
 use grey_blob::BlobError;
 use grey_core::{Content, Target, TaskId};
 
+use super::access::Principal;
 use super::jobs::{Parameters, cancel_target, change_timeout, has_ended, page, task_page, wait};
 use super::reply::{Refusal, json, parse, typed, value, whole};
 use crate::handle::Node;
@@ -25,11 +26,12 @@ pub(super) fn epoch(query: &Parameters) -> Result<Option<u32>, Refusal> {
 /// `GET /v1/tasks`.
 pub(crate) async fn list(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Query(query): Query<Parameters>,
 ) -> Result<Response, Refusal> {
     let from = query.get("from").map(|text| value::<TaskId>("from", text)).transpose()?.unwrap_or_default();
     let limit = page(&query)?;
-    let (found, next) = views::facts_of_live(&node, from, limit).await?;
+    let (found, next) = views::facts_of_live(&node, from, limit, principal.scope()).await?;
     task_page(&node, &found, next, query.get("state").map(String::as_str))
 }
 

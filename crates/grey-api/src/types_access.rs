@@ -1,0 +1,227 @@
+//! Requests and responses about tenants, tokens and nodes.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::rights::Role;
+
+/// What a task of a tenant gets that leaves it unset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantDefaults {
+    /// Thousandths of a processor core; 1000 when left out.
+    #[serde(default = "usual_cpu_millicores")]
+    pub cpu_millicores: u64,
+    /// Memory in bytes; 64 MiB when left out.
+    #[serde(default = "usual_memory_bytes")]
+    pub memory_bytes: u64,
+    /// Scratch disk in bytes; none when left out.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Longest run of an attempt in milliseconds; 24 hours when left out.
+    #[serde(default = "usual_timeout_ms")]
+    pub timeout_ms: u64,
+    /// The most that an attempt may write, in bytes; 64 MiB when left out.
+    #[serde(default = "usual_output_limit_bytes")]
+    pub output_limit_bytes: u64,
+    /// 0–255, higher first; 100 when left out.
+    #[serde(default = "usual_priority")]
+    pub priority: u8,
+}
+
+fn usual_cpu_millicores() -> u64 {
+    1_000
+}
+
+fn usual_memory_bytes() -> u64 {
+    64 * 1024 * 1024
+}
+
+fn usual_timeout_ms() -> u64 {
+    24 * 3_600 * 1_000
+}
+
+fn usual_output_limit_bytes() -> u64 {
+    64 * 1024 * 1024
+}
+
+fn usual_priority() -> u8 {
+    100
+}
+
+fn usual_weight_milli() -> u32 {
+    1_000
+}
+
+impl Default for TenantDefaults {
+    fn default() -> TenantDefaults {
+        TenantDefaults {
+            cpu_millicores: usual_cpu_millicores(),
+            memory_bytes: usual_memory_bytes(),
+            disk_bytes: 0,
+            timeout_ms: usual_timeout_ms(),
+            output_limit_bytes: usual_output_limit_bytes(),
+            priority: usual_priority(),
+        }
+    }
+}
+
+/// A tenant to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantRequest {
+    /// Its name, of no other tenant: 1 to 63 lower-case letters, digits and hyphens.
+    pub name: String,
+    /// Share relative to others, in thousandths; 1000 when left out, 1 to 1048576.
+    #[serde(default = "usual_weight_milli")]
+    pub weight_milli: u32,
+    /// What its tasks get that leave it unset.
+    #[serde(default)]
+    pub defaults: TenantDefaults,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it may submit nothing.
+    pub suspended: bool,
+    /// Share relative to others, in thousandths.
+    pub weight_milli: u32,
+    /// What its tasks get that leave it unset.
+    pub defaults: TenantDefaults,
+    /// Tasks that wait.
+    pub queued_tasks: u64,
+    /// Tasks that are assigned or run.
+    pub held_tasks: u64,
+    /// Thousandths of processor cores of those.
+    pub used_cpu_millicores: u64,
+    /// Their memory in bytes.
+    pub used_memory_bytes: u64,
+}
+
+/// Tenants, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantList {
+    /// The tenants.
+    pub tenants: Vec<TenantStatus>,
+}
+
+/// A token to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What people call it; it is the submitter's name.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// For which tenant; only for a role within a tenant, and the asking token's when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// How long it is good, in milliseconds.
+    pub valid_ms: u64,
+}
+
+/// A token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenStatus {
+    /// Digest of its secret: by this it is revoked.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// For which tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// When it was made, milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// Until when it is good, milliseconds since 1970.
+    pub expires_at_ms: u64,
+    /// Who made it.
+    pub created_by: String,
+    /// Whether it has expired.
+    pub expired: bool,
+}
+
+/// Tokens, by when they were made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenList {
+    /// The tokens.
+    pub tokens: Vec<TokenStatus>,
+}
+
+/// A token was made.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenCreated {
+    /// The token itself. It is shown this once; the cluster keeps its digest.
+    pub token: String,
+    /// What is known of it.
+    #[serde(flatten)]
+    pub status: TokenStatus,
+}
+
+/// A right to enter that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JoinTokenRequest {
+    /// As what: `server` or `worker`.
+    pub role: String,
+    /// How long it is good, in milliseconds.
+    pub valid_ms: u64,
+}
+
+/// A right to enter was made.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinTokenCreated {
+    /// The token itself, which names the cluster. It is shown this once; the cluster keeps its digest.
+    pub token: String,
+    /// Digest of its secret.
+    pub id: String,
+    /// As what a node enters with it.
+    pub role: String,
+    /// Until when it is good, milliseconds since 1970.
+    pub expires_at_ms: u64,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// Its identity: the digest of its key.
+    pub id: String,
+    /// The host's name.
+    pub name: String,
+    /// `server` or `worker`.
+    pub role: String,
+    /// `admitted`, `leaving` or `blocked`.
+    pub standing: String,
+    /// A server's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<u64>,
+    /// Whether it leads, as far as the server that answers knows.
+    pub leads: bool,
+    /// Where a server is dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// How far it is trusted.
+    pub tier: String,
+    /// When it was let in, milliseconds since 1970.
+    pub admitted_at_ms: u64,
+    /// A worker's number, once it has announced itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Whether such a worker is `present` or `lost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence: Option<String>,
+    /// Attempts that it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u32>,
+}
+
+/// Nodes, servers first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// The nodes.
+    pub nodes: Vec<NodeStatus>,
+}
