@@ -20,6 +20,8 @@ mod http;
 #[path = "process/retention.rs"]
 mod retention;
 mod support;
+#[path = "process/tenants.rs"]
+mod tenants;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

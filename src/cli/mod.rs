@@ -15,6 +15,7 @@ mod inputs;
 mod job;
 mod junit;
 mod listing;
+mod node;
 mod node_config;
 mod output;
 mod root;
@@ -26,6 +27,8 @@ mod stream;
 mod submit;
 mod task;
 mod task_file;
+mod tenant;
+mod token;
 mod units;
 mod verify;
 
@@ -115,6 +118,15 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look at the machines of a cluster, and keep some out
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Make tenants, and look at them
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// Make tokens, and take them back
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Look at a node's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -175,6 +187,9 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Job(command) => job::job(&command, &target()?, output),
         Command::Verify(verify) => verify::verify(&verify, target().ok().as_ref(), output),
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
+        Command::Node(command) => node::node(&command, &target()?, output),
+        Command::Tenant(command) => tenant::tenant(&command, &target()?, output),
+        Command::Token(command) => token::token(&command, &target()?, output),
         Command::Config(command) => config::config(&command, output),
         Command::Context(command) => context::context(&command, output),
         Command::Doctor => doctor::doctor(target().as_ref(), output),

@@ -52,7 +52,7 @@ fn unwritable(error: &dyn core::fmt::Display) -> CliError {
 /// The identifier of a result: its own, or of what it is about.
 fn name_of<T: Serialize>(value: &T) -> Result<String, CliError> {
     let value = serde_json::to_value(value).map_err(|error| unwritable(&error))?;
-    let name = ["id", "task", "job", "cluster"].iter().find_map(|key| value.get(key)?.as_str());
+    let name = ["id", "task", "job", "cluster", "name"].iter().find_map(|key| value.get(key)?.as_str());
     name.map(str::to_owned).ok_or_else(no_name)
 }
 
