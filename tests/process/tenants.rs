@@ -102,6 +102,29 @@ fn a_token_of_a_tenant_sees_and_touches_what_is_the_tenant_s_and_nothing_else() 
 }
 
 #[test]
+fn a_tenant_names_content_that_it_has_sent_and_no_other_s() {
+    let site = Site::new();
+    let (red, blue) = (site.token("r", "submitter", Some("red")), site.token("b", "submitter", Some("blue")));
+    std::fs::write(site.home.path("secret.txt"), "of blue\n").unwrap();
+    let ran = site.as_bearer(&blue, &["run", "-q", "--in", "secret.txt", "--", "cat", "secret.txt"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "of blue\n"), "{}", ran.errors);
+    // Red knows the digest, and has not sent what it is of.
+    let digest = grey_proof::Digest::of(b"of blue\n").to_string();
+    let named = format!(
+        "{{\"command\": [\"cat\", \"x\"], \"inputs\": [{{\"path\": \"x\", \"digest\": \"{digest}\", \"size_bytes\": 8}}]}}\n"
+    );
+    std::fs::write(site.home.path("tasks.jsonl"), named).unwrap();
+    let ran = site.as_bearer(&red, &["submit", "tasks.jsonl"]);
+    assert!(ran.status == 3 && ran.errors.contains("was not sent"), "{}", ran.errors);
+    assert_eq!(site.as_bearer(&blue, &["submit", "tasks.jsonl", "--wait"]).status, 0);
+    // Once it has, it may.
+    let ran = site.as_bearer(&red, &["run", "-q", "--in", "secret.txt", "--", "cat", "secret.txt"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "of blue\n"), "{}", ran.errors);
+    assert_eq!(site.as_bearer(&red, &["submit", "tasks.jsonl", "--wait"]).status, 0);
+    site.end();
+}
+
+#[test]
 fn a_role_does_what_it_is_for_and_a_token_ends_when_it_is_revoked() {
     let site = Site::new();
     let viewer = site.token("v", "viewer", Some("red"));

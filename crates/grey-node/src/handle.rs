@@ -15,6 +15,7 @@ use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
+use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
@@ -47,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
+    /// Which tenant has sent which content.
+    pub(crate) claims: Arc<Claims>,
     pub(crate) keeping: Arc<Keeping>,
     pub(crate) items: Arc<ItemLists>,
     /// What runs here, for those who follow it.

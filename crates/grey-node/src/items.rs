@@ -117,12 +117,13 @@ pub(crate) enum ListProblem {
     Unreadable(String),
 }
 
-/// Checks that a list is the items of so many tasks, and that the files it names are there and stay until then.
+/// Checks that a list is the items of so many tasks, and that the files it names may be named, are there and stay until then.
 pub(crate) async fn check(
     blobs: &Arc<BlobStore>,
     list: BlobReference,
     count: u32,
     counted_on_until: SystemTime,
+    may_name: impl Fn(&Digest) -> bool + Send + 'static,
 ) -> Result<(), ListProblem> {
     let unreadable = |error: String| ListProblem::Unreadable(error);
     let path = blobs.verified_path(&list.digest).await.map_err(|error| unreadable(error.to_string()))?;
@@ -134,7 +135,8 @@ pub(crate) async fn check(
             let item = parse(line).map_err(wrong)?;
             let Some(file) = item.file else { return Ok(()) };
             let found = blobs.count_on_now(&file.blob.digest, counted_on_until).ok().flatten();
-            match found.filter(|size_bytes| *size_bytes == file.blob.size_bytes) {
+            let found = found.filter(|size_bytes| *size_bytes == file.blob.size_bytes);
+            match found.filter(|_| may_name(&file.blob.digest)) {
                 Some(_) => Ok(()),
                 None => Err(wrong(format!("names content {} that was not sent", file.blob.digest))),
             }
@@ -250,8 +252,9 @@ mod tests {
                 assert_eq!(item.text, expected);
             }
             assert!(matches!(lists.item(&blobs, list, 3).await, Err(GatherError::Refused(_))));
-            assert!(check(&blobs, list, 3, SystemTime::now()).await.is_ok());
-            assert!(matches!(check(&blobs, list, 4, SystemTime::now()).await, Err(ListProblem::Count(3))));
+            assert!(check(&blobs, list, 3, SystemTime::now(), |_| true).await.is_ok());
+            let counted = check(&blobs, list, 4, SystemTime::now(), |_| true).await;
+            assert!(matches!(counted, Err(ListProblem::Count(3))));
         }
     }
 
@@ -261,9 +264,21 @@ mod tests {
         let outside = format!(r#"{{"path":"../a","digest":"{}","size_bytes":1}}"#, Digest::of(b"absent"));
         for wrong in ["7", "{}", "\"a", "", "\"a\\u0000b\"", absent.as_str(), outside.as_str()] {
             let (_directory, blobs, list) = kept(&format!("\"right\"\n{wrong}\n\"right\"\n")).await;
-            let checked = check(&blobs, list, 3, SystemTime::now()).await;
+            let checked = check(&blobs, list, 3, SystemTime::now(), |_| true).await;
             assert!(matches!(checked, Err(ListProblem::Line(2, _))), "{wrong} was taken for an item");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_may_not_be_named_is_as_if_it_were_not_there() {
+        let (_directory, blobs, list) = kept("content").await;
+        let line = format!(r#"{{"path":"a","digest":"{}","size_bytes":{}}}"#, list.digest, list.size_bytes);
+        let digest = blobs.put(line.clone().into(), None).await.unwrap();
+        let items = BlobReference { digest, size_bytes: line.len() as u64 };
+        assert!(check(&blobs, items, 1, SystemTime::now(), |_| true).await.is_ok());
+        let checked = check(&blobs, items, 1, SystemTime::now(), |_| false).await;
+        let Err(ListProblem::Line(1, what)) = checked else { panic!("it was named") };
+        assert!(what.ends_with("was not sent"), "{what}");
     }
 
     #[tokio::test]

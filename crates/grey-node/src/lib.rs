@@ -1,5 +1,6 @@
 //! The shell around the core: threads, files, HTTP. It decides nothing.
 
+mod claims;
 mod clock;
 pub mod config;
 mod control;

@@ -358,6 +358,7 @@ async fn serve(
         records: engine.records.clone(),
         tree: engine.tree.clone(),
         blobs,
+        claims: Arc::default(),
         keeping,
         items,
         process,

@@ -202,6 +202,8 @@ pub(crate) struct Behalf {
     pub(crate) defaults: TaskDefaults,
     /// The authenticated name.
     pub(crate) submitter: String,
+    /// Whose content may be named.
+    pub(crate) scope: Scope,
 }
 
 /// For whom a principal submits that names a tenant, or none: its own; one who runs the cluster may name any.
@@ -228,7 +230,8 @@ pub(crate) fn behalf(
             .hint(format!("an operator lets it submit again: `grey tenant resume {name}`")));
     }
     let submitter = principal.name().chars().take(limits::NAME_BYTES / 4).collect();
-    Ok(Behalf { tenant: name.clone(), id: entry.id, defaults: entry.defaults, submitter })
+    let (tenant, id, defaults, scope) = (name.clone(), entry.id, entry.defaults, principal.scope());
+    Ok(Behalf { tenant, id, defaults, submitter, scope })
 }
 
 /// The tenants that a listing is about: those of the principal, or of them the one that is named.

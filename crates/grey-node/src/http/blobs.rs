@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use grey_api::{BlobCreated, BlobQuery, BlobsMissing, ErrorCode, Problem};
 use grey_blob::BlobError;
 use grey_core::{JobId, limits};
 use grey_proof::Digest;
 
+use super::access::{Principal, Scope};
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::handle::Node;
 use crate::retention::Class;
@@ -35,17 +36,23 @@ fn refused(error: &BlobError) -> Refusal {
 }
 
 /// `POST /v1/blobs`.
-pub(crate) async fn create(State(node): State<Arc<Node>>, request: Request) -> Result<Response, Refusal> {
+pub(crate) async fn create(
+    State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, Refusal> {
     let _place = node.admit_upload().await?;
     let pieces = request.into_body().into_data_stream();
     let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, node.keeping.promised_until()).await;
     let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;
+    node.claims.sent(principal.scope(), digest);
     json(&BlobCreated { digest: digest.to_string(), size_bytes })
 }
 
 /// `POST /v1/blobs/missing`.
 pub(crate) async fn missing(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let query: BlobQuery = parse(&whole(body)?, "the question")?;
@@ -60,7 +67,10 @@ pub(crate) async fn missing(
     let until = node.keeping.promised_until();
     let mut missing = Vec::new();
     for digest in digests {
-        if node.blobs.count_on(&digest, until).await.map_err(|error| refused(&error))?.is_none() {
+        // What another tenant has sent is not here for this one.
+        let here = node.claims.may_name(principal.scope(), &digest)
+            && node.blobs.count_on(&digest, until).await.map_err(|error| refused(&error))?.is_some();
+        if !here {
             missing.push(digest);
         }
     }
@@ -71,6 +81,7 @@ pub(crate) async fn missing(
 /// submission is applied, and far longer. `again` is the job that is run again, where one is: it had the content.
 pub(crate) async fn check(
     node: &Node,
+    scope: Scope,
     field: &str,
     digest: &Digest,
     size_bytes: u64,
@@ -78,6 +89,8 @@ pub(crate) async fn check(
 ) -> Result<(), Refusal> {
     let until = node.keeping.promised_until();
     let found = node.blobs.count_on(digest, until).await.map_err(|error| refused(&error))?;
+    // A job that is run again is its tenant's, and so is its content.
+    let found = found.filter(|_| again.is_some() || node.claims.may_name(scope, digest));
     if found == Some(size_bytes) {
         return Ok(());
     }

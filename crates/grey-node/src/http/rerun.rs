@@ -98,7 +98,7 @@ pub(crate) async fn rerun(
     let behalf = access::behalf(&node.directory(), &principal, named)?;
     let submission = Submit {
         tenant: info.tenant,
-        submitter: behalf.submitter,
+        submitter: behalf.submitter.clone(),
         name: job.name.clone(),
         labels: info.labels.clone(),
         key: key(&headers, &job.tenant, &job.name, body.trim_end().as_bytes())?,
@@ -106,7 +106,7 @@ pub(crate) async fn rerun(
         flow,
         wall_ms: wall_ms(),
     };
-    created(propose(&node, submission, &[], Some(id)).await?)
+    created(propose(&node, behalf.scope, submission, &[], Some(id)).await?)
 }
 
 type Again = (Arc<JobInfo>, Vec<GroupSubmission>, FlowSubmission);

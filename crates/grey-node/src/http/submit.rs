@@ -17,7 +17,7 @@ use grey_core::{
 use grey_health::Level;
 use grey_proof::{Digest, DigestBuilder};
 
-use super::access::{self, Behalf, Principal};
+use super::access::{self, Behalf, Principal, Scope};
 use super::reply::{Refusal, json, parse, value, whole, with_level};
 use super::{blobs, flow};
 use crate::clock::wall_ms;
@@ -176,7 +176,7 @@ pub(super) async fn submit(
     let positions: Vec<usize> = runs.iter().map(|run| run.position).collect();
     let mut submission = submission(behalf.id, &behalf.defaults, key, heading, runs)?;
     submission.submitter = behalf.submitter.clone();
-    propose(node, submission, &positions, None).await
+    propose(node, behalf.scope, submission, &positions, None).await
 }
 
 /// The command that a request becomes.
@@ -221,6 +221,7 @@ pub(crate) fn submissions(body: &[u8], defaults: &TaskDefaults) -> Vec<Submit> {
 /// `again` which job is run again.
 pub(super) async fn propose(
     node: &Node,
+    scope: Scope,
     submission: Submit,
     positions: &[usize],
     again: Option<JobId>,
@@ -238,11 +239,11 @@ pub(super) async fn propose(
         for (field, blob) in group.spec.stdin.map(|stdin| ("stdin", stdin)).into_iter().chain(inputs) {
             if checked.insert((blob.digest, blob.size_bytes)) {
                 let field = format!("tasks[{}].{field}", at(number));
-                blobs::check(node, &field, &blob.digest, blob.size_bytes, again).await?;
+                blobs::check(node, scope, &field, &blob.digest, blob.size_bytes, again).await?;
             }
         }
     }
-    lists(node, &submission, at, again).await?;
+    lists(node, scope, &submission, at, again).await?;
     let earlier = earlier(&submission);
     // From here on nothing of what is named is removed, until the new job names it.
     let _naming = match earlier.is_empty() {
@@ -293,6 +294,7 @@ async fn may_be_named(node: &Node, task: TaskId) -> Result<(), Refusal> {
 /// Checks the lists of items that a submission's arrays are made of.
 async fn lists(
     node: &Node,
+    scope: Scope,
     submission: &Submit,
     at: impl Fn(usize) -> usize,
     again: Option<JobId>,
@@ -303,10 +305,12 @@ async fn lists(
         group += stage.groups as usize;
         let Some(Items::Listed(list)) = stage.items else { continue };
         let field = format!("tasks[{}].items", at(first));
-        blobs::check(node, &field, &list.digest, list.size_bytes, again).await?;
+        blobs::check(node, scope, &field, &list.digest, list.size_bytes, again).await?;
         let count = submission.groups.get(first).map_or(0, |group| group.count);
         let until = node.keeping.promised_until();
-        let problem = match items::check(&node.blobs, list, count, until).await {
+        let claims = node.claims.clone();
+        let may_name = move |digest: &Digest| again.is_some() || claims.may_name(scope, digest);
+        let problem = match items::check(&node.blobs, list, count, until, may_name).await {
             Ok(()) => continue,
             Err(ListProblem::Line(line, what)) => {
                 Problem::new(ErrorCode::InvalidRequest, format!("line {line} of the list {what}"))
