@@ -277,6 +277,9 @@ pub struct JobStatus {
     pub name: String,
     /// Whose it is.
     pub tenant: String,
+    /// Who submitted it: the name of a token, or `owner` where it came over the node's own socket.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub submitter: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Whether no task of it is left.

@@ -159,3 +159,34 @@ pub(crate) fn words_corpus() -> Vec<Vec<u8>> {
     .map(Vec::from)
     .collect()
 }
+
+/// A node's configuration: refused with reasons, or right for the nodes whose tables it has.
+pub(crate) fn node_config(data: &[u8]) {
+    use grey_node::config::{Configuration, NodeKind};
+    let Ok(text) = core::str::from_utf8(data) else { return };
+    let Ok(configuration) = text.parse::<Configuration>() else { return };
+    match configuration.check() {
+        Ok(kinds) => {
+            for kind in kinds {
+                let right = match kind {
+                    NodeKind::Server => configuration.server().is_ok(),
+                    NodeKind::Worker => configuration.worker().is_ok(),
+                };
+                assert!(right, "what was checked is taken");
+            }
+        }
+        Err(error) => assert!(!error.0.is_empty(), "a refusal has a reason"),
+    }
+}
+
+pub(crate) fn node_config_corpus() -> Vec<Vec<u8>> {
+    let server = "[server]\nname = \"a\"\ndata_dir = \"/d\"\nlisten = \"[::]:7654\"\nadvertise = \"a.example.com\"\n\
+                  metrics_listen = \"127.0.0.1:1\"\n[server.join]\nservers = [\"b:1\", \"[::1]:2\"]\ntoken = \"t\"\n\
+                  [server.retention]\nlogs = \"1d\"\nhistory = \"2d\"\n[server.intake]\ntasks_per_second = 5\nunder_way = 7\n\
+                  [log]\nformat = \"json\"\nlevel = \"warn\"\n";
+    let worker = "[worker]\ndata_dir = \"/d\"\nservers = [\"10.0.0.1\"]\ntoken_file = \"/t\"\n[worker.labels]\nzone = \"a\"\n\
+                  [worker.devices]\ngpu = 2\n";
+    let wrong =
+        "[server]\nlisten = 1\nadvertize = \"a\"\nretention = []\n[worker]\nlabels = { a = 1 }\n[x]\n";
+    [server, worker, wrong].map(Vec::from).to_vec()
+}

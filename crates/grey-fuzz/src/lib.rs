@@ -62,6 +62,12 @@ pub const TARGETS: &[Target] = &[
         runs: 1_500,
     },
     Target { name: "task_file", run: documents::task_file, corpus: documents::task_file_corpus, runs: 300 },
+    Target {
+        name: "node_config",
+        run: documents::node_config,
+        corpus: documents::node_config_corpus,
+        runs: 1_500,
+    },
     Target { name: "words", run: documents::words, corpus: documents::words_corpus, runs: 5_000 },
     Target { name: "health", run: health::sequence, corpus: health::corpus, runs: 400 },
 ];

@@ -109,6 +109,7 @@ targets![
     submission,
     task_stream,
     task_file,
+    node_config,
     words,
     health,
 ];

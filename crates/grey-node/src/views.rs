@@ -113,6 +113,7 @@ fn job_status(node: &Node, id: JobId, info: &JobInfo, total: &Counts, ended_at_m
         id: id.to_string(),
         name: info.name.clone(),
         tenant: node.tenant_name(info.tenant),
+        submitter: info.submitter.clone(),
         labels: info.labels.iter().cloned().collect(),
         ended: total.live() == 0,
         counts: counts(total),
