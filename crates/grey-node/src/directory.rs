@@ -57,10 +57,16 @@ impl Directory {
         Directory {
             tenants: state.tenants().iter().map(tenant).collect(),
             tokens: state.tokens().map(|row| (row.id, row.clone())).collect(),
-            nodes: state.nodes().map(|row| (row.node, row.clone())).collect(),
-            by_tls_key: state.nodes().map(|row| (row.tls_key, row.node)).collect(),
             join_tokens: state.join_tokens().map(|row| (row.id, row.clone())).collect(),
+            ..Directory::of_nodes(state.nodes().cloned())
         }
+    }
+
+    /// Nodes alone.
+    pub(crate) fn of_nodes(rows: impl IntoIterator<Item = NodeRow>) -> Directory {
+        let nodes: BTreeMap<Digest, NodeRow> = rows.into_iter().map(|row| (row.node, row)).collect();
+        let by_tls_key = nodes.values().map(|row| (row.tls_key, row.node)).collect();
+        Directory { nodes, by_tls_key, ..Directory::default() }
     }
 
     /// The name of a tenant.

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use grey_api::{Address, ErrorCode, Problem, Trust};
 use hyper::client::conn::http1::SendRequest;
 
 use super::reply::Refusal;
+use crate::control::Role;
+use crate::directory::Directory;
 use crate::handle::Node;
 
 /// Says that a server has passed a request on already: it goes no further, so that it cannot go round.
@@ -63,7 +65,8 @@ impl Forwarder {
 
     /// Passes a request on to the leader, and its answer back.
     pub(crate) async fn forward(&self, node: &Node, request: Request) -> Response {
-        let leader = match leader(node, &request) {
+        let role = *node.role.borrow();
+        let leader = match leader(role, node.server, &node.directory(), request.headers()) {
             Ok(leader) => leader,
             Err(problem) => return Refusal(problem).into_response(),
         };
@@ -136,17 +139,17 @@ impl Forwarder {
 }
 
 /// Where the leader is, for a request that was not passed on before.
-fn leader(node: &Node, request: &Request) -> Result<Address, Problem> {
-    let number = node.role.borrow().leader;
-    if request.headers().contains_key(FORWARDED) {
+fn leader(role: Role, own: u64, directory: &Directory, headers: &HeaderMap) -> Result<Address, Problem> {
+    let number = role.leader;
+    if headers.contains_key(FORWARDED) {
         return Err(unavailable("leadership is moving: this server was asked by another, and does not lead"));
     }
-    if number == 0 || number == node.server {
+    if number == 0 || number == own {
         return Err(unavailable("no server leads at the moment, as far as this one knows"));
     }
-    let place = node.directory.borrow().servers().find(|place| place.number == number);
+    let place = directory.servers().find(|place| place.number == number);
     let place = place
-        .ok_or_else(|| unavailable(format!("it is not known yet where server {number} is, which leads")))?;
+        .ok_or_else(|| unavailable(format!("it is not known here where server {number} is, which leads")))?;
     format!("https://{}", place.address).parse().map_err(|_| {
         unavailable(format!("server {number}, which leads, has no address that could be dialled"))
     })
@@ -185,9 +188,52 @@ fn failed(leader: &Address, is_read: bool, failure: Failure) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use grey_proof::Digest;
 
-    fn leader() -> Address {
+    fn grey1() -> Address {
         "https://grey1.example.com:7654".parse().unwrap()
+    }
+
+    #[test]
+    fn a_request_goes_to_the_leader_once_and_nowhere_while_none_is_known() {
+        let row = |number: u8, address: &str| grey_core::NodeRow {
+            node: Digest([number; 32]),
+            public_key: [number; 32],
+            tls_key: Digest([number; 32]),
+            name: String::new(),
+            role: grey_core::NodeRole::Server,
+            server: Some(u64::from(number)),
+            address: address.to_owned(),
+            tier: grey_core::Tier::Software,
+            serial: 1,
+            evidence: Digest([0; 32]),
+            certificates: Vec::new(),
+            admitted_wall_ms: 0,
+            standing: grey_core::NodeStanding::Admitted,
+        };
+        let blocked =
+            grey_core::NodeRow { standing: grey_core::NodeStanding::Blocked, ..row(3, "c.example.com:1") };
+        let directory = Directory::of_nodes([row(1, "a.example.com:1"), row(2, "b.example.com:1"), blocked]);
+        let (first_hop, mut second_hop) = (HeaderMap::new(), HeaderMap::new());
+        second_hop.insert(FORWARDED, HeaderValue::from_static("1"));
+        for (leads, headers, expected) in [
+            (2, &first_hop, Some("https://b.example.com:1")),
+            (2, &second_hop, None),
+            (0, &first_hop, None),
+            (1, &first_hop, None),
+            (3, &first_hop, None),
+            (9, &first_hop, None),
+        ] {
+            let found = leader(Role { leads: false, leader: leads }, 1, &directory, headers);
+            match (found, expected) {
+                (Ok(address), Some(expected)) => assert_eq!(address.to_string(), expected),
+                (Err(problem), None) => {
+                    assert_eq!(problem.status, 503);
+                    assert!(problem.retry_after_ms.is_some());
+                }
+                (found, expected) => panic!("{leads}: {found:?}, not {expected:?}"),
+            }
+        }
     }
 
     #[test]
@@ -203,7 +249,7 @@ mod tests {
             .header("expect", "100-continue")
             .body(Body::empty())
             .unwrap();
-        let onward = onward(&leader(), request).unwrap();
+        let onward = onward(&grey1(), request).unwrap();
         assert_eq!(onward.uri(), "/v1/tasks?name=a%20b");
         let header = |name: &str| onward.headers().get(name).map(|value| value.to_str().unwrap());
         assert_eq!(header("authorization"), Some("Bearer t"));
@@ -223,7 +269,7 @@ mod tests {
             (true, lost(), ErrorCode::Unavailable),
             (false, lost(), ErrorCode::OutcomeUnknown),
         ] {
-            let problem = failed(&leader(), is_read, failure);
+            let problem = failed(&grey1(), is_read, failure);
             assert_eq!(problem.code, code);
             assert!(problem.retry_after_ms.is_some(), "whoever asked comes back");
         }
