@@ -19,7 +19,10 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("sim", &["proof", "core", "health", "agent", "replica", "store", "blob", "api"]),
     ("trust", &["core", "proof"]),
     ("wire", &["proof", "core"]),
-    ("node", &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api", "trust", "wire"]),
+    (
+        "node",
+        &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api", "trust", "wire"],
+    ),
     ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
 ];
 
