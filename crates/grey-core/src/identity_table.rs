@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use grey_proof::Digest;
 
-use crate::identity::{IdentityKey, IdentityRow, JoinTokenRow, NodeRow, TokenRow};
+use crate::identity::{IdentityKey, IdentityRow, JoinTokenRow, NodeRole, NodeRow, TokenRow};
+use crate::limits;
 use crate::state::State;
 
 /// The rows and their indexes.
@@ -15,6 +16,7 @@ pub(crate) struct IdentityTable {
     by_server: BTreeMap<u64, Digest>,
     expiring: BTreeSet<(u64, IdentityKey)>,
     nonces: usize,
+    certificates: usize,
 }
 
 const FIRST: Digest = Digest([0; 32]);
@@ -60,9 +62,12 @@ impl IdentityTable {
                 self.expiring.remove(&(expires, key.clone()));
             }
         }
-        if matches!(row, IdentityRow::Nonce(_)) {
-            self.nonces = if present { self.nonces + 1 } else { self.nonces.saturating_sub(1) };
-        }
+        let counted = match row {
+            IdentityRow::Nonce(_) => &mut self.nonces,
+            IdentityRow::Certificate(..) => &mut self.certificates,
+            IdentityRow::Node(_) | IdentityRow::JoinToken(_) | IdentityRow::Token(_) => return,
+        };
+        *counted = if present { counted.saturating_add(1) } else { counted.saturating_sub(1) };
     }
 }
 
@@ -122,6 +127,79 @@ impl State {
 
     pub(crate) fn used_nonces(&self) -> usize {
         self.identity.nonces
+    }
+
+    pub(crate) fn certificates_kept(&self) -> usize {
+        self.identity.certificates
+    }
+
+    /// What must hold of the rows of who belongs to the cluster and who may speak.
+    pub(crate) fn check_identity(&self) -> Result<(), String> {
+        let (mut nodes, mut servers, mut join_tokens, mut tokens) = (0, 0, 0, 0);
+        for (key, row) in &self.identity.rows {
+            let id = match row {
+                IdentityRow::Node(row) => IdentityKey::Node(row.node),
+                IdentityRow::JoinToken(row) => IdentityKey::JoinToken(row.id),
+                IdentityRow::Token(row) => IdentityKey::Token(row.id),
+                // These rows do not repeat what their key says.
+                IdentityRow::Certificate(..) | IdentityRow::Nonce(_) => key.clone(),
+            };
+            let alike = matches!(
+                (key, row),
+                (IdentityKey::Node(_), IdentityRow::Node(_))
+                    | (IdentityKey::Certificate(_), IdentityRow::Certificate(..))
+                    | (IdentityKey::JoinToken(_), IdentityRow::JoinToken(_))
+                    | (IdentityKey::Token(_), IdentityRow::Token(_))
+                    | (IdentityKey::Nonce(_), IdentityRow::Nonce(_))
+            );
+            if *key != id || !alike {
+                return Err(format!("a row of identities stands under another key: {key:?}"));
+            }
+            match row {
+                IdentityRow::Node(row) => {
+                    self.check_node(row)?;
+                    nodes += 1;
+                    servers += usize::from(row.server.is_some());
+                }
+                IdentityRow::JoinToken(_) => join_tokens += 1,
+                IdentityRow::Token(row) => {
+                    tokens += 1;
+                    let known = row.tenant.is_none_or(|tenant| self.tenants.contains_key(&tenant));
+                    if !known || row.role.is_of_tenant() != row.tenant.is_some() {
+                        return Err(format!("token {} is of no tenant, or should be of none", row.id));
+                    }
+                }
+                IdentityRow::Certificate(..) | IdentityRow::Nonce(_) => {}
+            }
+        }
+        if self.identity.by_tls_key.len() != nodes || self.identity.by_server.len() != servers {
+            return Err("two nodes share a key or a number".to_owned());
+        }
+        let bounded = servers <= limits::SERVERS
+            && nodes - servers <= limits::WORKERS
+            && join_tokens <= limits::JOIN_TOKENS
+            && tokens <= limits::TOKENS
+            && self.identity.nonces <= limits::USED_NONCES
+            && self.identity.certificates <= limits::CERTIFICATES;
+        if bounded { Ok(()) } else { Err("there are more identities than there may be".to_owned()) }
+    }
+
+    fn check_node(&self, row: &NodeRow) -> Result<(), String> {
+        let node = row.node;
+        if node != Digest::of(&row.public_key) {
+            return Err(format!("node {node} is not its key's"));
+        }
+        if (row.role == NodeRole::Server) != row.server.is_some() {
+            return Err(format!("node {node} lacks a number, or has a number that its role has not"));
+        }
+        if row.server.is_some_and(|number| number == 0 || number > self.meta.servers_numbered) {
+            return Err(format!("node {node} has a number that was never given"));
+        }
+        let kept = |id: &Digest| self.certificate(id).is_some_and(|(of, _)| *of == node);
+        if row.certificates.len() > limits::NODE_CERTIFICATES || !row.certificates.iter().all(kept) {
+            return Err(format!("node {node} has too many certificates, or one that is not kept for it"));
+        }
+        Ok(())
     }
 
     /// What has expired by then, at most so many.

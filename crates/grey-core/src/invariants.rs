@@ -32,13 +32,20 @@ impl State {
         self.check_jobs(&sums)?;
         self.check_workers(&sums)?;
         self.check_flows()?;
+        self.check_identity()?;
         self.check_tenants(&sums)
     }
 
     /// Numbers that only grow are far from their ends, and the log's tree has the edge of its size.
     fn check_meta(&self) -> Result<(), String> {
         let meta = &self.meta;
-        let grows = [self.applied_index, meta.jobs_submitted, meta.tasks_submitted, meta.log.size()];
+        let grows = [
+            self.applied_index,
+            meta.jobs_submitted,
+            meta.tasks_submitted,
+            meta.servers_numbered,
+            meta.log.size(),
+        ];
         if grows.into_iter().any(|number| number > grey_proof::MAX_INTEGER) || !meta.log.is_whole() {
             return Err(
                 "a number of the cluster as a whole is impossible, or its log has another edge".to_owned()

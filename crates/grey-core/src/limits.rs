@@ -80,6 +80,8 @@ pub const ADDRESS_BYTES: usize = 280;
 pub const CERTIFICATE_BYTES: usize = 4 * 1024;
 /// Certificates of its proof key that are kept of a node.
 pub const NODE_CERTIFICATES: usize = 8;
+/// Certificates of proof keys that are kept, those of forgotten nodes included: twice as many as a full cluster's.
+pub const CERTIFICATES: usize = 2 * NODE_CERTIFICATES * (WORKERS + SERVERS);
 /// Join tokens that are good at once.
 pub const JOIN_TOKENS: usize = 1_024;
 /// The longest that a join token is good: 30 days, in milliseconds.

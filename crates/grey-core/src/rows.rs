@@ -144,7 +144,10 @@ impl Worker {
     /// Whether the worker is like that.
     pub fn meets(&self, constraints: &Constraints) -> bool {
         let has = |label: &(String, String)| self.labels.binary_search(label).is_ok();
-        self.tier >= constraints.tier
+        // Also where a task would be content with less.
+        let is_known = self.tier > Tier::None;
+        is_known
+            && self.tier >= constraints.tier
             && self.sandbox >= constraints.sandbox
             && constraints.labels.iter().all(has)
     }

@@ -3,31 +3,20 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use grey_core::{
-    AdmitNode, Answer, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode,
-    JoinTokenRow, NewNode, NodeRole, NodeStanding, Rejection, RenewNode, RevokeJoinToken, RevokeToken,
-    SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TenantId, Tier, TokenRole, TokenRow, limits,
+    AdmitNode, Answer, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry, ForgetNode,
+    JoinTokenRow, LoadError, NewNode, NodeRole, NodeRow, NodeStanding, Rejection, RenewNode, RevokeJoinToken,
+    RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TenantId, Tier, TokenRole,
+    TokenRow, limits, plan,
 };
 use grey_proof::Digest;
-use support::{TENANT, applied, founded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use support::{TENANT, announcement, applied, founded, new_node};
 
 const NOW: u64 = 1_000_000;
-
-fn new_node(seed: u8, role: NodeRole) -> NewNode {
-    let public_key = [seed; 32];
-    NewNode {
-        node: Digest::of(&public_key),
-        public_key,
-        tls_key: Digest::of(&[seed, 1]),
-        name: format!("host-{seed}"),
-        role,
-        address: if role == NodeRole::Server { format!("10.0.0.{seed}:7654") } else { String::new() },
-        tier: Tier::Software,
-        evidence: Digest::of(b"evidence"),
-        serial: u64::from(seed),
-        certificate: (Digest::of(&[seed, 2]), vec![seed; 8]),
-    }
-}
 
 fn token(seed: u8, role: TokenRole) -> TokenRow {
     TokenRow {
@@ -137,6 +126,14 @@ fn what_is_wrong_with_a_join_is_refused_and_uses_nothing_up() {
     applied(&mut state, admit(good, 1, worker(), NOW)).answer.unwrap();
     let late = join_token(&mut state, 5, NodeRole::Worker);
     let answer = applied(&mut state, admit(late, 3, new_node(5, NodeRole::Worker), NOW + 1_001)).answer;
+    assert!(matches!(answer, Err(Rejection::NotAdmitted(_))), "{answer:?}");
+}
+
+#[test]
+fn nobody_joins_a_cluster_of_one_process() {
+    let (mut state, _) = founded();
+    let token = join_token(&mut state, 1, NodeRole::Worker);
+    let answer = applied(&mut state, admit(token, 1, new_node(2, NodeRole::Worker), NOW)).answer;
     assert!(matches!(answer, Err(Rejection::NotAdmitted(_))), "{answer:?}");
 }
 
@@ -280,4 +277,188 @@ fn a_suspended_tenant_submits_nothing_and_a_tenant_s_name_is_its_own() {
     applied(&mut state, suspend(false)).answer.unwrap();
     assert!(applied(&mut state, submit()).answer.is_ok());
     assert_rows_are_all(&state);
+}
+
+#[test]
+fn nothing_is_placed_on_a_blocked_worker_whatever_tier_a_task_asks_for() {
+    let mut state = enrolled();
+    let token = join_token(&mut state, 1, NodeRole::Worker);
+    applied(&mut state, admit(token, 1, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    applied(&mut state, announcement(2)).answer.unwrap();
+    let node = Digest::of(&[2; 32]);
+    let stands = |standing| Command::SetNodeStanding(SetNodeStanding { node, standing });
+    applied(&mut state, stands(NodeStanding::Blocked)).answer.unwrap();
+    let mut spec = support::spec("t");
+    spec.constraints.tier = Tier::Blocked;
+    applied(&mut state, Command::Submit(support::submit(vec![(spec, 1)]))).answer.unwrap();
+    assert!(plan(&state, 10).placements.is_empty());
+    applied(&mut state, stands(NodeStanding::Admitted)).answer.unwrap();
+    assert_eq!(plan(&state, 10).placements.len(), 1);
+}
+
+#[test]
+fn a_certificate_is_one_node_s_alone() {
+    let mut state = enrolled();
+    let token = join_token(&mut state, 1, NodeRole::Worker);
+    let taken = new_node(1, NodeRole::Server).certificate;
+    let thief = NewNode { certificate: taken.clone(), ..new_node(2, NodeRole::Worker) };
+    assert!(applied(&mut state, admit(token, 1, thief, NOW)).answer.is_err());
+    applied(&mut state, admit(token, 1, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    let renewal = RenewNode { certificate: Some(taken.clone()), ..renewal(2, 50) };
+    assert!(applied(&mut state, Command::RenewNode(renewal)).answer.is_err());
+    assert_eq!(state.certificate(&taken.0).map(|(node, _)| *node), Some(Digest::of(&[1; 32])));
+    // A node that was forgotten comes back with its own.
+    let node = Digest::of(&[2; 32]);
+    let standing = NodeStanding::Leaving;
+    applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.unwrap();
+    applied(&mut state, Command::ForgetNode(ForgetNode { node })).answer.unwrap();
+    let token = join_token(&mut state, 2, NodeRole::Worker);
+    applied(&mut state, admit(token, 2, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_worker_is_trusted_as_far_as_its_last_evidence_goes_and_a_blocked_one_not_at_all() {
+    let mut state = enrolled();
+    let token = join_token(&mut state, 1, NodeRole::Worker);
+    let trusted = NewNode { tier: Tier::Hardware, ..new_node(2, NodeRole::Worker) };
+    applied(&mut state, admit(token, 1, trusted, NOW)).answer.unwrap();
+    applied(&mut state, announcement(2)).answer.unwrap();
+    let tier = |state: &State| state.workers().values().next().unwrap().tier;
+    assert_eq!(tier(&state), Tier::Hardware);
+    let node = Digest::of(&[2; 32]);
+    let stands = |standing| Command::SetNodeStanding(SetNodeStanding { node, standing });
+    applied(&mut state, Command::RenewNode(renewal(2, 50))).answer.unwrap();
+    assert_eq!(tier(&state), Tier::Software);
+    applied(&mut state, stands(NodeStanding::Leaving)).answer.unwrap();
+    applied(&mut state, Command::RenewNode(renewal(2, 51))).answer.unwrap();
+    assert_eq!(tier(&state), Tier::Blocked);
+}
+
+fn renewal(node: u8, number: u8) -> RenewNode {
+    RenewNode {
+        node: Digest::of(&[node; 32]),
+        nonce: [number; 32],
+        tls_key: Digest::of(&[number, 1]),
+        tier: Tier::Software,
+        evidence: Digest::of(b"evidence"),
+        serial: u64::from(number),
+        certificate: None,
+        wall_ms: NOW,
+    }
+}
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Changes the first row of a kind; the kind's number stands before the row.
+fn changed<T: Serialize + DeserializeOwned>(rows: &mut Rows, kind: u8, change: impl FnOnce(&mut T)) {
+    let value = rows.iter_mut().find(|(key, _)| key.starts_with(&[12, kind])).unwrap().1;
+    let mut row: T = postcard::from_bytes(&value[1..]).unwrap();
+    change(&mut row);
+    value.truncate(1);
+    value.extend(postcard::to_allocvec(&row).unwrap());
+}
+
+/// Puts the first row of a kind under another digest.
+fn moved(rows: &mut Rows, kind: u8) {
+    let key = rows.keys().find(|key| key.starts_with(&[12, kind])).unwrap().clone();
+    let value = rows.remove(&key).unwrap();
+    rows.insert([&[12, kind], &[7; 32][..]].concat(), value);
+}
+
+#[test]
+fn rows_that_contradict_one_another_are_refused_with_what_is_wrong() {
+    type Change = fn(&mut Rows);
+    let cases: [(&str, Change); 11] = [
+        ("under another key", |rows| moved(rows, 1)),
+        ("under another key", |rows| moved(rows, 3)),
+        ("under another key", |rows| moved(rows, 4)),
+        ("under another key", |rows| {
+            let nonce = rows.iter().find(|(key, _)| key.starts_with(&[12, 5])).unwrap().1.clone();
+            *rows.iter_mut().find(|(key, _)| key.starts_with(&[12, 4])).unwrap().1 = nonce;
+        }),
+        ("not its key's", |rows| changed::<NodeRow>(rows, 1, |row| row.public_key = [9; 32])),
+        ("never given", |rows| {
+            changed::<NodeRow>(rows, 1, |row| row.server = row.server.map(|number| number + 90));
+        }),
+        ("never given", |rows| changed::<NodeRow>(rows, 1, |row| row.server = row.server.map(|_| 0))),
+        ("a number that its role has not", |rows| {
+            changed::<NodeRow>(rows, 1, |row| row.role = NodeRole::Worker)
+        }),
+        ("share a key or a number", |rows| {
+            let mut keys = Vec::new();
+            for (_, value) in rows.iter().filter(|(key, _)| key.starts_with(&[12, 1])) {
+                keys.push(postcard::from_bytes::<NodeRow>(&value[1..]).unwrap().tls_key);
+            }
+            changed::<NodeRow>(rows, 1, |row| row.tls_key = keys[1]);
+        }),
+        ("certificate", |rows| moved(rows, 2)),
+        ("of no tenant", |rows| {
+            changed::<TokenRow>(rows, 4, |row| {
+                (row.role, row.tenant) = (TokenRole::Viewer, Some(TenantId(77)))
+            });
+        }),
+    ];
+    let mut state = enrolled();
+    let used = join_token(&mut state, 1, NodeRole::Server);
+    applied(&mut state, admit(used, 1, new_node(2, NodeRole::Server), NOW)).answer.unwrap();
+    join_token(&mut state, 2, NodeRole::Worker);
+    let whole: Rows = state.all_rows().into_iter().collect();
+    for (number, (wrong, change)) in cases.into_iter().enumerate() {
+        let mut rows = whole.clone();
+        change(&mut rows);
+        match State::load(rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))) {
+            Err(LoadError::Invariant(said)) if said.contains(wrong) => {}
+            other => panic!("case {number}, {wrong}: {:?}", other.map(|state| state.hash())),
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_every_command_are_published_and_do_not_change() {
+    let node = Digest::of(&[2; 32]);
+    let defaults = founded().0.tenants().values().next().unwrap().defaults;
+    let id = Digest::of(b"id");
+    let token = JoinTokenRow { id, role: NodeRole::Worker, expires_wall_ms: 300, created_wall_ms: 2 };
+    let certificate = Some((id, vec![1, 2]));
+    let commands = [
+        Command::EnrolFounder(EnrolFounder {
+            node: new_node(1, NodeRole::Server),
+            token: self::token(1, TokenRole::Operator),
+            wall_ms: NOW,
+        }),
+        admit(id, 5, new_node(2, NodeRole::Worker), NOW),
+        Command::RenewNode(RenewNode { certificate, ..renewal(2, 9) }),
+        Command::SetNodeStanding(SetNodeStanding { node, standing: NodeStanding::Blocked }),
+        Command::SetNodeAddress(SetNodeAddress { node, address: "host:7654".to_owned() }),
+        Command::ForgetNode(ForgetNode { node }),
+        Command::CreateJoinToken(CreateJoinToken { token }),
+        Command::RevokeJoinToken(RevokeJoinToken { id }),
+        Command::CreateToken(CreateToken { token: self::token(2, TokenRole::Viewer) }),
+        Command::RevokeToken(RevokeToken { id }),
+        Command::CreateTenant(CreateTenant { name: "ada".to_owned(), defaults, weight_milli: 300 }),
+        Command::SetTenantSuspended(SetTenantSuspended { tenant: TENANT, suspended: true }),
+    ];
+    let mut found = Vec::new();
+    for command in commands {
+        let entry = Entry { time_ms: 0x0102_0304, command };
+        let bytes = entry.encode().unwrap();
+        assert_eq!(Entry::decode(&bytes).unwrap(), entry);
+        found.push(Digest::of(&bytes).to_string().chars().take(16).collect::<String>());
+    }
+    let published = [
+        "aacbe7cb13e3f665",
+        "4dd9474ce6962f60",
+        "4a96c848c06af101",
+        "d30a0b63082fd794",
+        "15f37f0d788b500b",
+        "87840a5be80fc1b4",
+        "4bc28c2ccefbaead",
+        "d6019a93d47759c5",
+        "ef2becf14b8b07eb",
+        "a1d23e88b5ece8c3",
+        "5813ff30ca38ce47",
+        "e3017314fea5db16",
+    ];
+    assert_eq!(found, published);
 }

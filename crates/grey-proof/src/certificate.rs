@@ -244,6 +244,12 @@ mod tests {
             String::from_utf8_lossy(&bytes)
         );
         assert_eq!(Certificate::decode(&bytes), Ok(certificate.clone()));
+        let issuer = Certificate { role: Role::Issuer, ..certificate.clone() };
+        assert_eq!(
+            Digest::of(&issuer.encode_v1().unwrap()).to_string(),
+            "ad9c4c96e067dd5bb70e45728f92e86146f13c9d903a14374eda0878c76119f1",
+        );
+        assert_eq!(Certificate::decode(&issuer.encode_v1().unwrap()), Ok(issuer));
         let spaced = String::from_utf8(bytes.clone()).unwrap().replace(",\"role\"", ", \"role\"");
         assert!(Certificate::decode(spaced.as_bytes()).is_err());
         let other = Certificate { node_id: Digest::ZERO, ..certificate };

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::bundle::ProofBundle;
-use crate::certificate::{Certificate, Role};
+use crate::certificate::{Certificate, MOST_ISSUERS, Role};
 use crate::checkpoint::SignedCheckpoint;
 use crate::digest::Digest;
 use crate::error::ProofError;
@@ -83,6 +83,11 @@ pub fn verify(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Ver
         format!("the proof is of cluster {}, whose root was given", root.cluster),
         cluster(bundle, root),
     );
+    if !bundle.issuers.is_empty() {
+        let (named, outcome) = issuers(bundle, root, &keys);
+        let meaning = format!("the root certified the keys that issued certificates here: {named}");
+        verification.record("issuers", meaning, outcome);
+    }
     let certificate = Certificate::open_issued(&bundle.certificate, &keys, &bundle.issuers).map_err(text);
     verification.record(
         "certificate",
@@ -129,6 +134,28 @@ fn cluster(bundle: &ProofBundle, root: &RootFile) -> Result<(), String> {
         return Err(format!("the proof is of cluster {named}; the root given is of {}", root.cluster));
     }
     ensure(bundle.report.cluster == root.cluster, "the signed report is of another cluster")
+}
+
+/// The identities of the issuers, and whether the root certified each as one.
+fn issuers(bundle: &ProofBundle, root: &RootFile, keys: &[VerifyingKey]) -> (String, Result<(), String>) {
+    if bundle.issuers.len() > MOST_ISSUERS {
+        let refusal = format!("there are {}; {MOST_ISSUERS} are the most", bundle.issuers.len());
+        return ("too many to name".to_owned(), Err(refusal));
+    }
+    let mut named = Vec::new();
+    let mut outcome = Ok(());
+    for envelope in &bundle.issuers {
+        let checked = Certificate::open(envelope, keys).map_err(text).and_then(|issuer| {
+            ensure(issuer.role == Role::Issuer, "a certificate among them is no issuer's")?;
+            ensure(issuer.cluster == root.cluster, "an issuer is of another cluster")?;
+            Ok(issuer.node_id)
+        });
+        match checked {
+            Ok(id) => named.push(id.to_string()),
+            Err(refusal) => outcome = Err(refusal),
+        }
+    }
+    (if named.is_empty() { "none".to_owned() } else { named.join(", ") }, outcome)
 }
 
 fn worker_certificate(bundle: &ProofBundle, certificate: &Certificate) -> Result<(), String> {

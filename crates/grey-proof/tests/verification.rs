@@ -157,19 +157,20 @@ fn a_whole_proof_holds_and_says_what_it_leaves_open() {
 
 #[test]
 fn a_flipped_bit_anywhere_is_refused_unless_it_only_moves_white_space() {
-    let bytes = bundle(vec![]).encode();
     let (root, evidence) = (root(), evidence());
-    let whole = ProofBundle::decode(&bytes).unwrap();
-    for position in 0..bytes.len() {
-        for bit in [0x01, 0x20] {
-            let mut changed = bytes.clone();
-            changed[position] ^= bit;
-            let Ok(read) = ProofBundle::decode(&changed) else { continue };
-            if read == whole {
-                assert!(changed[position].is_ascii_whitespace(), "byte {position} has a second spelling");
-                continue;
+    for whole in [bundle(vec![]), issued()] {
+        let bytes = whole.encode();
+        for position in 0..bytes.len() {
+            for bit in [0x01, 0x20] {
+                let mut changed = bytes.clone();
+                changed[position] ^= bit;
+                let Ok(read) = ProofBundle::decode(&changed) else { continue };
+                if read == whole {
+                    assert!(changed[position].is_ascii_whitespace(), "byte {position} has a second spelling");
+                    continue;
+                }
+                assert!(!verify(&read, &root, &evidence).holds(), "byte {position} may be changed");
             }
-            assert!(!verify(&read, &root, &evidence).holds(), "byte {position} may be changed");
         }
     }
 }
@@ -266,26 +267,72 @@ fn files_that_are_no_proof_or_no_root_are_refused_and_never_panic() {
     assert!(RootFile::decode(&wrong.encode()).is_err());
 }
 
+fn issuer(seed: u8) -> (SigningKey, Certificate) {
+    let (key, certificate, _) = certificate(seed, Role::Issuer);
+    (key, certificate)
+}
+
+/// The same proof, with an issuer between the root and both certificates.
+fn issued() -> ProofBundle {
+    let mut proof = bundle(vec![]);
+    let (issuing, issuer) = issuer(77);
+    proof.certificate = certificate(2, Role::Worker).1.sign(&issuing).unwrap();
+    proof.log.servers = vec![certificate(3, Role::Server).1.sign(&issuing).unwrap()];
+    proof.issuers = vec![issuer.sign(&root_key()).unwrap()];
+    proof
+}
+
 #[test]
-fn a_proof_under_an_issuer_holds_and_one_without_the_issuer_does_not() {
-    let mut proof = bundle(Vec::new());
-    let (worker, issuing) = (proof.certificate.clone(), SigningKey::from_seed([77; 32]));
-    let root_key = root_key();
-    let certificate = Certificate::open(&worker, [&root_key.verifying_key()]).unwrap();
-    let issuer = Certificate {
-        node_id: issuing.verifying_key().id(),
-        role: Role::Issuer,
-        public_key: issuing.verifying_key(),
-        serial: 99,
-        ..certificate.clone()
-    };
-    proof.certificate = certificate.sign(&issuing).unwrap();
-    let holds = |proof: &ProofBundle| verify(proof, &root(), &Evidence::default()).holds();
-    assert!(!holds(&proof), "nobody vouches for the one who signed it");
-    proof.issuers = vec![issuer.sign(&root_key).unwrap()];
-    assert!(holds(&proof));
-    let again = ProofBundle::decode(&proof.encode()).unwrap();
-    assert_eq!(again, proof);
-    proof.issuers = vec![issuer.sign(&SigningKey::from_seed([78; 32])).unwrap()];
-    assert!(!holds(&proof), "an issuer of nobody's");
+fn a_proof_under_an_issuer_holds_and_says_so_and_one_without_the_issuer_does_not() {
+    let whole = issued();
+    assert_eq!(ProofBundle::decode(&whole.encode()), Ok(whole.clone()));
+    let verification = verify(&whole, &root(), &evidence());
+    assert!(verification.holds(), "{verification:#?}");
+    let (issuing, certified) = issuer(77);
+    let said = verification.checks.iter().find(|check| check.name == "issuers").unwrap();
+    assert!(said.meaning.contains(&certified.node_id.to_string()), "{}", said.meaning);
+
+    let mut without = whole.clone();
+    without.issuers.clear();
+    assert!(refused(&without, &root(), &evidence()).contains(&"certificate"));
+    assert!(refused(&without, &root(), &evidence()).contains(&"checkpoint"));
+
+    // What is not needed must be right, too, so that a proof has no room for anything else.
+    let foreign = Certificate { cluster: Digest::ZERO, ..issuer(78).1 };
+    let late = Certificate { not_before_ms: NOW_MS + 1, ..issuer(78).1 };
+    for (what, extra) in [
+        ("nobody signed it", issuer(78).1.sign(&SigningKey::from_seed([79; 32])).unwrap()),
+        ("another issuer signed it", issuer(78).1.sign(&issuing).unwrap()),
+        ("it is a worker's", certificate(2, Role::Worker).2),
+        ("it is of another cluster", foreign.sign(&root_key()).unwrap()),
+    ] {
+        let mut changed = whole.clone();
+        changed.issuers.push(extra);
+        assert_eq!(refused(&changed, &root(), &evidence()), ["issuers"], "{what}");
+    }
+    let mut many = whole.clone();
+    many.issuers = vec![whole.issuers[0].clone(); 9];
+    assert_eq!(refused(&many, &root(), &evidence()), ["issuers"]);
+
+    // An issuer that was certified only after the certificates began vouches for none of them.
+    let mut changed = whole;
+    let late = Certificate { node_id: certified.node_id, public_key: certified.public_key, ..late };
+    changed.issuers = vec![late.sign(&root_key()).unwrap()];
+    assert!(refused(&changed, &root(), &evidence()).contains(&"certificate"));
+}
+
+#[test]
+fn an_issuer_signs_certificates_and_no_report_and_no_checkpoint() {
+    let (issuing, certified) = issuer(77);
+    let mut proof = issued();
+    proof.certificate = certified.sign(&root_key()).unwrap();
+    proof.signature = proof.report.sign(&issuing).unwrap().to_vec();
+    assert!(refused(&proof, &root(), &evidence()).contains(&"certificate"));
+    let mut proof = issued();
+    let mut checkpoint = SignedCheckpoint::decode(&proof.log.checkpoint).unwrap();
+    checkpoint = SignedCheckpoint::new(checkpoint.cluster, checkpoint.size, checkpoint.root);
+    checkpoint.sign(&issuing);
+    proof.log.checkpoint = checkpoint.encode();
+    proof.log.servers = vec![certified.sign(&root_key()).unwrap()];
+    assert_eq!(refused(&proof, &root(), &evidence()), ["checkpoint"]);
 }

@@ -187,6 +187,11 @@ impl Authority {
         self.not_after_ms
     }
 
+    /// Whether a third of the issuing key's life or less is left, so that the root has to certify another one.
+    pub fn needs_rekey(&self, wall_ms: u64) -> bool {
+        wall_ms >= self.not_after_ms.saturating_sub(ISSUING_MS / 3)
+    }
+
     /// The issuing key's certificate among the proofs.
     pub fn issuer(&self) -> &Envelope {
         &self.issuer
@@ -207,8 +212,12 @@ impl Authority {
         wall_ms: u64,
     ) -> Result<Vec<Vec<u8>>, TrustError> {
         let key = key_of_request(request)?;
-        let from_ms = wall_ms.saturating_sub(BACKDATED_MS);
-        let until_ms = wall_ms.saturating_add(NODE_MS).min(self.not_after_ms);
+        // A clock that is far off must not make a certificate that never holds together with its issuer's: a server that is known by
+        // its key would not be let in by it.
+        let (first_ms, last_ms) = (self.not_after_ms.saturating_sub(ISSUING_MS), self.not_after_ms);
+        let from_ms =
+            wall_ms.saturating_sub(BACKDATED_MS).clamp(first_ms, last_ms.saturating_sub(BACKDATED_MS));
+        let until_ms = from_ms.saturating_add(BACKDATED_MS + NODE_MS).min(last_ms);
         let mut params = CertificateParams::default();
         params.not_before = date(from_ms)?;
         params.not_after = date(until_ms)?;

@@ -12,6 +12,8 @@ use crate::error::TrustError;
 
 /// The most bytes of one message.
 pub const MESSAGE_BYTES: usize = 64 * 1024;
+/// How long a challenge may be answered, in milliseconds.
+pub const CHALLENGE_MS: u64 = 60_000;
 /// The most bytes of a version in evidence.
 const VERSION_BYTES: usize = 128;
 
@@ -239,5 +241,51 @@ pub fn appraise(
             let encoded = postcard::to_allocvec(evidence).unwrap_or_default();
             Ok(Appraisal { tier: Tier::Software, evidence: Digest::of(&encoded) })
         }
+    }
+}
+
+/// A challenge that a server has sent and that was not answered. It is good for one answer: who answers it uses it up.
+#[derive(Debug)]
+pub struct OpenChallenge {
+    nonce: [u8; 32],
+    binding: [u8; 64],
+    public_key: [u8; 32],
+    until_ms: u64,
+}
+
+impl OpenChallenge {
+    /// Challenges whoever says hello with this proof key and TLS key over a connection with this exporter value. `nonce` must be
+    /// random; `now_ms` is of a clock that does not jump.
+    pub fn new(
+        cluster: &Digest,
+        nonce: [u8; 32],
+        public_key: [u8; 32],
+        tls_key: &Digest,
+        exporter: &[u8; 32],
+        now_ms: u64,
+    ) -> OpenChallenge {
+        let binding = binding(cluster, &nonce, &Digest::of(&public_key), tls_key, exporter);
+        OpenChallenge { nonce, binding, public_key, until_ms: now_ms.saturating_add(CHALLENGE_MS) }
+    }
+
+    /// The nonce, which the log remembers as used.
+    pub fn nonce(&self) -> [u8; 32] {
+        self.nonce
+    }
+
+    /// What is sent to the node.
+    pub fn message(&self) -> Challenge {
+        Challenge { nonce: self.nonce, expires_ms: CHALLENGE_MS }
+    }
+
+    /// Appraises the answer.
+    ///
+    /// # Errors
+    /// [`RejectCode::Expired`] when it comes too late, and why [`appraise`] does not take it.
+    pub fn answer(self, policy: &Policy, evidence: &Evidence, now_ms: u64) -> Result<Appraisal, RejectCode> {
+        if now_ms > self.until_ms {
+            return Err(RejectCode::Expired);
+        }
+        appraise(policy, evidence, &self.binding, &self.public_key)
     }
 }

@@ -10,6 +10,7 @@ use grey_trust::{
     Authority, IdentityHandle, JOIN_EXPORTER_LABEL, TlsIdentity, Trust, certificate_request, client_config,
     peer_of, server_config, tls_key, tls_key_of_seed,
 };
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 
@@ -26,8 +27,8 @@ struct House {
 
 impl House {
     fn new(seed: u8) -> House {
-        let authority =
-            Authority::found(&SigningKey::from_seed([seed; 32]), [seed + 1; 32], now_ms()).unwrap();
+        let root = SigningKey::from_seed([seed; 32]);
+        let authority = Authority::found(&root, [seed + 1; 32], now_ms() - 24 * HOUR_MS).unwrap();
         let trust = Trust::of_cluster(authority.cluster());
         House { authority, trust }
     }
@@ -143,6 +144,10 @@ fn what_has_expired_is_refused_unless_the_log_has_its_key() {
     );
     house.trust.pin([tls_key_of_seed(&[10; 32]), tls_key_of_seed(&[20; 32])]);
     shake(house.client(10, NodeRole::Server, old), house.server(20, old)).unwrap();
+    // Also when a clock was as far off as can be while they were issued.
+    for odd in [0, now_ms() + 400 * 24 * HOUR_MS] {
+        shake(house.client(10, NodeRole::Server, odd), house.server(20, odd)).unwrap();
+    }
     house.trust.pin([tls_key_of_seed(&[20; 32])]);
     assert!(shake(house.client(10, NodeRole::Server, old), house.server(20, old)).is_err());
 }
@@ -155,10 +160,49 @@ fn a_pinned_key_needs_its_owner() {
     // The chain of one node shown with the key of another.
     let stolen = house.identity(10, NodeRole::Server, old).encode();
     let stolen = TlsIdentity::decode([11; 32], &stolen).unwrap();
-    let refused = IdentityHandle::new(&stolen).and_then(|handle| client_config(&house.trust, Some(&handle)));
-    if let Ok(client) = refused {
-        assert!(shake(client, house.server(20, now_ms())).is_err());
-    }
+    let client = client_config(&house.trust, Some(&IdentityHandle::new(&stolen).unwrap())).unwrap();
+    assert!(shake(client, house.server(20, now_ms())).is_err());
+}
+
+#[test]
+fn a_pinned_key_cannot_say_itself_whose_it_is() {
+    let house = House::new(1);
+    let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let seed: [u8; 32] = key.serialize_der()[16..48].try_into().unwrap();
+    house.trust.pin([tls_key_of_seed(&seed)]);
+    let request = certificate_request(&seed).unwrap();
+    let issue = |at_ms| {
+        house.authority.issue_tls(&request, &Digest::of(b"n"), NodeRole::Server, &[], 1, at_ms).unwrap()
+    };
+    let client = |chain| {
+        let handle = IdentityHandle::new(&TlsIdentity::new(seed, chain, now_ms())).unwrap();
+        client_config(&house.trust, Some(&handle)).unwrap()
+    };
+    // What the cluster issued holds whatever its dates; what the key signed for itself does not, whatever stands behind it.
+    let mut chain = issue(now_ms() - 3 * HOUR_MS);
+    shake(client(chain.clone()), house.server(20, now_ms())).unwrap();
+    let mut params = CertificateParams::default();
+    let name = format!("grey://{}/server/{}", house.authority.cluster(), Digest::of(b"another"));
+    params.subject_alt_names = vec![SanType::URI(name.as_str().try_into().unwrap())];
+    chain[0] = params.self_signed(&key).unwrap().der().to_vec();
+    assert_eq!(tls_key(&chain[0]).unwrap(), tls_key_of_seed(&seed));
+    assert!(shake(client(chain), house.server(20, now_ms())).is_err());
+}
+
+#[test]
+fn an_older_version_of_tls_is_refused() {
+    let house = House::new(1);
+    let mut server = ServerConnection::new(Arc::new(house.server(20, now_ms()))).unwrap();
+    // A hello of TLS 1.2 (RFC 5246, section 7.4.1.2): random, no session, one suite, no compression, and the extensions that say
+    // which signatures and groups it knows.
+    let extensions = [&[0, 13, 0, 4, 0, 2, 8, 7][..], &[0, 10, 0, 4, 0, 2, 0, 29]].concat();
+    let mut body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 16]].concat();
+    body.extend(extensions);
+    let length = u8::try_from(body.len()).unwrap();
+    let record = [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &body].concat();
+    server.read_tls(&mut record.as_slice()).unwrap();
+    let refused = server.process_new_packets();
+    assert!(matches!(refused, Err(rustls::Error::PeerIncompatible(_))), "{refused:?}");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 
 use grey_core::{NodeRole, Tier};
 use grey_proof::{Certificate, Digest, Role, SigningKey};
-use grey_trust::join::{Evidence, JoinMessage, Policy, RejectCode, appraise, binding, software_evidence};
+use grey_trust::join::{
+    CHALLENGE_MS, Evidence, JoinMessage, OpenChallenge, Policy, RejectCode, appraise, binding,
+    software_evidence,
+};
 use grey_trust::{
     ApiToken, Authority, JoinToken, TlsIdentity, certificate_request, peer_of, tls_key_of_seed,
 };
@@ -50,6 +53,34 @@ fn evidence_holds_for_its_node_connection_and_challenge_only() {
     assert_eq!(appraise(&any, &renamed, &bound, &public), Err(RejectCode::NotBound));
     let endless = Evidence::Software { measurement, version: "v".repeat(129), signature };
     assert_eq!(appraise(&any, &endless, &bound, &public), Err(RejectCode::Malformed));
+}
+
+#[test]
+fn a_challenge_is_answered_once_in_time_and_by_whom_it_was_for() {
+    let key = SigningKey::from_seed([7; 32]);
+    let (cluster, tls, nonce, exporter) = (Digest::of(b"c"), Digest::of(b"tls"), [1; 32], [2; 32]);
+    let public = key.verifying_key().to_bytes();
+    let open = |nonce, public| OpenChallenge::new(&cluster, nonce, public, &tls, &exporter, 5_000);
+    let bound = binding(&cluster, &nonce, &key.verifying_key().id(), &tls, &exporter);
+    let evidence = software_evidence(&key, Digest::of(b"binary"), "1".to_owned(), &bound);
+    let any = Policy::default();
+    assert_eq!(open(nonce, public).message().nonce, nonce);
+    assert!(open(nonce, public).answer(&any, &evidence, 5_000 + CHALLENGE_MS).is_ok());
+    let late = open(nonce, public).answer(&any, &evidence, 5_001 + CHALLENGE_MS);
+    assert_eq!(late, Err(RejectCode::Expired));
+    assert_eq!(open([3; 32], public).answer(&any, &evidence, 5_000), Err(RejectCode::NotBound));
+    let other = SigningKey::from_seed([8; 32]).verifying_key().to_bytes();
+    assert_eq!(open(nonce, other).answer(&any, &evidence, 5_000), Err(RejectCode::NotBound));
+    assert_eq!(open(nonce, [0; 32]).answer(&any, &evidence, 5_000), Err(RejectCode::Malformed));
+    assert_eq!(open(nonce, public).answer(&any, &Evidence::None, 5_000), Err(RejectCode::NoEvidence));
+}
+
+#[test]
+fn an_issuing_key_is_followed_by_another_before_it_ends() {
+    let authority = authority();
+    assert!(!authority.needs_rekey(NOW_MS));
+    assert!(!authority.needs_rekey(authority.not_after_ms() - 31 * 24 * 3_600 * 1_000));
+    assert!(authority.needs_rekey(authority.not_after_ms() - 30 * 24 * 3_600 * 1_000));
 }
 
 #[test]

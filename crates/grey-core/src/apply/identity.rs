@@ -14,7 +14,7 @@ use crate::identity::{
 use crate::ids::TenantId;
 use crate::limits;
 use crate::rejection::Rejection;
-use crate::rows::Tenant;
+use crate::rows::{Tenant, Worker};
 use crate::spec::Resources;
 
 fn refuse<T>(field: &str, problem: &str, limit: u64) -> Result<T, Stop> {
@@ -51,6 +51,9 @@ impl Application<'_> {
     }
 
     pub(super) fn admit_node(&mut self, body: AdmitNode) -> Result<Answer, Stop> {
+        if self.rows.base.nodes().next().is_none() {
+            return not_admitted("the cluster is one process; it has no nodes");
+        }
         self.sweep(body.wall_ms);
         let key = IdentityKey::JoinToken(body.token);
         let Some(IdentityRow::JoinToken(token)) = self.rows.identity.get(&key).cloned() else {
@@ -90,7 +93,6 @@ impl Application<'_> {
 
     fn add_node(&mut self, new: NewNode, wall_ms: u64) -> Result<Option<u64>, Stop> {
         name("name", &new.name)?;
-        check_certificate(&new.certificate.1)?;
         let state = self.rows.base;
         if new.node != Digest::of(&new.public_key) {
             return not_admitted("the node is not its key's");
@@ -128,9 +130,7 @@ impl Application<'_> {
             }
         };
         let (certificate, bytes) = new.certificate;
-        self.rows
-            .identity
-            .insert(IdentityKey::Certificate(certificate), IdentityRow::Certificate(new.node, bytes));
+        self.keep_certificate(new.node, certificate, bytes)?;
         let row = NodeRow {
             node: new.node,
             public_key: new.public_key,
@@ -148,6 +148,29 @@ impl Application<'_> {
         };
         self.rows.identity.insert(IdentityKey::Node(row.node), IdentityRow::Node(row));
         Ok(server)
+    }
+
+    /// Keeps a certificate, also when its node is forgotten: what it signed can still be proved.
+    fn keep_certificate(&mut self, node: Digest, id: Digest, bytes: Vec<u8>) -> Result<(), Stop> {
+        check_certificate(&bytes)?;
+        let key = IdentityKey::Certificate(id);
+        match self.rows.identity.get(&key) {
+            Some(IdentityRow::Certificate(of, _)) if *of == node => return Ok(()),
+            Some(_) => return not_admitted("the certificate is another node's"),
+            None => {}
+        }
+        if self.rows.base.certificates_kept() >= limits::CERTIFICATES {
+            return full("certificates", limits::CERTIFICATES);
+        }
+        self.rows.identity.insert(key, IdentityRow::Certificate(node, bytes));
+        Ok(())
+    }
+
+    /// The worker of a node, where it announced itself.
+    fn worker_of(&mut self, node: &Digest) -> Option<&mut Worker> {
+        let mut workers = self.rows.base.workers.iter();
+        let (worker, _) = workers.find(|(_, worker)| worker.node == *node)?;
+        self.rows.workers.get_mut(worker)
     }
 
     fn node_row(&mut self, node: Digest) -> Result<&mut NodeRow, Stop> {
@@ -174,21 +197,21 @@ impl Application<'_> {
         }
         (row.tls_key, row.serial, row.evidence, row.tier) =
             (body.tls_key, body.serial, body.evidence, body.tier);
-        let server = row.server;
+        let (server, standing) = (row.server, row.standing);
+        if standing == NodeStanding::Admitted
+            && let Some(worker) = self.worker_of(&body.node)
+        {
+            worker.tier = body.tier;
+        }
         if let Some((certificate, bytes)) = body.certificate {
-            check_certificate(&bytes)?;
-            let node = body.node;
-            let row = self.node_row(node)?;
+            self.keep_certificate(body.node, certificate, bytes)?;
+            let row = self.node_row(body.node)?;
             if !row.certificates.contains(&certificate) {
                 row.certificates.push(certificate);
-                let excess = row.certificates.len().saturating_sub(limits::NODE_CERTIFICATES);
-                let dropped: Vec<Digest> = row.certificates.drain(..excess).collect();
-                for old in dropped {
-                    self.rows.identity.remove(&IdentityKey::Certificate(old));
-                }
-                self.rows
-                    .identity
-                    .insert(IdentityKey::Certificate(certificate), IdentityRow::Certificate(node, bytes));
+            }
+            let excess = row.certificates.len().saturating_sub(limits::NODE_CERTIFICATES);
+            for old in row.certificates.drain(..excess).collect::<Vec<Digest>>() {
+                self.rows.identity.remove(&IdentityKey::Certificate(old));
             }
         }
         Ok(Answer::Admitted { server })
@@ -206,9 +229,7 @@ impl Application<'_> {
         row.standing = body.standing;
         let tier = if body.standing == NodeStanding::Admitted { row.tier } else { Tier::Blocked };
         // Nothing new is placed on a worker that is shut out. What runs there ends with its lease, or with its work.
-        let workers = self.rows.base.workers.iter();
-        let worker = workers.filter(|(_, worker)| worker.node == body.node).map(|(id, _)| *id).next();
-        if let Some(worker) = worker.and_then(|worker| self.rows.workers.get_mut(&worker)) {
+        if let Some(worker) = self.worker_of(&body.node) {
             worker.tier = tier;
         }
         Ok(Answer::Identity)

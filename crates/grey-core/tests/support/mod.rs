@@ -2,11 +2,13 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use grey_core::{
-    AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, Entry, Epoch, ExecutorKind, Finished,
-    FlowSubmission, GroupSubmission, IdempotencyKey, JobId, LoseWorker, Outcome, Phase, RegisterWorker,
-    Report, Resources, Retries, Revoked, SandboxLevel, SignedRoot, StageSubmission, State, Submit,
-    SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage,
-    UsageSource, Worker, WorkerId, apply, plan,
+    AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CreateJoinToken, CreateTenant,
+    CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission, ForgetNode,
+    GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, LoseWorker, NewNode, NodeRole, NodeStanding,
+    Outcome, Phase, RegisterWorker, RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken,
+    Revoked, SandboxLevel, SetNodeAddress, SetNodeStanding, SetTenantSuspended, SignedRoot, StageSubmission,
+    State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord,
+    Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -155,6 +157,7 @@ pub enum Step {
     Lose { worker: u8, late: bool },
     Quarantine { worker: u8 },
     Timeout { job: bool, number: u8, tenant: u32, timeout_ms: u64 },
+    Identity { kind: u8, seed: u8, other: u8, late_ms: u64 },
     Tick { ms: u32 },
 }
 
@@ -178,6 +181,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4).prop_map(|worker| Step::Quarantine { worker }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
+        3 => (0u8..13, 0u8..4, 0u8..6, 0u64..3_000)
+            .prop_map(|(kind, seed, other, late_ms)| Step::Identity { kind, seed, other, late_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
     ]
 }
@@ -246,6 +251,7 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
                 timeout_ms: *timeout_ms,
             })
         }
+        Step::Identity { kind, seed, other, late_ms } => random_identity(*kind, *seed, *other, *late_ms),
         Step::Tick { .. } => Command::Tick,
     };
     let ms = if let Step::Tick { ms } = step { u64::from(*ms) } else { number };
@@ -369,4 +375,90 @@ fn random_report(state: &State, step: &Step) -> Command {
 /// The phase of a live task.
 pub fn phase(state: &State, task: u64) -> Option<Phase> {
     state.live().get(&TaskId(task)).map(|live| live.phase)
+}
+
+/// What is known of a node that enters, the same for the same number.
+pub fn new_node(seed: u8, role: NodeRole) -> NewNode {
+    let public_key = [seed; 32];
+    NewNode {
+        node: Digest::of(&public_key),
+        public_key,
+        tls_key: Digest::of(&[seed, 1]),
+        name: format!("host-{seed}"),
+        role,
+        address: if role == NodeRole::Server { format!("10.0.0.{seed}:7654") } else { String::new() },
+        tier: Tier::Software,
+        evidence: Digest::of(b"evidence"),
+        serial: u64::from(seed),
+        certificate: (Digest::of(&[seed, 2]), vec![seed; 8]),
+    }
+}
+
+/// The worker of such a node announces itself.
+pub fn announcement(seed: u8) -> Command {
+    let Command::RegisterWorker(mut body) = announce(seed, 1, 1, 4, Vec::new()) else { unreachable!() };
+    body.node = Digest::of(&[seed; 32]);
+    body.certificate = Digest::of(&[seed, 2]);
+    Command::RegisterWorker(body)
+}
+
+fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
+    let wall_ms = 1_000_000 + late_ms;
+    let (node, id) = (Digest::of(&[seed; 32]), Digest::of(&[other, 3]));
+    let role = if seed.is_multiple_of(2) { NodeRole::Server } else { NodeRole::Worker };
+    let standing = [NodeStanding::Admitted, NodeStanding::Leaving, NodeStanding::Blocked];
+    let token_role = TokenRole::ALL[usize::from(other) % TokenRole::ALL.len()];
+    let token = TokenRow {
+        id,
+        name: "somebody".to_owned(),
+        role: token_role,
+        tenant: token_role.is_of_tenant().then_some(TENANT),
+        expires_wall_ms: wall_ms + 1_000,
+        created_wall_ms: wall_ms,
+        created_by: String::new(),
+    };
+    match kind {
+        0 => Command::EnrolFounder(EnrolFounder { node: new_node(0, NodeRole::Server), token, wall_ms }),
+        // The same few tokens and nonces again and again, some of which are used or have expired.
+        1 | 2 => Command::AdmitNode(AdmitNode {
+            token: Digest::of(&[seed, 4]),
+            nonce: [other; 32],
+            node: new_node(seed, role),
+            wall_ms,
+        }),
+        3 => Command::RenewNode(RenewNode {
+            node,
+            nonce: [other + 100; 32],
+            tls_key: Digest::of(&[other + 50, 1]),
+            tier: if other == 0 { Tier::None } else { Tier::Hardware },
+            evidence: Digest::of(b"evidence"),
+            serial: 100 + u64::from(other),
+            certificate: (other > 1).then(|| (Digest::of(&[other + 50, 2]), vec![1])),
+            wall_ms,
+        }),
+        4 => Command::SetNodeStanding(SetNodeStanding { node, standing: standing[usize::from(other) % 3] }),
+        5 => Command::SetNodeAddress(SetNodeAddress { node, address: format!("h{other}:{other}") }),
+        6 => Command::ForgetNode(ForgetNode { node }),
+        7 => {
+            let (expires_wall_ms, created_wall_ms) = (wall_ms + 1_000, wall_ms);
+            let token = JoinTokenRow { id: Digest::of(&[seed, 4]), role, expires_wall_ms, created_wall_ms };
+            Command::CreateJoinToken(CreateJoinToken { token })
+        }
+        8 => Command::RevokeJoinToken(RevokeJoinToken { id: Digest::of(&[seed, 4]) }),
+        9 => Command::CreateToken(CreateToken { token }),
+        10 => Command::RevokeToken(RevokeToken { id }),
+        11 => announcement(seed),
+        _ if other > 2 => Command::SetTenantSuspended(SetTenantSuspended {
+            tenant: TenantId(u32::from(seed)),
+            suspended: other == 3,
+        }),
+        _ => {
+            let Command::Bootstrap(founding) = bootstrap().command else { unreachable!() };
+            Command::CreateTenant(CreateTenant {
+                name: format!("tenant-{seed}"),
+                defaults: founding.tenants[0].defaults,
+                weight_milli: u32::from(other) * 500,
+            })
+        }
+    }
 }
