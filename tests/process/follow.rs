@@ -65,16 +65,25 @@ fn a_line_is_seen_while_the_task_goes_on_and_nothing_is_lost_at_its_end() {
 #[test]
 fn what_is_written_before_after_and_by_a_second_attempt_is_followed() {
     let home = ready();
-    let mark = home.path("mark");
+    // The first attempt ends only when its first line was seen: the second would be followed alone otherwise.
+    let (mark, go) = (home.path("mark"), home.path("go"));
     let script = format!(
-        "echo out; echo err >&2; if test -e '{0}'; then echo second; else touch '{0}'; exit 1; fi",
-        mark.display()
+        "echo out; echo err >&2; if test -e '{0}'; then echo second; else touch '{0}'; \
+         until test -e '{1}'; do sleep 0.02; done; exit 1; fi",
+        mark.display(),
+        go.display()
     );
     let more = serde_json::json!({ "retries": { "failure": 1 } });
     let task = submit(&home, &script, more);
-    let ran = home.grey(&["task", "logs", "-f", &task]);
-    assert_eq!((ran.status, ran.text.as_str()), (0, "out\nout\nsecond\n"), "{}", ran.errors);
-    assert!(ran.errors.contains("attempt 2"), "{}", ran.errors);
+    let (child, mut stdout) = following(&home, &[&task]);
+    assert_eq!(line(&mut stdout), "out\n");
+    std::fs::write(&go, "").unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!((ended.status.code(), rest.as_str()), (Some(0), "out\nsecond\n"), "{errors}");
+    assert!(errors.contains("attempt 2"), "{errors}");
     assert_eq!(
         home.grey(&["task", "logs", "-f", "--stderr", &task]).text,
         "err\n",

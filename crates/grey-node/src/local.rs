@@ -48,7 +48,7 @@ const FORMAT_FILE: &str = "format";
 /// What every data directory has had since before there was such a mark.
 const FIRST_FILE: &str = "certificates.json";
 /// The only way of writing them that this version knows.
-const FORMAT: &str = "3";
+const FORMAT: &str = "4";
 /// The longest path of a unix socket that the system takes, in bytes.
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// Log after which a checkpoint is due, in bytes.
