@@ -18,7 +18,7 @@ use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
-use crate::control::{Message, Outcome};
+use crate::control::{Message, Outcome, Role};
 use crate::disk_room::DiskRoom;
 use crate::identity::Identity;
 use crate::items::ItemLists;
@@ -44,7 +44,7 @@ pub(crate) struct TenantEntry {
 pub(crate) struct Node {
     pub(crate) control: Sender<Message>,
     pub(crate) kept: watch::Receiver<u64>,
-    pub(crate) leads: watch::Receiver<bool>,
+    pub(crate) role: watch::Receiver<Role>,
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,

@@ -1,11 +1,15 @@
 //! The shell around the core: threads, files, HTTP. It decides nothing.
 
+mod blobs;
 mod clock;
 pub mod config;
 mod control;
+mod directory;
 mod disk_room;
+mod engine;
 mod error;
 mod estimate;
+mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;
@@ -15,6 +19,8 @@ mod identity;
 mod inspection;
 mod items;
 mod local;
+mod peers;
+mod plane;
 mod pressure;
 mod prover;
 mod rate;

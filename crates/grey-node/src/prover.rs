@@ -57,6 +57,7 @@ pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<Pro
         report: header,
         signature: report.signed.signature.clone(),
         certificate: node.identity.worker_certificate.clone(),
+        issuers: Vec::new(),
         log: BundledLog {
             entry,
             position: report.position,

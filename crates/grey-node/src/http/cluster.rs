@@ -86,7 +86,7 @@ pub(crate) async fn live() -> Response {
 
 /// `GET /health/ready`.
 pub(crate) async fn ready(State(node): State<Arc<Node>>) -> Result<Response, Refusal> {
-    if !*node.leads.borrow() {
+    if !node.role.borrow().leads {
         return Err(Refusal(
             Problem::new(ErrorCode::Unavailable, "the node does not lead").retry_after_ms(200),
         ));

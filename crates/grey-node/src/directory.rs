@@ -1,0 +1,99 @@
+//! Who belongs to the cluster and who may speak, as of an applied entry: what requests are checked against.
+
+use std::collections::BTreeMap;
+
+use grey_core::{JoinTokenRow, NodeRole, NodeRow, NodeStanding, State, TaskDefaults, TenantId, TokenRow};
+use grey_proof::Digest;
+
+/// A tenant as requests need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TenantEntry {
+    /// Its number.
+    pub(crate) id: TenantId,
+    /// What a task gets that leaves it unset.
+    pub(crate) defaults: TaskDefaults,
+    /// Share relative to others, in thousandths.
+    pub(crate) weight_milli: u32,
+    /// Whether it may submit nothing.
+    pub(crate) suspended: bool,
+}
+
+/// Another server, as it is dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServerPlace {
+    /// Its number.
+    pub(crate) number: u64,
+    /// Host and port.
+    pub(crate) address: String,
+    /// SHA-256 of its TLS key's SubjectPublicKeyInfo.
+    pub(crate) tls_key: Digest,
+}
+
+/// Who belongs to the cluster and who may speak.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Directory {
+    /// Tenants by name.
+    pub(crate) tenants: BTreeMap<String, TenantEntry>,
+    /// Tokens of the client API by the digests of their secrets; some may have expired.
+    pub(crate) tokens: BTreeMap<Digest, TokenRow>,
+    nodes: BTreeMap<Digest, NodeRow>,
+    by_tls_key: BTreeMap<Digest, Digest>,
+    join_tokens: BTreeMap<Digest, JoinTokenRow>,
+}
+
+impl Directory {
+    /// What a state says.
+    pub(crate) fn of(state: &State) -> Directory {
+        let tenant = |(id, tenant): (&TenantId, &grey_core::Tenant)| {
+            let entry = TenantEntry {
+                id: *id,
+                defaults: tenant.defaults,
+                weight_milli: tenant.weight_milli,
+                suspended: tenant.suspended,
+            };
+            (tenant.name.as_ref().to_owned(), entry)
+        };
+        Directory {
+            tenants: state.tenants().iter().map(tenant).collect(),
+            tokens: state.tokens().map(|row| (row.id, row.clone())).collect(),
+            nodes: state.nodes().map(|row| (row.node, row.clone())).collect(),
+            by_tls_key: state.nodes().map(|row| (row.tls_key, row.node)).collect(),
+            join_tokens: state.join_tokens().map(|row| (row.id, row.clone())).collect(),
+        }
+    }
+
+    /// The name of a tenant.
+    pub(crate) fn tenant_name(&self, id: TenantId) -> String {
+        let found = self.tenants.iter().find(|(_, tenant)| tenant.id == id);
+        found.map_or_else(|| id.to_string(), |(name, _)| name.clone())
+    }
+
+    /// All nodes. There is none in a cluster of one process.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeRow> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    pub(crate) fn node(&self, node: &Digest) -> Option<&NodeRow> {
+        self.nodes.get(node)
+    }
+
+    /// The node with a TLS key, by the digest of its SubjectPublicKeyInfo.
+    pub(crate) fn node_of_key(&self, tls_key: &Digest) -> Option<&NodeRow> {
+        self.nodes.get(self.by_tls_key.get(tls_key)?)
+    }
+
+    /// A join token that was not used; it may have expired.
+    pub(crate) fn join_token(&self, id: &Digest) -> Option<&JoinTokenRow> {
+        self.join_tokens.get(id)
+    }
+
+    /// The servers that are spoken to.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = ServerPlace> {
+        let spoken_to = self.nodes.values().filter(|row| row.standing != NodeStanding::Blocked);
+        spoken_to.filter(|row| row.role == NodeRole::Server).filter_map(|row| {
+            let (address, tls_key) = (row.address.clone(), row.tls_key);
+            Some(ServerPlace { number: row.server?, address, tls_key })
+        })
+    }
+}
