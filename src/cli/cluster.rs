@@ -1,16 +1,84 @@
 //! `grey cluster`.
 
-use grey_api::{ClusterStatus, RetentionStatus};
+use std::path::{Path, PathBuf};
+
+use grey_api::{ClusterStatus, JoinTokenCreated, JoinTokenRequest, RetentionStatus};
+use serde::Serialize;
 
 use super::error::CliError;
+use super::node_config::ServerArguments;
 use super::output::{Output, harmless, table};
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::units;
 
+const INIT_EXAMPLES: &str = "\
+Examples:
+  grey cluster init --data-dir /var/lib/grey --advertise 10.0.0.1:7654
+  grey server --data-dir /var/lib/grey --advertise 10.0.0.1:7654";
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  grey cluster token --role server > server.token
+  grey cluster token --role worker --valid 10m";
+
+/// What a join token is for.
+#[derive(clap::Args)]
+pub struct JoinTokenArguments {
+    /// As what the node enters
+    #[arg(long, value_parser = ["server", "worker"])]
+    role: String,
+    /// How long the token is good
+    #[arg(long, default_value = "1h", value_parser = units::duration_ms, value_name = "TIME")]
+    valid: u64,
+}
+
+/// What was founded.
+#[derive(Serialize)]
+struct Founded {
+    cluster: String,
+    ca_file: PathBuf,
+    token_file: PathBuf,
+    root_key_file: PathBuf,
+    before: bool,
+}
+
+/// Founds a cluster; where that was done before, it says so and does nothing.
+pub fn init(arguments: &ServerArguments, data_dir: Option<&Path>, output: &Output) -> Result<u8, CliError> {
+    let config = arguments.config(data_dir)?;
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|error| CliError::io("make", config.data_dir.display(), &error))?;
+    let founded = grey_node::found(&config).map_err(|error| CliError::failed(error.to_string()))?;
+    let result = Founded {
+        cluster: founded.cluster.to_string(),
+        ca_file: founded.ca_file,
+        token_file: founded.token_file,
+        root_key_file: founded.root_key_file,
+        before: founded.before,
+    };
+    if result.before {
+        output.note("the cluster was founded before; nothing was changed");
+    }
+    output.result(&result, || {
+        format!(
+            "cluster   {}\nroot      {} (clients are told to trust it: GREY_CA)\ntoken     {} (for an operator: GREY_TOKEN)\nroot key  {} (keep it elsewhere; no server needs it to run)\n",
+            result.cluster,
+            harmless(&result.ca_file.display().to_string()),
+            harmless(&result.token_file.display().to_string()),
+            harmless(&result.root_key_file.display().to_string()),
+        )
+    })?;
+    Ok(0)
+}
+
 /// Subcommands of `grey cluster`.
 #[derive(clap::Subcommand)]
 pub enum ClusterCommand {
+    /// Found a cluster whose first server is in the data directory: makes its keys and its first token. Nothing runs yet
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(Box<ServerArguments>),
+    /// Make a token with which one node may enter the cluster, once
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Token(JoinTokenArguments),
     /// The cluster as this node sees it
     Status,
     /// The root that a verifier keeps, to be given to `grey verify --root`
@@ -85,6 +153,12 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         match command {
+            ClusterCommand::Init(_) => {}
+            ClusterCommand::Token(arguments) => {
+                let request = JoinTokenRequest { role: arguments.role.clone(), valid_ms: arguments.valid };
+                let created: JoinTokenCreated = client.post("/v1/join-tokens", &request, None).await?;
+                output.result(&created, || format!("{}\n", created.token))?;
+            }
             ClusterCommand::Status => {
                 let status: ClusterStatus = client.get("/v1/cluster").await?;
                 output.result(&status, || text(&status))?;

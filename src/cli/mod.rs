@@ -115,7 +115,11 @@ enum Command {
     Job(job::JobCommand),
     /// Check a proof, offline
     Verify(verify::VerifyArguments),
-    /// Look at the cluster
+    /// Run a server of a cluster
+    Server(Box<node_config::ServerArguments>),
+    /// Run a worker of a cluster
+    Worker(Box<node_config::WorkerArguments>),
+    /// Found a cluster, let nodes in, and look at it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Look at the machines of a cluster, and keep some out
@@ -186,6 +190,11 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Task(command) => task::task(&command, &target()?, output),
         Command::Job(command) => job::job(&command, &target()?, output),
         Command::Verify(verify) => verify::verify(&verify, target().ok().as_ref(), output),
+        Command::Server(server) => serve::server(&server, node_directory(&global).as_deref()),
+        Command::Worker(worker) => serve::worker(&worker, node_directory(&global).as_deref()),
+        Command::Cluster(cluster::ClusterCommand::Init(arguments)) => {
+            cluster::init(&arguments, node_directory(&global).as_deref(), output)
+        }
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Node(command) => node::node(&command, &target()?, output),
         Command::Tenant(command) => tenant::tenant(&command, &target()?, output),
@@ -208,6 +217,11 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         }
         Command::Local(arguments) => Ok(serve::local(&arguments, local()?.directory()?.to_path_buf())),
     }
+}
+
+/// The directory of a node, where an option or the variable names one.
+fn node_directory(global: &Global) -> Option<PathBuf> {
+    global.data_dir.clone().or_else(|| std::env::var_os("GREY_DATA").map(PathBuf::from))
 }
 
 #[cfg(test)]

@@ -26,6 +26,11 @@ pub enum NodeCommand {
         /// Its name, its identity, or the first digits of it
         node: String,
     },
+    /// Take a node out of the cluster: a server hands on what it does and votes no longer, a worker gets no new work
+    Remove {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+    },
     /// Let a node speak again
     Unblock {
         /// Its name, its identity, or the first digits of it
@@ -103,6 +108,9 @@ pub fn node(command: &NodeCommand, target: &Target, output: &Output) -> Result<u
             NodeCommand::Show { node } => client.get(&path(node)?).await?,
             NodeCommand::Block { node } => {
                 client.post(&format!("{}/block", path(node)?), &nothing, None).await?
+            }
+            NodeCommand::Remove { node } => {
+                client.post(&format!("{}/remove", path(node)?), &nothing, None).await?
             }
             NodeCommand::Unblock { node } => {
                 client.post(&format!("{}/unblock", path(node)?), &nothing, None).await?

@@ -1,5 +1,4 @@
 //! What `grey server` and `grey worker` are told: a file, and flags and variables that go before it.
-#![cfg_attr(not(test), allow(dead_code, reason = "for the commands that run a node"))]
 
 use std::path::{Path, PathBuf};
 

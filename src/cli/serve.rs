@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use grey_node::{Intake, LocalOptions, NodeError, Ready, Retention, run_local};
+use grey_node::config::{LogConfig, LogFormat};
+use grey_node::{Intake, LocalOptions, NodeError, Ready, Retention, run_local, run_server, run_worker};
 use tracing_subscriber::EnvFilter;
 
+use super::error::CliError;
+use super::node_config::{self, ServerArguments};
 use super::session::StartReport;
 use super::units;
 
@@ -118,6 +122,55 @@ fn tell(report: &StartReport) {
     // Whoever started it may be gone; the cluster is there for the next one.
     let mut stdout = std::io::stdout().lock();
     drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+}
+
+/// Says how a node of a cluster writes its log.
+fn log_as(log: &LogConfig) {
+    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second subscriber would be refused; the first one stays.
+    match log.format {
+        LogFormat::Text => drop(subscriber.with_ansi(false).try_init()),
+        LogFormat::Json => drop(subscriber.json().try_init()),
+    }
+}
+
+fn make_directory(directory: &Path) -> Result<(), CliError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| CliError::io("make", directory.display(), &error))
+}
+
+fn ended(outcome: Result<(), NodeError>) -> Result<u8, CliError> {
+    match outcome {
+        Ok(()) => {
+            tracing::info!("ended");
+            Ok(0)
+        }
+        Err(error) => Err(CliError::failed(error.to_string())),
+    }
+}
+
+/// Runs a server of a cluster until it is told to end.
+pub fn server(arguments: &ServerArguments, data_dir: Option<&Path>) -> Result<u8, CliError> {
+    let config = arguments.config(data_dir)?;
+    log_as(&config.log);
+    make_directory(&config.data_dir)?;
+    ended(run_server(&config, |ready| {
+        tracing::info!(cluster = %ready.cluster, server = ready.server, listen = %ready.listen, advertise = ready.advertise, "ready");
+    }))
+}
+
+/// Runs a worker of a cluster until it is told to end.
+pub fn worker(arguments: &node_config::WorkerArguments, data_dir: Option<&Path>) -> Result<u8, CliError> {
+    let config = arguments.config(data_dir)?;
+    log_as(&config.log);
+    make_directory(&config.data_dir)?;
+    ended(run_worker(&config, PathBuf::from(LAUNCHER), |ready| {
+        tracing::info!(cluster = %ready.cluster, node = %ready.node, sandbox = ready.sandbox, "ready");
+    }))
 }
 
 /// Runs until it is told to end or has been idle for long enough.

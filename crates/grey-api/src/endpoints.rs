@@ -178,6 +178,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/nodes/{id}", Right::ReadCluster, "A node, by its identity or its name").gives("NodeStatus"),
     post("/v1/nodes/{id}/block", Right::ChangeNodes, "Keep a node out").gives("NodeStatus"),
     post("/v1/nodes/{id}/unblock", Right::ChangeNodes, "Let a node speak again").gives("NodeStatus"),
+    post("/v1/nodes/{id}/remove", Right::ChangeNodes, "Take a node out of the cluster").gives("NodeStatus"),
     get("/v1/cluster", Right::ReadCluster, "The cluster as this node sees it").gives("ClusterStatus"),
     get("/v1/cluster/root", Right::BeKnown, "The root that a verifier keeps").gives("application/json"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use grey_core::{
     Answer, Applied, Command, Effect, Event, EventKind, FromWorker, JobId, Rejection, State, TaskId, TenantId,
 };
@@ -15,6 +16,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::directory::Directory;
 use crate::error::NodeError;
+use crate::peers::{PeerEvent, Peers};
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::threads::{LogRequest, SideRequest};
@@ -47,8 +49,16 @@ pub(crate) enum Message {
     Wait(JobId, Option<TaskId>, oneshot::Sender<()>),
     /// Answer a question from the state as it is here, which may lag behind the leader's.
     Look(Box<dyn FnOnce(&Replica) + Send>),
-    /// The worker says something.
+    /// The worker of this process says something.
     FromWorker(FromWorker),
+    /// A worker that speaks for this key says something.
+    FromNode(VerifyingKey, FromWorker),
+    /// Another server says something.
+    FromServer(u64, Bytes),
+    /// Something happened to a connection.
+    Peer(PeerEvent),
+    /// Hand leadership on, if there is anybody to hand it to.
+    HandOver(oneshot::Sender<()>),
     /// The log is durable up to this batch.
     Persisted(u64),
     /// A checkpoint is durable.
@@ -65,11 +75,13 @@ pub(crate) enum Message {
 pub(crate) struct Wiring {
     pub(crate) log: SyncSender<LogRequest>,
     pub(crate) side: SyncSender<SideRequest>,
-    pub(crate) worker: Sender<WorkerMessage>,
+    /// The worker of this process and the key it speaks for, where it has one.
+    pub(crate) worker: Option<(Sender<WorkerMessage>, VerifyingKey)>,
+    /// Other servers, and workers elsewhere.
+    pub(crate) peers: Option<Peers>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) role: watch::Sender<Role>,
     pub(crate) directory: watch::Sender<Arc<Directory>>,
-    pub(crate) worker_key: VerifyingKey,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) pressure: Arc<Pressure>,
 }
@@ -151,6 +163,9 @@ impl Control {
             }
             self.server.flush()?;
             self.act()?;
+            if let Some(peers) = &mut self.wiring.peers {
+                peers.pump(&mut self.server);
+            }
             self.wiring.pressure.set(self.server.level());
             if self.stopping {
                 self.request_last_checkpoint()?;
@@ -201,9 +216,28 @@ impl Control {
                 if let FromWorker::Report(report) = &message {
                     self.wiring.rate.started(&report.started);
                 }
-                self.server.from_worker(&self.wiring.worker_key, message);
+                if let Some((_, key)) = &self.wiring.worker {
+                    self.server.from_worker(key, message);
+                }
+            }
+            Message::FromNode(key, message) => {
+                if let FromWorker::Report(report) = &message {
+                    self.wiring.rate.started(&report.started);
+                }
+                self.server.from_worker(&key, message);
+            }
+            Message::FromServer(from, bytes) => self.take_in(from, &bytes)?,
+            Message::Peer(event) => {
+                if let Some(peers) = &mut self.wiring.peers {
+                    peers.event(&mut self.server, event)?;
+                }
             }
             Message::Look(question) => question(self.server.replica()),
+            Message::HandOver(reply) => {
+                self.server.hand_over()?;
+                // Whoever waited and left need not be told.
+                let _ = reply.send(());
+            }
             Message::Persisted(number) => self.server.replica_mut().persisted(number)?,
             Message::Checkpointed(through) => {
                 self.server.replica_mut().checkpointed(through);
@@ -219,6 +253,21 @@ impl Control {
             Message::Stop => self.stopping = true,
         }
         Ok(())
+    }
+
+    /// What another server says wrongly is its fault, and no reason to end.
+    fn take_in(&mut self, from: u64, bytes: &[u8]) -> Result<(), NodeError> {
+        if let Some(peers) = &mut self.wiring.peers {
+            peers.heard(from);
+        }
+        match self.server.replica_mut().receive_from(from, bytes) {
+            Ok(()) => Ok(()),
+            Err(error @ (ReplicaError::BadMessage | ReplicaError::Refused { .. })) => {
+                tracing::warn!(from, %error, "a message of another server is not taken");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Tells who may speak, and whom there is to speak to.
@@ -290,8 +339,10 @@ impl Control {
             let output = match output {
                 ServerOutput::Replica(output) => output,
                 ServerOutput::ToWorker { message, .. } => {
-                    // The worker's thread ends before this one only when the node ends.
-                    drop(self.wiring.worker.send(WorkerMessage::FromLeader(message)));
+                    if let Some((worker, _)) = &self.wiring.worker {
+                        // The worker's thread ends before this one only when the node ends.
+                        drop(worker.send(WorkerMessage::FromLeader(message)));
+                    }
                     continue;
                 }
                 ServerOutput::Refused(ticket, error) => {
@@ -300,12 +351,16 @@ impl Control {
                 }
             };
             match output {
+                // A whole state goes to both, in that order.
+                Output::Persist(batch) if batch.installation.is_some() => {
+                    self.to_side(SideRequest::Install(Box::new(batch)))?;
+                }
                 Output::Persist(batch) => self
                     .wiring
                     .log
                     .send(LogRequest::Persist(batch))
                     .map_err(|_| NodeError::ThreadEnded("log"))?,
-                // A local cluster has one server, so there is nobody to send to.
+                // With links it waits there; without, there is one server, and nobody to send to.
                 Output::Send { .. } => {}
                 Output::Applied { index, ticket, applied, .. } => self.applied(index, ticket, applied)?,
                 Output::Unknown(ticket) => self.unknown(ticket),
@@ -319,8 +374,15 @@ impl Control {
                 }
                 // The server has sent it to the worker.
                 Output::Revoke { .. } => {}
-                // A local cluster has one member, for good.
-                Output::Reconfigured { .. } | Output::Installed { .. } => {}
+                // The server proposes changes of membership itself, and knows what became of them.
+                Output::Reconfigured { .. } => {}
+                Output::Installed { index } => {
+                    tracing::warn!(
+                        index,
+                        "took over a whole state; what ended before it is not in this server's history"
+                    );
+                    self.publish();
+                }
                 Output::Role { leads, leader, term } => {
                     tracing::info!(leads, leader, term, "role");
                     self.wiring.role.send_replace(Role { leads, leader });

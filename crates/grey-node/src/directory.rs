@@ -26,7 +26,6 @@ pub(crate) struct ServerPlace {
     /// Host and port.
     pub(crate) address: String,
     /// SHA-256 of its TLS key's SubjectPublicKeyInfo.
-    #[allow(dead_code, reason = "for the node plane")]
     pub(crate) tls_key: Digest,
 }
 
@@ -81,19 +80,16 @@ impl Directory {
     }
 
     /// One node.
-    #[allow(dead_code, reason = "for the node plane")]
     pub(crate) fn node(&self, node: &Digest) -> Option<&NodeRow> {
         self.nodes.get(node)
     }
 
     /// The node with a TLS key, by the digest of its SubjectPublicKeyInfo.
-    #[allow(dead_code, reason = "for the node plane")]
     pub(crate) fn node_of_key(&self, tls_key: &Digest) -> Option<&NodeRow> {
         self.nodes.get(self.by_tls_key.get(tls_key)?)
     }
 
     /// A join token that was not used; it may have expired.
-    #[allow(dead_code, reason = "for the node plane")]
     pub(crate) fn join_token(&self, id: &Digest) -> Option<&JoinTokenRow> {
         self.join_tokens.get(id)
     }

@@ -87,6 +87,52 @@ pub enum NodeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What the node is told cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// Certificates and TLS.
+    #[error(transparent)]
+    Trust(#[from] grey_trust::TrustError),
+    /// A file of the node holds something else.
+    #[error("{file} is damaged: {reason}")]
+    Damaged {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A server does not let the node in.
+    #[error("{server} does not let this node into the cluster: {reason}")]
+    NotAdmitted {
+        /// Which server said so.
+        server: String,
+        /// Why.
+        reason: String,
+    },
+    /// No server could let the node in.
+    #[error("no server lets this node into the cluster: {reasons}")]
+    NotJoined {
+        /// What became of each attempt.
+        reasons: String,
+    },
+    /// The node belongs to no cluster and is not told how to enter one.
+    #[error("{directory} belongs to no cluster: {hint}")]
+    NoCluster {
+        /// The data directory.
+        directory: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The data directory is another kind of node's.
+    #[error("{directory} is the data of a {found}, not of a {expected}; choose another directory")]
+    AnotherKind {
+        /// The data directory.
+        directory: String,
+        /// What it is.
+        found: &'static str,
+        /// What was started.
+        expected: &'static str,
+    },
     /// A thread of the node ended though nobody asked it to.
     #[error("the {0} thread ended unexpectedly")]
     ThreadEnded(&'static str),

@@ -1,14 +1,17 @@
 //! What a task is given of others: the output files of tasks that succeeded, as inputs of an attempt.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use grey_blob::BlobStore;
 use grey_core::{BlobReference, Content, InputFile, OutputFile, Stage, TaskId, limits};
+use grey_proof::Digest;
 use tokio::sync::watch;
 
-use crate::items::ItemLists;
+use crate::blobs::Blobs;
+use crate::items::{Item, ItemLists};
 use crate::records::Records;
 use crate::views::LastReport;
 
@@ -32,23 +35,64 @@ pub(crate) struct Gatherer {
     pub(crate) records: Records,
     pub(crate) kept: watch::Receiver<u64>,
     pub(crate) blobs: Arc<BlobStore>,
-    pub(crate) items: Arc<ItemLists>,
 }
 
-impl Gatherer {
-    /// The output files that a stage's tasks are given, as files to be laid into the working directory. History has
-    /// everything up to `index`, the entry that assigned the attempt, before it is asked. `given` is there already.
+/// Where the inputs of attempts come from.
+#[derive(Clone)]
+pub(crate) struct Inputs {
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) items: Arc<ItemLists>,
+    /// Who finds what other tasks left; a server does, where there is none here.
+    pub(crate) gatherer: Option<Gatherer>,
+}
+
+impl Inputs {
+    /// As [`Gatherer::gather`]; `given` is there already.
     pub(crate) async fn gather(
         &self,
         stage: &Arc<Stage>,
         index: u64,
         given: &[InputFile],
     ) -> Result<Vec<InputFile>, GatherError> {
+        if stage.inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let taken = given.iter().map(|input| input.path.clone());
+        match (&self.gatherer, self.blobs.servers()) {
+            (Some(gatherer), _) => gatherer.gather(stage, index, taken.collect()).await,
+            (None, Some(servers)) => servers.gather(stage, index, &taken.collect::<Vec<_>>()).await,
+            (None, None) => Err(GatherError::Failed("no server is known".to_owned())),
+        }
+    }
+
+    /// Where a blob lies, fetched where it was not here, after its content was found right.
+    pub(crate) async fn path(&self, digest: &Digest) -> Result<PathBuf, GatherError> {
+        let failed = |error: &dyn core::fmt::Display| GatherError::Failed(error.to_string());
+        self.blobs.ensure(digest).await.map_err(|error| failed(&error))?;
+        self.blobs.local.verified_path(digest).await.map_err(|error| failed(&error))
+    }
+
+    /// The item of one task of an array.
+    pub(crate) async fn item(&self, list: BlobReference, index: u32) -> Result<Item, GatherError> {
+        let fetched = self.blobs.ensure(&list.digest).await;
+        fetched.map_err(|error| GatherError::Failed(error.to_string()))?;
+        self.items.item(&self.blobs.local, list, index).await
+    }
+}
+
+impl Gatherer {
+    /// The output files that a stage's tasks are given, as files to be laid into the working directory. History has
+    /// everything up to `index`, the entry that assigned the attempt, before it is asked. The paths in `taken` are there already.
+    pub(crate) async fn gather(
+        &self,
+        stage: &Arc<Stage>,
+        index: u64,
+        taken: BTreeSet<String>,
+    ) -> Result<Vec<InputFile>, GatherError> {
         let mut kept = self.kept.clone();
         let caught_up = kept.wait_for(|kept| *kept >= index).await;
         caught_up.map_err(|_| GatherError::Failed("the node is stopping".to_owned()))?;
         let (records, wanted) = (self.records.clone(), stage.clone());
-        let taken: BTreeSet<String> = given.iter().map(|input| input.path.clone()).collect();
         let found = tokio::task::spawn_blocking(move || find(&records, &wanted, taken)).await;
         let found = found.map_err(|error| GatherError::Failed(error.to_string()))??;
         let mut inputs = Vec::with_capacity(found.len());

@@ -15,12 +15,13 @@ use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 
+use crate::blobs::Blobs;
 use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
-use crate::identity::Identity;
+use crate::identity::Signing;
 use crate::items::ItemLists;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
@@ -48,13 +49,15 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) tree: TreeFile,
     pub(crate) blobs: Arc<BlobStore>,
+    /// The same, and ways to those of other servers.
+    pub(crate) depot: Arc<Blobs>,
     /// Which tenant has sent which content.
     pub(crate) claims: Arc<Claims>,
     pub(crate) keeping: Arc<Keeping>,
     pub(crate) items: Arc<ItemLists>,
     /// What runs here, for those who follow it.
-    pub(crate) process: Arc<dyn Executor>,
-    pub(crate) identity: Identity,
+    pub(crate) process: Option<Arc<dyn Executor>>,
+    pub(crate) signing: Signing,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) data_dir: PathBuf,

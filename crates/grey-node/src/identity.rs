@@ -43,7 +43,35 @@ struct Certificates {
     server: Envelope,
 }
 
+/// What a server signs with, and what proofs rest on that it puts together.
+pub(crate) struct Signing {
+    /// The root that verifiers keep.
+    pub(crate) root: RootFile,
+    /// The cluster.
+    pub(crate) cluster: Digest,
+    /// Signs checkpoints.
+    pub(crate) server_key: SigningKey,
+    /// The server's certificate.
+    pub(crate) server_certificate: Envelope,
+    /// What signed certificates, where the root did not.
+    pub(crate) issuers: Vec<Envelope>,
+    /// What the worker of the same process signs with. Certificates of others are in the state.
+    pub(crate) worker: Option<(Signer, Envelope)>,
+}
+
 impl Identity {
+    /// What this node signs with as a server.
+    pub(crate) fn into_signing(self) -> Signing {
+        Signing {
+            root: self.root,
+            cluster: self.signer.cluster,
+            server_key: self.server_key,
+            server_certificate: self.server_certificate,
+            issuers: Vec::new(),
+            worker: Some((self.signer, self.worker_certificate)),
+        }
+    }
+
     /// The identity in `directory`, made there when there is none.
     pub(crate) fn open(directory: &Path, wall_ms: u64) -> Result<Identity, NodeError> {
         let root_key = SigningKey::from_seed(secret(directory, "root.key")?);
@@ -146,7 +174,7 @@ pub(crate) fn secret(directory: &Path, name: &str) -> Result<[u8; 32], NodeError
 }
 
 /// Writes a file that appears whole or not at all, durably, readable by its owner only.
-fn write_new(directory: &Path, name: &str, content: &[u8]) -> Result<(), NodeError> {
+pub(crate) fn write_new(directory: &Path, name: &str, content: &[u8]) -> Result<(), NodeError> {
     let (path, temporary) = (directory.join(name), directory.join(format!("{name}.new")));
     let write = || -> std::io::Result<()> {
         let mut file =

@@ -1,13 +1,17 @@
 //! The shell around the core: threads, files, HTTP. It decides nothing.
 
+mod blobs;
 mod claims;
 mod clock;
+mod cluster;
 pub mod config;
 mod control;
 mod directory;
 mod disk_room;
+mod engine;
 mod error;
 mod estimate;
+mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;
@@ -17,6 +21,8 @@ mod identity;
 mod inspection;
 mod items;
 mod local;
+mod peers;
+mod plane;
 mod pressure;
 mod prover;
 mod rate;
@@ -27,6 +33,7 @@ pub mod units;
 mod views;
 mod worker;
 
+pub use cluster::{Founded, ServerReady, WorkerReady, found, run_server, run_worker};
 pub use error::NodeError;
 pub use grey_store::StoreError;
 pub use inspection::Inspection;

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use grey_agent::{Agent, AgentOptions, Capabilities, EventSink, Executor};
@@ -17,48 +15,39 @@ use grey_blob::BlobStore;
 use grey_core::{Bootstrap, Command, Devices, Resources, TaskDefaults, TenantRecord, validate};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
-use grey_replica::{DoorOptions, Options, Replica, Server, ServerOptions};
-use grey_store::{DirectoryLock, Disk, Folder, HistoryCollector, Journal, Storage, StorageOptions};
+use grey_replica::{DoorOptions, ServerOptions};
+use grey_store::{DirectoryLock, Disk, Folder, Journal};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::Notify;
 
+use crate::blobs::Blobs;
 use crate::clock::wall_ms;
-use crate::control::{Control, Message, Outcome, Role, Wiring};
-use crate::directory::Directory;
+use crate::control::{Message, Outcome};
 use crate::disk_room::DiskRoom;
+use crate::engine::{Engine, EngineOptions, ask, end, start_engine};
 use crate::error::NodeError;
-use crate::gather::Gatherer;
+use crate::format::check_format;
+use crate::gather::{Gatherer, Inputs};
 use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
-use crate::pressure::Pressure;
-use crate::rate::EndRate;
-use crate::records::Records;
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
-use crate::threads::{SideRequest, log_thread, side_thread, spawn};
-use crate::worker::{Worker, WorkerMessage, WorkerWiring};
+use crate::threads::spawn;
+use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
 /// The number of the only server.
 pub(crate) const SERVER: u64 = 1;
 /// The socket's name in the data directory.
 pub const SOCKET_FILE: &str = "grey.sock";
-/// The file that says how a data directory's records are written.
-const FORMAT_FILE: &str = "format";
-/// What every data directory has had since before there was such a mark.
-const FIRST_FILE: &str = "certificates.json";
-/// The only way of writing them that this version knows.
-const FORMAT: &str = "4";
 /// The longest path of a unix socket that the system takes, in bytes.
 const LONGEST_SOCKET_PATH_BYTES: usize = 107;
 /// Log after which a checkpoint is due, in bytes.
-const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+pub(crate) const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// Attempts that the worker gives to its executors at once; their resources bound them further.
-const ATTEMPTS_AT_ONCE: u32 = 1_024;
+pub(crate) const ATTEMPTS_AT_ONCE: u32 = 1_024;
 /// Processes that run at once.
-const PROCESSES_AT_ONCE: usize = 256;
-/// Events that a slow reader may lag behind.
-const EVENTS_KEPT: usize = 4_096;
+pub(crate) const PROCESSES_AT_ONCE: usize = 256;
 /// How often idleness is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long open requests may take to end at a shutdown.
@@ -135,7 +124,7 @@ pub struct Ready {
 }
 
 /// The defaults of a local tenant.
-fn defaults() -> TaskDefaults {
+pub(crate) fn defaults() -> TaskDefaults {
     TaskDefaults {
         resources: Resources { cpu_millicores: 1_000, memory_bytes: 64 * 1024 * 1024, disk_bytes: 0 },
         timeout_ms: 24 * 3_600 * 1_000,
@@ -144,134 +133,11 @@ fn defaults() -> TaskDefaults {
     }
 }
 
-/// The threads of a node, ended in an order in which nobody waits for one that is gone.
-struct Threads {
-    control: JoinHandle<Result<(), NodeError>>,
-    log: JoinHandle<Result<(), NodeError>>,
-    side: JoinHandle<Result<(), NodeError>>,
-    worker: Option<JoinHandle<Result<(), NodeError>>>,
-    /// The collector, and what tells it to end by being dropped.
-    collector: Option<(JoinHandle<()>, Sender<()>)>,
-}
-
-/// What the node's threads share before it takes requests.
-struct Engine {
-    control: Sender<Message>,
-    side: SyncSender<SideRequest>,
-    history: HistoryCollector,
-    worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
-    kept: watch::Receiver<u64>,
-    role: watch::Receiver<Role>,
-    directory: watch::Receiver<Arc<Directory>>,
-    events: broadcast::Sender<grey_core::Event>,
-    rate: Arc<EndRate>,
-    pressure: Arc<Pressure>,
-    ended: Arc<Notify>,
-    threads: Threads,
-    records: Records,
-    tree: grey_store::TreeFile,
-}
-
-fn start_engine(
-    disk: Arc<dyn Disk>,
-    identity: &Identity,
-    data_dir: &Path,
-    door: DoorOptions,
-) -> Result<Engine, NodeError> {
-    let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default())?;
-    if recovered.membership.voters.is_empty() {
-        recovered.membership.voters = vec![SERVER];
-    }
-    let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
-    let history = storage.side.history.collector();
-    let options = Options { id: SERVER, seed: seed()?, checkpoint_bytes: CHECKPOINT_BYTES };
-    let checkpoint_index = recovered.checkpoint_index;
-    let replica = Replica::new(&options, recovered, Box::new(storage.log.reader()))?;
-    if replica.state().meta().cluster.is_some_and(|cluster| cluster != identity.cluster()) {
-        return Err(NodeError::ForeignKeys { directory: data_dir.display().to_string() });
-    }
-    // A worker in the same process lives and dies with this server, and there is no other: nothing to watch, no links.
-    let server = Server::with_options(replica, ServerOptions { door, ..ServerOptions::default() })?;
-    let (control, messages) = channel();
-    let (worker, worker_messages) = channel();
-    let (kept_sender, kept) = watch::channel(checkpoint_index);
-    let (role_sender, role) = watch::channel(Role::default());
-    let (directory_sender, directory) = watch::channel(Arc::default());
-    let (events, _) = broadcast::channel(EVENTS_KEPT);
-    let ended = Arc::new(Notify::new());
-    let (log_requests, log) = log_thread(storage.log, control.clone())?;
-    let (side_requests, side) =
-        side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
-    let (rate, pressure) = (Arc::new(EndRate::new()), Arc::new(Pressure::default()));
-    let wiring = Wiring {
-        log: log_requests,
-        side: side_requests.clone(),
-        worker: worker.clone(),
-        events: events.clone(),
-        role: role_sender,
-        directory: directory_sender,
-        worker_key: identity.worker_key,
-        rate: rate.clone(),
-        pressure: pressure.clone(),
-    };
-    let tell = ended.clone();
-    let control_thread = spawn("control", move || {
-        let outcome = Control::new(server, wiring).run(&messages);
-        tell.notify_one();
-        outcome
-    })?;
-    Ok(Engine {
-        control,
-        side: side_requests,
-        history,
-        worker: (worker, Some(worker_messages)),
-        kept,
-        role,
-        directory,
-        events,
-        rate,
-        pressure,
-        ended,
-        threads: Threads { control: control_thread, log, side, worker: None, collector: None },
-        records,
-        tree,
-    })
-}
-
-fn seed() -> Result<u64, NodeError> {
-    let [a, b, c, d, e, f, g, h, ..] = random()?;
-    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
-}
-
 /// The worker's labels and devices, sorted.
 fn offered(options: &LocalOptions) -> (Vec<(String, String)>, Vec<Devices>) {
     let labels = options.labels.clone().into_iter().collect();
     let devices = options.devices.iter().map(|(name, count)| Devices { name: name.clone(), count: *count });
     (labels, devices.collect())
-}
-
-/// Refuses a directory whose records this version cannot read, and marks a new one.
-fn check_format(data_dir: &Path) -> Result<(), NodeError> {
-    let path = data_dir.join(FORMAT_FILE);
-    let shown = path.display().to_string();
-    let found = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().to_owned(),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(NodeError::io("read", shown)(error));
-        }
-        // Before there was a mark, keys were the first thing that a directory got.
-        Err(_) if data_dir.join(FIRST_FILE).exists() => "1".to_owned(),
-        Err(_) => {
-            let written = File::create(&path)
-                .and_then(|mut file| writeln!(file, "{FORMAT}").and_then(|()| file.sync_all()))
-                .and_then(|()| File::open(data_dir)?.sync_all());
-            return written.map_err(NodeError::io("write", shown));
-        }
-    };
-    if found == FORMAT {
-        return Ok(());
-    }
-    Err(NodeError::Format { directory: data_dir.display().to_string(), found, supported: FORMAT })
 }
 
 /// Runs a local cluster until it is told to end, has been idle for long enough, or cannot go on.
@@ -294,33 +160,20 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
         .enable_all()
         .build()
         .map_err(NodeError::io("start", "the runtime"))?;
-    let mut engine = start_engine(disk.clone(), &identity, &options.data_dir, door)?;
+    // A worker in the same process lives and dies with this server, and there is no other: nothing to watch, no links.
+    let engine_options = EngineOptions {
+        server: SERVER,
+        cluster: identity.cluster(),
+        checkpoint_bytes: CHECKPOINT_BYTES,
+        behaviour: ServerOptions { door, ..ServerOptions::default() },
+        worker_key: Some(identity.worker_key),
+        peers: None,
+    };
+    let mut engine = start_engine(disk.clone(), &options.data_dir, engine_options)?;
     let served = runtime.block_on(serve(options, identity, disk, &mut engine, on_ready));
     let ended = end(engine);
     runtime.shutdown_timeout(GRACE);
     served.and(ended)
-}
-
-/// Ends the threads; the reason that one gave itself says more than that it is gone.
-fn end(engine: Engine) -> Result<(), NodeError> {
-    let Threads { control, log, side, worker, collector } = engine.threads;
-    let collector = collector.map(|(handle, running)| {
-        drop(running);
-        handle
-    });
-    drop(engine.worker.0.send(WorkerMessage::End));
-    drop(engine.control.send(Message::Stop));
-    drop((engine.control, engine.side, engine.worker, engine.events));
-    let joined = |handle: JoinHandle<Result<(), NodeError>>, name| {
-        handle.join().unwrap_or(Err(NodeError::ThreadEnded(name)))
-    };
-    let worker = worker.map_or(Ok(()), |handle| joined(handle, "worker"));
-    let control = joined(control, "control");
-    // It waits for nobody who is gone, and what it leaves undone is done the next time.
-    let collected =
-        collector.map_or(Ok(()), |handle| handle.join()).map_err(|_| NodeError::ThreadEnded("collector"));
-    let (side, log) = (joined(side, "history"), joined(log, "log"));
-    worker.and(log).and(side).and(control).and(collected)
 }
 
 async fn serve(
@@ -349,7 +202,7 @@ async fn serve(
     let keeping = Arc::new(Keeping::new(options.retention));
     let items = Arc::new(ItemLists::default());
     let (capabilities, process) = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
-    start_collector(engine, &blobs, &keeping)?;
+    start_collector(engine, &blobs, &keeping, false)?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
@@ -357,12 +210,13 @@ async fn serve(
         role: engine.role.clone(),
         records: engine.records.clone(),
         tree: engine.tree.clone(),
+        depot: Arc::new(Blobs::alone(blobs.clone())),
         blobs,
         claims: Arc::default(),
         keeping,
         items,
-        process,
-        identity,
+        process: Some(process),
+        signing: identity.into_signing(),
         events: engine.events.clone(),
         rate: engine.rate.clone(),
         directory: engine.directory.clone(),
@@ -427,21 +281,6 @@ async fn lead(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
     }
 }
 
-async fn ask<T: Send + 'static>(
-    engine: &Engine,
-    question: impl FnOnce(&grey_core::State) -> T + Send + 'static,
-) -> Result<T, NodeError> {
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    let question = Box::new(move |replica: Result<&Replica, _>| {
-        if let Ok(replica) = replica {
-            // Who asked and is gone needs no answer.
-            drop(reply.send(question(replica.state())));
-        }
-    });
-    drop(engine.control.send(Message::Ask(question)));
-    answer.await.map_err(|_| NodeError::ThreadEnded("control"))
-}
-
 async fn start_worker(
     options: &LocalOptions,
     identity: &Identity,
@@ -486,16 +325,18 @@ async fn start_worker(
     let outbox = journal.entries().iter().map(|(key, bytes)| (*key, bytes.as_slice()));
     let agent = Agent::new(agent_options, key, outbox)?;
     let wiring = WorkerWiring {
-        control: engine.control.clone(),
+        leader: Leader::Here(engine.control.clone()),
         itself,
         process: process.clone(),
         noop,
-        blobs: blobs.clone(),
-        gatherer: Gatherer {
-            records: engine.records.clone(),
-            kept: engine.kept.clone(),
-            blobs: blobs.clone(),
+        inputs: Inputs {
+            blobs: Arc::new(Blobs::alone(blobs.clone())),
             items: items.clone(),
+            gatherer: Some(Gatherer {
+                records: engine.records.clone(),
+                kept: engine.kept.clone(),
+                blobs: blobs.clone(),
+            }),
         },
         runtime: tokio::runtime::Handle::current(),
     };
@@ -509,10 +350,11 @@ async fn start_worker(
     Ok((capabilities, process))
 }
 
-fn start_collector(
+pub(crate) fn start_collector(
     engine: &mut Engine,
     blobs: &Arc<BlobStore>,
     keeping: &Arc<Keeping>,
+    is_among_others: bool,
 ) -> Result<(), NodeError> {
     let wiring = CollectorWiring {
         history: engine.history.clone(),
@@ -522,8 +364,9 @@ fn start_collector(
             control: engine.control.clone(),
             kept: engine.kept.clone(),
             runtime: tokio::runtime::Handle::current(),
+            is_among_others,
         },
-        worker: engine.worker.0.clone(),
+        worker: (!is_among_others).then(|| engine.worker.0.clone()),
         side: engine.side.clone(),
     };
     let (running, ended) = channel();
@@ -570,7 +413,11 @@ async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, NodeError> {
 }
 
 /// Returns when the node is to end: told by a client or a signal, idle, or broken.
-async fn wait_for_end(node: &Node, ended: &Notify, idle_exit: Option<Duration>) -> Result<(), NodeError> {
+pub(crate) async fn wait_for_end(
+    node: &Node,
+    ended: &Notify,
+    idle_exit: Option<Duration>,
+) -> Result<(), NodeError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminated = signal(SignalKind::terminate()).map_err(NodeError::io("watch", "SIGTERM"))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(NodeError::io("watch", "SIGINT"))?;

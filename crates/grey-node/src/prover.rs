@@ -1,9 +1,9 @@
 //! Puts a proof together from history: the same statements that the worker signed, rebuilt by the same function.
 
 use grey_api::{ErrorCode, Problem};
-use grey_core::{leaves, report_header, statement};
+use grey_core::{Signer, leaves, report_header, statement};
 use grey_proof::{
-    BUNDLE_TYPE, BundledLeaf, BundledLog, Digest, LogEntry, LogTree, ProofBundle, SignedCheckpoint,
+    BUNDLE_TYPE, BundledLeaf, BundledLog, Digest, Envelope, LogEntry, LogTree, ProofBundle, SignedCheckpoint,
     inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest, verify_inclusion,
 };
 
@@ -14,13 +14,28 @@ fn broken(what: &str) -> Problem {
     Problem::new(ErrorCode::Internal, format!("the proof cannot be put together: {what}"))
 }
 
-/// The proof of an attempt under a checkpoint of the log as it is now.
-pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
-    let signer = node.identity.signer;
-    let report = &attempt.report;
-    if report.certificate != signer.certificate || report.node != signer.node {
-        return Err(broken("the report names a certificate that this node does not have"));
+/// Who signed a report, and the certificate that it names.
+async fn certified(node: &Node, by: Digest, id: Digest) -> Result<(Signer, Envelope), Problem> {
+    if let Some((signer, certificate)) = &node.signing.worker {
+        return if (by, id) == (signer.node, signer.certificate) {
+            Ok((*signer, certificate.clone()))
+        } else {
+            Err(broken("the report names a certificate that this node does not have"))
+        };
     }
+    let found = node.ask(move |replica| {
+        replica.state().certificate(&id).filter(|(whose, _)| **whose == by).map(|(_, bytes)| bytes.to_vec())
+    });
+    let bytes =
+        found.await?.ok_or_else(|| broken("the cluster does not have the report's certificate any more"))?;
+    let certificate = serde_json::from_slice(&bytes).map_err(|error| broken(&error.to_string()))?;
+    Ok((Signer { cluster: node.signing.cluster, node: by, certificate: id }, certificate))
+}
+
+/// The proof of an attempt under a checkpoint of the log as it is now.
+pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
+    let report = &attempt.report;
+    let (signer, certificate) = certified(node, report.node, report.certificate).await?;
     let (run, offset) = attempt.run().ok_or_else(|| broken("the report does not have the attempt"))?;
     let context =
         run.context.as_ref().ok_or_else(|| broken("the report does not know the attempt's task"))?;
@@ -31,7 +46,7 @@ pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<Pro
         leaves(&signer, &report.signed.salt, &report.runs).map_err(|error| broken(&error.to_string()))?;
     let path = inclusion_path(&hashes, index as usize).ok_or_else(|| broken("the leaf is missing"))?;
     let leaf_count = u32::try_from(hashes.len()).map_err(|_| broken("the report has too many leaves"))?;
-    let header = report_header(node.identity.cluster(), report, leaf_count);
+    let header = report_header(node.signing.cluster, report, leaf_count);
     let digest =
         report_digest(&header, &report.signed.signature).map_err(|error| broken(&error.to_string()))?;
     let entry = LogEntry {
@@ -47,8 +62,8 @@ pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<Pro
     if !verify_inclusion(&leaf, report.position, log.size(), &log_path, &log.root()) {
         return Err(broken("the hashes in tree.hashes do not lead to the log's root; the file is damaged"));
     }
-    let mut checkpoint = SignedCheckpoint::new(node.identity.cluster(), log.size(), log.root());
-    checkpoint.sign(&node.identity.server_key);
+    let mut checkpoint = SignedCheckpoint::new(node.signing.cluster, log.size(), log.root());
+    checkpoint.sign(&node.signing.server_key);
     Ok(ProofBundle {
         kind: BUNDLE_TYPE.to_owned(),
         statement,
@@ -56,14 +71,14 @@ pub(crate) fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<Pro
         leaf: BundledLeaf { index, salt: Digest(leaf_salt(&report.signed.salt, index)), path },
         report: header,
         signature: report.signed.signature.clone(),
-        certificate: node.identity.worker_certificate.clone(),
-        issuers: Vec::new(),
+        certificate,
+        issuers: node.signing.issuers.clone(),
         log: BundledLog {
             entry,
             position: report.position,
             path: log_path,
             checkpoint: checkpoint.encode(),
-            servers: vec![node.identity.server_certificate.clone()],
+            servers: vec![node.signing.server_certificate.clone()],
         },
     })
 }

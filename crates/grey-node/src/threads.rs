@@ -33,6 +33,8 @@ pub(crate) enum SideRequest {
     Seal(u32),
     /// Make everything so far durable, with the state.
     Checkpoint(Box<Checkpoint>),
+    /// Put a whole state in the place of what is here; the log gets the same batch.
+    Install(Box<PersistBatch>),
 }
 
 /// Starts a named thread.
@@ -115,7 +117,7 @@ fn write_side(
     let mut records = Vec::new();
     while let Ok(first) = requests.recv() {
         let (mut next, mut checkpoint, mut index, mut taken) = (Some(first), None, None, 0usize);
-        let mut seal = None;
+        let (mut seal, mut install) = (None, None);
         while let Some(request) = next {
             match request {
                 SideRequest::Effects(at, effects) => {
@@ -131,9 +133,10 @@ fn write_side(
                 SideRequest::Seal(number) => seal = Some(number),
                 // Nothing that follows a checkpoint may be written before it.
                 SideRequest::Checkpoint(found) => checkpoint = Some(found),
+                SideRequest::Install(batch) => install = Some(batch),
             }
             taken += 1;
-            let more = checkpoint.is_none() && taken < BATCHES_PER_SYNC;
+            let more = checkpoint.is_none() && install.is_none() && taken < BATCHES_PER_SYNC;
             next = if more { requests.try_recv().ok() } else { None };
         }
         side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
@@ -143,6 +146,15 @@ fn write_side(
         }
         if let Some(index) = index {
             kept.send_replace(index);
+        }
+        if let Some(batch) = install {
+            if let Some(installation) = &batch.installation {
+                side.install(installation)?;
+                kept.send_replace(installation.index);
+            }
+            if log.send(LogRequest::Persist(*batch)).is_err() {
+                return Ok(());
+            }
         }
         if let Some(checkpoint) = checkpoint {
             side.write_checkpoint(&checkpoint)?;

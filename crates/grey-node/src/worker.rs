@@ -8,25 +8,30 @@ use std::time::{Duration, Instant};
 use grey_agent::{
     Agent, Captured, CapturedFile, Executed, Execution, Executor, ExecutorEvent, Output, Start, StopReason,
 };
-use grey_blob::{BlobStore, Hold};
+use grey_blob::Hold;
 use grey_core::{
-    AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, Items, Outcome, OutputFile, SandboxLevel,
-    Stage, ToWorker, Usage, UsageSource, limits,
+    AttemptId, AttemptResult, BlobReference, Content, ExecutorKind, FromWorker, Items, Outcome, OutputFile,
+    SandboxLevel, Stage, ToWorker, Usage, UsageSource, limits,
 };
 use grey_proof::Digest;
 use grey_store::Journal;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::control::Message;
 use crate::error::NodeError;
-use crate::gather::{GatherError, Gatherer};
+use crate::gather::{GatherError, Inputs};
 
 /// How many messages are handled before what they came to is acted on.
 const MESSAGES_PER_TURN: usize = 4_096;
 /// How long after a lost answer the worker announces itself again.
 const ANNOUNCE_AGAIN: Duration = Duration::from_millis(100);
+/// How long servers may take to keep an attempt's outputs, and how soon they are asked again.
+const SPREAD_WITHIN: Duration = Duration::from_secs(120);
+const SPREAD_AGAIN: Duration = Duration::from_millis(500);
 /// The longest that the thread sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 /// The most bytes of an attempt's files that travel inside its report; what is beyond goes to blobs.
@@ -36,6 +41,10 @@ const INLINE_FILES_BYTES: usize = 64 * 1024;
 pub(crate) enum WorkerMessage {
     /// The leader says something.
     FromLeader(ToWorker),
+    /// There is a connection to a server.
+    Connected,
+    /// There is none any more.
+    Disconnected,
     /// An executor tells something.
     Event(ExecutorEvent),
     /// An attempt's inputs are at hand, or why they are not.
@@ -50,13 +59,20 @@ pub(crate) enum WorkerMessage {
 
 /// What the worker's thread talks to.
 pub(crate) struct WorkerWiring {
-    pub(crate) control: Sender<Message>,
+    pub(crate) leader: Leader,
     pub(crate) itself: Sender<WorkerMessage>,
     pub(crate) process: Arc<dyn Executor>,
     pub(crate) noop: Arc<dyn Executor>,
-    pub(crate) blobs: Arc<BlobStore>,
-    pub(crate) gatherer: Gatherer,
+    pub(crate) inputs: Inputs,
     pub(crate) runtime: Handle,
+}
+
+/// Where the leader is.
+pub(crate) enum Leader {
+    /// In this process.
+    Here(Sender<Message>),
+    /// Behind a connection.
+    Elsewhere(UnboundedSender<FromWorker>),
 }
 
 /// What is wished of an attempt before it runs.
@@ -74,12 +90,15 @@ pub(crate) struct Worker {
     preparing: BTreeMap<AttemptId, Wishes>,
     last_elapse: Instant,
     announced: Instant,
+    connected: bool,
 }
 
 impl Worker {
     pub(crate) fn new(agent: Agent, journal: Journal, wiring: WorkerWiring) -> Worker {
         let now = Instant::now();
-        Worker { agent, journal, wiring, preparing: BTreeMap::new(), last_elapse: now, announced: now }
+        let connected = matches!(wiring.leader, Leader::Here(_));
+        let preparing = BTreeMap::new();
+        Worker { agent, journal, wiring, preparing, last_elapse: now, announced: now, connected }
     }
 
     /// Runs until the node ends or the outbox cannot be written.
@@ -102,7 +121,7 @@ impl Worker {
                 handled += 1;
                 next = if handled < MESSAGES_PER_TURN { messages.try_recv().ok() } else { None };
             }
-            if self.agent.is_down() && self.announced.elapsed() >= ANNOUNCE_AGAIN {
+            if self.connected && self.agent.is_down() && self.announced.elapsed() >= ANNOUNCE_AGAIN {
                 self.announced = Instant::now();
                 self.agent.announce();
             }
@@ -118,6 +137,17 @@ impl Worker {
     fn handle(&mut self, message: WorkerMessage) {
         match message {
             WorkerMessage::FromLeader(message) => self.agent.receive(message, wall_ms()),
+            WorkerMessage::Connected => {
+                self.connected = true;
+                // What was said before went nowhere.
+                self.agent.unavailable();
+                self.announced = Instant::now();
+                self.agent.announce();
+            }
+            WorkerMessage::Disconnected => {
+                self.connected = false;
+                self.agent.unavailable();
+            }
             WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
@@ -143,10 +173,11 @@ impl Worker {
                 self.agent.finished(attempt, result, usage);
             }
             Err(executed) => {
-                let (blobs, itself) = (self.wiring.blobs.clone(), self.wiring.itself.clone());
+                let (blobs, itself) = (self.wiring.inputs.blobs.clone(), self.wiring.itself.clone());
                 self.wiring.runtime.spawn(async move {
-                    let mut hold = blobs.hold();
+                    let mut hold = blobs.local.hold();
                     let result = store(&mut hold, *executed).await;
+                    let result = spread(&blobs, result).await;
                     drop(itself.send(WorkerMessage::Stored(attempt, Box::new(result), usage)));
                     // From here on the agent knows which blobs the result names.
                     drop(hold);
@@ -177,8 +208,11 @@ impl Worker {
 
     fn do_output(&mut self, output: Output) -> Result<(), NodeError> {
         match output {
-            // The control thread ends before this one only when the node ends.
-            Output::Send(message) => drop(self.wiring.control.send(Message::FromWorker(message))),
+            // Whoever carries it ends before this thread only when the node ends.
+            Output::Send(message) => match &self.wiring.leader {
+                Leader::Here(control) => drop(control.send(Message::FromWorker(message))),
+                Leader::Elsewhere(link) => drop(link.send(message)),
+            },
             Output::Execute(start) => self.execute(start),
             Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
                 Some(wishes) => wishes.stop = Some(reason),
@@ -225,9 +259,9 @@ impl Worker {
             ExecutorKind::Process => {}
         }
         self.preparing.insert(execution.attempt, Wishes::default());
-        let (gatherer, itself) = (self.wiring.gatherer.clone(), self.wiring.itself.clone());
+        let (inputs, itself) = (self.wiring.inputs.clone(), self.wiring.itself.clone());
         self.wiring.runtime.spawn(async move {
-            let outcome = prepare(&gatherer, &mut execution, start.stage, start.assigned_index).await;
+            let outcome = prepare(&inputs, &mut execution, start.stage, start.assigned_index).await;
             drop(itself.send(WorkerMessage::Prepared(Box::new(execution), outcome)));
         });
     }
@@ -257,32 +291,31 @@ impl Worker {
 
 /// Finds an attempt's inputs and checks their content, those included that other tasks left for it.
 async fn prepare(
-    gatherer: &Gatherer,
+    inputs: &Inputs,
     execution: &mut Execution,
     stage: Option<Arc<Stage>>,
     assigned_index: u64,
 ) -> Result<(), GatherError> {
     if let Some(stage) = stage {
-        let gathered = gatherer.gather(&stage, assigned_index, &execution.spec.inputs).await?;
+        let gathered = inputs.gather(&stage, assigned_index, &execution.spec.inputs).await?;
         let spec = Arc::make_mut(&mut execution.spec);
         spec.inputs.extend(gathered);
         let item = match stage.items {
             None => None,
             Some(Items::Numbers(first)) => Some(first.saturating_add(i64::from(execution.index)).to_string()),
             Some(Items::Listed(list)) => {
-                let item = gatherer.items.item(&gatherer.blobs, list, execution.index).await?;
+                let item = inputs.item(list, execution.index).await?;
                 spec.inputs.extend(item.file);
                 Some(item.text)
             }
         };
         spec.environment.extend(item.map(|item| ("GREY_ITEM".to_owned(), item)));
     }
-    let failed = |error: grey_blob::BlobError| GatherError::Failed(error.to_string());
     if let Some(stdin) = &execution.spec.stdin {
-        execution.stdin = Some(gatherer.blobs.verified_path(&stdin.digest).await.map_err(failed)?);
+        execution.stdin = Some(inputs.path(&stdin.digest).await?);
     }
     for input in &execution.spec.inputs {
-        execution.inputs.push(gatherer.blobs.verified_path(&input.blob.digest).await.map_err(failed)?);
+        execution.inputs.push(inputs.path(&input.blob.digest).await?);
     }
     Ok(())
 }
@@ -331,6 +364,39 @@ fn inline(executed: Executed) -> Result<AttemptResult, Box<Executed>> {
         files: executed.files.into_iter().map(file).collect(),
         message: executed.message,
     })
+}
+
+/// Has a majority of the servers keep what the result names, before the result counts. A worker that cannot reach them tries on: nobody
+/// could read what only it has.
+async fn spread(blobs: &Blobs, result: AttemptResult) -> AttemptResult {
+    let named: Vec<Digest> = result.blobs().map(|(_, blob)| blob.digest).collect();
+    for digest in named {
+        let begun = Instant::now();
+        while let Err(error) = blobs.spread(&digest).await {
+            if begun.elapsed() >= SPREAD_WITHIN {
+                tracing::error!(%error, "an attempt's outputs are not on enough servers");
+                return lost(&result, &format!("its outputs could not be stored: {error}"));
+            }
+            tokio::time::sleep(SPREAD_AGAIN).await;
+        }
+    }
+    result
+}
+
+/// The result of an attempt whose outputs are nowhere.
+fn lost(result: &AttemptResult, message: &str) -> AttemptResult {
+    AttemptResult {
+        outcome: Outcome::Infrastructure,
+        sandbox: result.sandbox,
+        usage_source: result.usage_source,
+        stdout: Content::EMPTY,
+        stderr: Content::EMPTY,
+        files: Vec::new(),
+        message: message
+            .get(..message.floor_char_boundary(limits::MESSAGE_BYTES))
+            .unwrap_or_default()
+            .to_owned(),
+    }
 }
 
 /// Puts what is large into blobs, durably. When that fails the attempt has no result, and the task is not at fault.

@@ -273,8 +273,19 @@ impl Authority {
     }
 }
 
+/// The cluster's root key, from the last certificate of a chain.
+///
+/// # Errors
+/// [`TrustError::Certificate`] when it is not of this cluster.
+pub fn root_of_chain(chain: &[Vec<u8>], cluster: &Digest) -> Result<VerifyingKey, TrustError> {
+    let foreign = || TrustError::Certificate("the chain does not end in the cluster's root".to_owned());
+    let root = chain.last().ok_or_else(foreign)?;
+    let key = VerifyingKey::from_bytes(&ed25519_of(&spki_of(root)?).ok_or_else(foreign)?)?;
+    if key.id() == *cluster { Ok(key) } else { Err(foreign()) }
+}
+
 /// A certificate as text (RFC 7468).
-fn pem(der: &[u8]) -> String {
+pub fn pem(der: &[u8]) -> String {
     let encoded = base64::engine::general_purpose::STANDARD.encode(der);
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in encoded.as_bytes().chunks(64) {

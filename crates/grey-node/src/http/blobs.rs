@@ -45,6 +45,14 @@ pub(crate) async fn create(
     let pieces = request.into_body().into_data_stream();
     let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, node.keeping.promised_until()).await;
     let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;
+    // Whoever is told that it is kept may lose any one server after that.
+    node.depot.spread(&digest).await.map_err(|error| {
+        Refusal(
+            Problem::new(ErrorCode::Unavailable, error.to_string())
+                .hint("send it again when more servers are in touch")
+                .retry_after_ms(1_000),
+        )
+    })?;
     node.claims.sent(principal.scope(), digest);
     json(&BlobCreated { digest: digest.to_string(), size_bytes })
 }
@@ -88,6 +96,8 @@ pub(crate) async fn check(
     again: Option<JobId>,
 ) -> Result<(), Refusal> {
     let until = node.keeping.promised_until();
+    // What was sent to an earlier leader is on a majority, and so perhaps not here.
+    drop(node.depot.ensure(digest).await);
     let found = node.blobs.count_on(digest, until).await.map_err(|error| refused(&error))?;
     // A job that is run again is its tenant's, and so is its content.
     let found = found.filter(|_| again.is_some() || node.claims.may_name(scope, digest));

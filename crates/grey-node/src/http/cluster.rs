@@ -20,7 +20,7 @@ fn devices(kind: &WorkerDevices) -> (String, DeviceStatus) {
 
 /// `GET /v1/cluster`.
 pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refusal> {
-    let identity = (node.identity.cluster(), node.identity.root.class.name());
+    let identity = (node.signing.cluster, node.signing.root.class.name());
     let data_dir = node.data_dir.display().to_string();
     let refusing = node.disk.refusal().map(|problem| problem.detail);
     let (retention, server) = (node.keeping.status(&node.records), node.server);
@@ -69,7 +69,7 @@ pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refu
 
 /// `GET /v1/cluster/root`.
 pub(crate) async fn root(State(node): State<Arc<Node>>) -> Response {
-    typed("application/json", node.identity.root.encode())
+    typed("application/json", node.signing.root.encode())
 }
 
 /// `POST /v1/cluster/shutdown`.

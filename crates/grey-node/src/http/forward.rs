@@ -58,7 +58,6 @@ fn unavailable(detail: impl Into<String>) -> Problem {
 
 impl Forwarder {
     /// A way to servers whose certificates lead to the cluster's root.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for a server of a cluster"))]
     pub(crate) fn new(trust: Trust) -> Forwarder {
         Forwarder { trust, idle: Mutex::new(Vec::new()) }
     }

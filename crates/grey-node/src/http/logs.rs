@@ -98,7 +98,7 @@ async fn running(node: &Node, id: TaskId) -> Result<Option<u32>, Problem> {
 }
 
 fn tail(node: &Node, task: TaskId, attempt: u32, stream: OutputStream) -> Option<Arc<dyn Tail>> {
-    node.process.tail(AttemptId { task, epoch: Epoch(attempt) }, stream)
+    node.process.as_ref()?.tail(AttemptId { task, epoch: Epoch(attempt) }, stream)
 }
 
 fn of(attempt: u32, mut response: Response) -> Response {

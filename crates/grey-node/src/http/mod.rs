@@ -70,6 +70,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/nodes/{id}", get(nodes::show))
         .route("/v1/nodes/{id}/block", post(nodes::block))
         .route("/v1/nodes/{id}/unblock", post(nodes::unblock))
+        .route("/v1/nodes/{id}/remove", post(nodes::remove))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
@@ -95,7 +96,6 @@ pub(crate) fn for_loopback(node: Arc<Node>, token: String) -> Router {
 }
 
 /// Routes for every server of a cluster, behind its TLS listener: tokens of the cluster say who may do what, and the leader answers.
-#[allow(dead_code, reason = "for a server of a cluster")]
 pub(crate) fn for_cluster(node: Arc<Node>) -> Router {
     routes(node, Entrance::Cluster)
 }

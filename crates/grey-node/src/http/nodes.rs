@@ -102,6 +102,14 @@ pub(crate) async fn unblock(
     set_standing(&node, &id, NodeStanding::Admitted).await
 }
 
+/// `POST /v1/nodes/{id}/remove`.
+pub(crate) async fn remove(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    set_standing(&node, &id, NodeStanding::Leaving).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -182,6 +182,7 @@ async fn alone(node: &Node, facts: &views::TaskFacts, flow: Option<&Flow>) -> Re
         }
         Some(Items::Listed(list)) => {
             let index = u32::try_from(position).unwrap_or(u32::MAX);
+            drop(node.depot.ensure(&list.digest).await);
             let item = node.items.item(&node.blobs, list, index).await;
             let item = match item {
                 Ok(item) => item,

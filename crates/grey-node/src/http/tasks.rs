@@ -99,6 +99,8 @@ pub(super) async fn serve(
             Ok(typed(MEDIA_TYPE, Bytes::copy_from_slice(bytes.get(from..).unwrap_or_default())))
         }
         Content::Blob(blob) => {
+            // What is not here may be on another server; what is nowhere is told below.
+            drop(node.depot.ensure(&blob.digest).await);
             let opened = node.blobs.reader(&blob.digest, offset).await;
             let (_, pieces) = opened.map_err(|error| {
                 if matches!(error, BlobError::NotFound { .. }) && is_gone(node, facts, class) {
@@ -142,7 +144,7 @@ pub(crate) async fn proof(
     let id: TaskId = value("id", &id)?;
     let (_, attempt) = views::ended_attempt(&node, id, epoch(&query)?).await?;
     let log = node.view(|state| state.meta().log.clone()).await?;
-    let bundle = prover::prove(&node, &attempt, &log)?;
+    let bundle = prover::prove(&node, &attempt, &log).await?;
     Ok(typed("application/vnd.grey.proof.v1+json", bundle.encode()))
 }
 

@@ -203,7 +203,7 @@ pub(crate) async fn create_join(
         return Err(Refusal(problem.hint("`grey cluster init` begins one of several machines")));
     }
     let created_wall_ms = wall_ms();
-    let token = JoinToken::new(node.identity.cluster(), secret()?);
+    let token = JoinToken::new(node.signing.cluster, secret()?);
     let expires_wall_ms = created_wall_ms.saturating_add(request.valid_ms);
     let row = JoinTokenRow { id: token.id(), role, expires_wall_ms, created_wall_ms };
     node.propose(Command::CreateJoinToken(CreateJoinToken { token: row })).await?;

@@ -66,7 +66,8 @@ pub(crate) struct CollectorWiring {
     pub(crate) blobs: Arc<BlobStore>,
     pub(crate) keeping: Arc<Keeping>,
     pub(crate) asker: Asker,
-    pub(crate) worker: Sender<WorkerMessage>,
+    /// The worker of this process, where it has one.
+    pub(crate) worker: Option<Sender<WorkerMessage>>,
     pub(crate) side: SyncSender<SideRequest>,
 }
 
@@ -152,8 +153,9 @@ impl Collector {
 
     /// Marks what results name that have not become records yet.
     fn mark_unreported(&mut self, marks: &mut Marks) -> Result<(), Stop> {
+        let Some(worker) = &self.wiring.worker else { return Ok(()) };
         let (reply, answer) = oneshot::channel();
-        self.wiring.worker.send(WorkerMessage::Unreported(reply)).map_err(|_| Stop::Ended)?;
+        worker.send(WorkerMessage::Unreported(reply)).map_err(|_| Stop::Ended)?;
         let unreported = answer.blocking_recv().map_err(|_| Stop::Ended)?;
         unreported.iter().for_each(|digest| marks.insert(digest));
         self.rest()

@@ -19,6 +19,9 @@ pub(crate) struct Asker {
     pub(crate) control: Sender<Message>,
     pub(crate) kept: watch::Receiver<u64>,
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Whether this is one server of several: then the state as it is here has to do, and what it does not name yet was counted on
+    /// when it came, and is on other servers.
+    pub(crate) is_among_others: bool,
 }
 
 /// What one step found.
@@ -62,12 +65,20 @@ impl Asker {
         question: impl FnOnce(&State) -> T + Send + 'static,
     ) -> Result<(T, u64), Stop> {
         let (reply, answer) = oneshot::channel();
-        let question: Question = Box::new(move |replica: Result<&Replica, _>| {
-            let found = replica.map(|replica| (question(replica.state()), replica.state().applied_index()));
-            // Who asked and is gone needs no answer.
-            drop(reply.send(found));
-        });
-        self.control.send(Message::Ask(question)).map_err(|_| Stop::Ended)?;
+        if self.is_among_others {
+            let question = Box::new(move |replica: &Replica| {
+                drop(reply.send(Ok((question(replica.state()), replica.state().applied_index()))));
+            });
+            self.control.send(Message::Look(question)).map_err(|_| Stop::Ended)?;
+        } else {
+            let question: Question = Box::new(move |replica: Result<&Replica, _>| {
+                let found =
+                    replica.map(|replica| (question(replica.state()), replica.state().applied_index()));
+                // Who asked and is gone needs no answer.
+                drop(reply.send(found));
+            });
+            self.control.send(Message::Ask(question)).map_err(|_| Stop::Ended)?;
+        }
         match answer.blocking_recv() {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => Err(Stop::Failed(error.to_string())),

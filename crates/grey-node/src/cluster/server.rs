@@ -1,0 +1,382 @@
+//! A server of a cluster.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use grey_blob::BlobStore;
+use grey_core::{Bootstrap, Command, EnrolFounder, NodeRole, TenantRecord};
+use grey_proof::{Digest, StreamDigest};
+use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
+use grey_store::{DirectoryLock, Disk, Folder};
+use grey_trust::{Authority, IdentityHandle, JoinToken, Trust, client_config, server_config};
+use grey_wire::{AuthorityRequest, MESSAGE_BYTES, NodePlaneServer};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::found::Founding;
+use super::papers::{Papers, node_secret, proof_key, tls_seed};
+use super::renew::renew;
+use crate::blobs::Blobs;
+use crate::clock::wall_ms;
+use crate::config::{Join, ServerConfig};
+use crate::control::{Message, Outcome};
+use crate::directory::{Directory, ServerPlace};
+use crate::disk_room::DiskRoom;
+use crate::engine::{Engine, EngineOptions, end, start_engine};
+use crate::error::NodeError;
+use crate::format::check_format;
+use crate::gather::Gatherer;
+use crate::handle::{Activity, Node, upload_gate};
+use crate::http;
+use crate::items::ItemLists;
+use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
+use crate::peers::Peers;
+use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
+use crate::retention::Keeping;
+
+/// How long leadership may take to be handed on at the end.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
+/// How often a server without the authority asks the others for it.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long open requests may take to end at a shutdown.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What a server tells once it takes requests.
+#[derive(Debug, Clone)]
+pub struct ServerReady {
+    /// Its number.
+    pub server: u64,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What others dial.
+    pub advertise: String,
+    /// The cluster.
+    pub cluster: Digest,
+}
+
+/// The digest of the binary that runs.
+pub(super) fn measurement() -> Result<Digest, NodeError> {
+    let path = "/proc/self/exe";
+    let mut file = File::open(path).map_err(NodeError::io("open", path))?;
+    let (mut hash, mut piece) = (StreamDigest::new(), vec![0; 1024 * 1024]);
+    loop {
+        match file.read(&mut piece).map_err(NodeError::io("read", path))? {
+            0 => return Ok(hash.finish().1),
+            read => hash.update(piece.get(..read).unwrap_or_default()),
+        }
+    }
+}
+
+/// Enters the cluster, where the directory belongs to none yet.
+fn enter(
+    runtime: &tokio::runtime::Runtime,
+    directory: &Path,
+    joining: &Joining,
+    servers: &[String],
+    token: &str,
+) -> Result<Papers, NodeError> {
+    let token: JoinToken = token.parse()?;
+    let trust = Trust::of_cluster(token.cluster());
+    let dialler = Dialler::new(Arc::new(client_config(&trust, None)?));
+    let accept = runtime.block_on(joining.enter(&dialler, servers, &token))?;
+    tracing::info!(cluster = %accept.cluster, server = ?accept.server, "entered the cluster");
+    Papers::accepted(directory, joining.role, &accept)
+}
+
+/// The papers of a node that belongs to a cluster, or enters it now.
+pub(super) fn papers(
+    runtime: &tokio::runtime::Runtime,
+    directory: &Path,
+    joining: &Joining,
+    join: Option<&Join>,
+) -> Result<Papers, NodeError> {
+    if let Some(papers) = Papers::open(directory, joining.role)? {
+        return Ok(papers);
+    }
+    let missing = |hint| NodeError::NoCluster { directory: directory.display().to_string(), hint };
+    let join = join.ok_or_else(|| {
+        missing("begin one with `grey cluster init`, or give --join and a token of `grey cluster token`")
+    })?;
+    let token = join.token.as_ref().ok_or_else(|| {
+        missing("a token of `grey cluster token` is needed, with --join-token-file or GREY_JOIN_TOKEN")
+    })?;
+    let token = token.read().map_err(|error| NodeError::Config(error.to_string()))?;
+    let servers: Vec<String> = join.servers.iter().map(ToString::to_string).collect();
+    enter(runtime, directory, joining, &servers, &token)
+}
+
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, NodeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(NodeError::io("start", "the runtime"))
+}
+
+/// Runs a server until it is told to end or cannot go on.
+///
+/// # Errors
+/// Why it cannot start, or go on.
+pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) -> Result<(), NodeError> {
+    config.retention.check()?;
+    let directory = config.data_dir.as_path();
+    let _lock = DirectoryLock::take(directory)?;
+    check_format(directory)?;
+    let door = config.intake.door()?;
+    let runtime = runtime()?;
+    let secret = node_secret(directory)?;
+    let joining = Joining {
+        role: NodeRole::Server,
+        name: config.name.clone(),
+        address: config.advertise.to_string(),
+        key: proof_key(&secret, NodeRole::Server),
+        tls_seed: tls_seed(&secret),
+        measurement: measurement()?,
+    };
+    let papers = papers(&runtime, directory, &joining, config.join.as_ref())?;
+    let disk: Arc<dyn Disk> =
+        Arc::new(Folder::open(directory).map_err(NodeError::io("open", directory.display()))?);
+    let (dial, asked) = unbounded_channel();
+    let own = papers.number();
+    let seed = crate::engine::seed()?;
+    let options = EngineOptions {
+        server: own,
+        cluster: papers.cluster(),
+        checkpoint_bytes: CHECKPOINT_BYTES,
+        behaviour: ServerOptions {
+            watch: Some(WatchOptions::default()),
+            door,
+            links: Some(LinkOptions { seed, ..LinkOptions::default() }),
+        },
+        worker_key: None,
+        peers: Some(Peers::new(own, dial, papers.servers())),
+    };
+    let mut engine = start_engine(disk, directory, options)?;
+    let served = runtime.block_on(serve(config, papers, joining, asked, &mut engine, on_ready));
+    let ended = end(engine);
+    runtime.shutdown_timeout(GRACE);
+    served.and(ended)
+}
+
+/// The servers as the state has them; as they were known before where it has none.
+fn follow_places(
+    mut directory: watch::Receiver<Arc<Directory>>,
+    trust: Trust,
+    known: Vec<ServerPlace>,
+) -> watch::Receiver<Vec<ServerPlace>> {
+    trust.pin(known.iter().map(|place| place.tls_key));
+    let (sender, places) = watch::channel(known);
+    tokio::spawn(async move {
+        loop {
+            let found: Vec<ServerPlace> = directory.borrow_and_update().servers().collect();
+            if !found.is_empty() {
+                trust.pin(found.iter().map(|place| place.tls_key));
+                sender.send_replace(found);
+            }
+            if directory.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    places
+}
+
+async fn serve(
+    config: &ServerConfig,
+    papers: Papers,
+    joining: Joining,
+    asked: tokio::sync::mpsc::UnboundedReceiver<ServerPlace>,
+    engine: &mut Engine,
+    on_ready: impl FnOnce(&ServerReady),
+) -> Result<(), NodeError> {
+    let (cluster, own, known) = (papers.cluster(), papers.number(), papers.servers());
+    let trust = Trust::of_cluster(cluster);
+    let handle = IdentityHandle::new(&papers.tls)?;
+    let dialler = Dialler::new(Arc::new(client_config(&trust, Some(&handle))?));
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => NodeError::AddressInUse { address: config.listen.to_string() },
+        _ => NodeError::io("listen on", config.listen)(error),
+    })?;
+    let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
+    let places = follow_places(engine.directory.clone(), trust.clone(), known.clone());
+    tokio::spawn(dial_servers(dialler.clone(), cluster, asked, engine.control.clone()));
+
+    let local = Arc::new(BlobStore::open(&config.data_dir.join("blobs"))?);
+    let servers = Servers::new(dialler.clone(), places.clone());
+    let blobs = Arc::new(Blobs::among(local.clone(), servers, Some(own)));
+    let admission = Arc::new(Admission::new(
+        cluster,
+        engine.control.clone(),
+        engine.directory.clone(),
+        engine.role.clone(),
+        papers.authority()?,
+    ));
+    let plane = Plane {
+        cluster,
+        control: engine.control.clone(),
+        directory: engine.directory.clone(),
+        role: engine.role.clone(),
+        blobs: blobs.clone(),
+        gatherer: Gatherer {
+            records: engine.records.clone(),
+            kept: engine.kept.clone(),
+            blobs: local.clone(),
+        },
+        admission: admission.clone(),
+        known,
+    };
+    let node_plane = NodePlaneServer::new(Served(Arc::new(plane)))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let node_plane = tonic::service::Routes::new(node_plane).into_axum_router();
+    let keeping = Arc::new(Keeping::new(config.retention));
+    start_collector(engine, &local, &keeping, true)?;
+    let forwarder =
+        http::Forwarder::new(grey_api::Trust::from_pem(papers.ca_pem()?.as_bytes()).map_err(|error| {
+            NodeError::Damaged {
+                file: config.data_dir.join("ca.pem").display().to_string(),
+                reason: error.to_string(),
+            }
+        })?);
+    let node = Arc::new(Node {
+        control: engine.control.clone(),
+        kept: engine.kept.clone(),
+        role: engine.role.clone(),
+        directory: engine.directory.clone(),
+        server: own,
+        forwarder: Some(forwarder),
+        records: engine.records.clone(),
+        tree: engine.tree.clone(),
+        blobs: local,
+        depot: blobs,
+        claims: Arc::default(),
+        keeping,
+        items: Arc::new(ItemLists::default()),
+        process: None,
+        signing: papers.signing()?,
+        events: engine.events.clone(),
+        rate: engine.rate.clone(),
+        data_dir: config.data_dir.clone(),
+        shutdown: Notify::new(),
+        activity: Arc::new(Activity::new()),
+        uploads: upload_gate(),
+        pressure: engine.pressure.clone(),
+        disk: DiskRoom::new(config.data_dir.clone())?,
+        capacity: None,
+    });
+    if let Some(founding) = Founding::read(&config.data_dir)? {
+        let (engine_control, role, directory) =
+            (engine.control.clone(), engine.role.clone(), engine.directory.clone());
+        tokio::spawn(async move {
+            if let Err(error) = enrol(engine_control, role, directory, cluster, founding).await {
+                tracing::error!(%error, "the cluster could not be founded");
+            }
+        });
+    }
+    let data_dir = papers.directory().to_path_buf();
+    let papers = Arc::new(Mutex::new(papers));
+    tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), places.clone()));
+    if !admission.is_complete() {
+        tokio::spawn(fetch_authority(admission, dialler, places, cluster, own, data_dir));
+    }
+    let (stop, stopping) = watch::channel(false);
+    let tls = Arc::new(server_config(&trust, &handle)?);
+    let listens = tokio::spawn(listen(listener, tls, node_plane, http::for_cluster(node.clone()), stopping));
+    on_ready(&ServerReady {
+        server: own,
+        listen: listening,
+        advertise: config.advertise.to_string(),
+        cluster,
+    });
+    let ended = wait_for_end(&node, &engine.ended, None).await;
+    hand_over(engine).await;
+    stop.send_replace(true);
+    drop(tokio::time::timeout(GRACE, listens).await);
+    ended
+}
+
+/// Before a server ends, another one leads, so that nobody waits for an election.
+async fn hand_over(engine: &Engine) {
+    let (reply, done) = oneshot::channel();
+    if !engine.role.borrow().leads || engine.control.send(Message::HandOver(reply)).is_err() {
+        return;
+    }
+    let mut role = engine.role.clone();
+    let handed = async {
+        drop(done.await);
+        // Whoever would say so is gone only when the server ends.
+        drop(role.wait_for(|role| !role.leads).await);
+    };
+    if tokio::time::timeout(HAND_OVER_WITHIN, handed).await.is_err() {
+        tracing::info!("nobody took over the leadership");
+    }
+}
+
+/// The first entries of a cluster. Whichever of them is there already is not made again.
+async fn enrol(
+    control: std::sync::mpsc::Sender<Message>,
+    mut role: watch::Receiver<crate::control::Role>,
+    mut directory: watch::Receiver<Arc<Directory>>,
+    cluster: Digest,
+    founding: EnrolFounder,
+) -> Result<(), NodeError> {
+    let gone = || NodeError::ThreadEnded("control");
+    role.wait_for(|role| role.leads || role.leader != 0).await.map_err(|_| gone())?;
+    if !role.borrow().leads || directory.borrow().nodes().next().is_some() {
+        return Ok(());
+    }
+    let propose = async |command: Command| {
+        let (reply, answer) = oneshot::channel();
+        control.send(Message::Propose(command, Instant::now(), reply)).map_err(|_| gone())?;
+        match answer.await {
+            Ok(Outcome::Applied(Ok(_), _)) => Ok(()),
+            other => {
+                tracing::error!(?other, "an entry of the founding was not taken");
+                Err(gone())
+            }
+        }
+    };
+    if directory.borrow().tenants.is_empty() {
+        let tenant = |name: &str| TenantRecord { name: name.to_owned(), defaults: defaults() };
+        let tenants = vec![tenant("system"), tenant("default")];
+        propose(Command::Bootstrap(Bootstrap { cluster, wall_ms: wall_ms(), tenants })).await?;
+    }
+    propose(Command::EnrolFounder(founding)).await?;
+    directory.wait_for(|directory| directory.nodes().next().is_some()).await.map_err(|_| gone())?;
+    tracing::info!(%cluster, "the cluster is founded");
+    Ok(())
+}
+
+/// A server that has entered gets what issues certificates from another one, so that it can lead.
+async fn fetch_authority(
+    admission: Arc<Admission>,
+    dialler: Dialler,
+    places: watch::Receiver<Vec<ServerPlace>>,
+    cluster: Digest,
+    own: u64,
+    data_dir: std::path::PathBuf,
+) {
+    loop {
+        let known = places.borrow().clone();
+        for place in known.iter().filter(|place| place.number != own) {
+            let Ok(dialled) = dialler.dial(&place.address, Some(place.tls_key)).await else { continue };
+            let mut client = dialled.client;
+            let Ok(answer) = client.authority(AuthorityRequest {}).await else { continue };
+            match Authority::decode(&answer.into_inner().authority, &cluster) {
+                Ok(authority) => match Papers::keep_authority(&data_dir, &authority) {
+                    Ok(()) => return admission.provide(authority),
+                    Err(error) => tracing::error!(%error, "what issues certificates is not kept"),
+                },
+                Err(error) => {
+                    tracing::warn!(server = place.number, %error, "another server's authority is not usable")
+                }
+            }
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}

@@ -1,0 +1,17 @@
+//! The node plane: how servers and workers reach one another. It carries messages and decides nothing.
+
+mod dial;
+mod join;
+mod listen;
+mod replicate;
+mod servers;
+mod service;
+mod work;
+
+pub(crate) use dial::Dialler;
+pub(crate) use join::{Admission, Answered, Joining, certificate_id};
+pub(crate) use listen::listen;
+pub(crate) use replicate::dial_servers;
+pub(crate) use servers::{Servers, content_of};
+pub(crate) use service::{Plane, Served};
+pub(crate) use work::link_to_leader;

@@ -1,0 +1,368 @@
+//! What a server does for other nodes. Who may ask for what is settled here, by the key of the connection, on every call.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use grey_core::{NodeRole, NodeRow, NodeStanding, limits};
+use grey_proof::{Digest, VerifyingKey};
+use grey_replica::{Parcel, Peer, PeerMessage};
+use grey_wire::{
+    AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
+    Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply,
+    ServersRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest, decode_from_worker,
+    decode_stage, encode_to_worker, replicate_request, work_request,
+};
+use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::join::Admission;
+use super::listen::Connection;
+use super::replicate::next_connection;
+use super::servers::pieces_of;
+use crate::blobs::Blobs;
+use crate::control::{Message, Role};
+use crate::directory::Directory;
+use crate::directory::ServerPlace;
+use crate::gather::{GatherError, Gatherer};
+use crate::peers::PeerEvent;
+
+/// How long a node may take to say the first thing on a stream.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// Messages to a worker that wait to be written.
+const WAITING: usize = 64;
+/// How long what a node sends of a blob may pause.
+const NEXT_PIECE: Duration = Duration::from_secs(30);
+
+type Answer<T> = Result<Response<T>, Status>;
+type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The node plane of a server.
+pub(crate) struct Plane {
+    pub(crate) cluster: Digest,
+    pub(crate) control: Sender<Message>,
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
+    pub(crate) role: watch::Receiver<Role>,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) gatherer: Gatherer,
+    pub(crate) admission: Arc<Admission>,
+    /// Servers of which this one was told when it entered: until its own state says more, these may speak.
+    pub(crate) known: Vec<ServerPlace>,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+enum Caller {
+    Server(u64),
+    Worker(Box<NodeRow>),
+}
+
+fn connection<T>(request: &Request<T>) -> Result<Connection, Status> {
+    request
+        .extensions()
+        .get::<Connection>()
+        .cloned()
+        .ok_or_else(|| Status::internal("the connection is not known"))
+}
+
+impl Plane {
+    fn caller_of(&self, key: Option<Digest>) -> Result<Caller, Status> {
+        let key = key.ok_or_else(|| Status::unauthenticated("this needs the certificate of a node"))?;
+        let directory = self.directory.borrow().clone();
+        let Some(row) = directory.node_of_key(&key) else {
+            let known = self.known.iter().find(|place| place.tls_key == key);
+            return match known.filter(|_| directory.nodes().next().is_none()) {
+                Some(place) => Ok(Caller::Server(place.number)),
+                None => Err(Status::unauthenticated("the node does not belong to this cluster (any more)")),
+            };
+        };
+        match (row.standing, row.role, row.server) {
+            (NodeStanding::Blocked, ..) => Err(Status::permission_denied("the node is blocked")),
+            (_, NodeRole::Server, Some(number)) => Ok(Caller::Server(number)),
+            (_, NodeRole::Worker, _) => Ok(Caller::Worker(Box::new(row.clone()))),
+            (_, NodeRole::Server, None) => Err(Status::permission_denied("the server has no number")),
+        }
+    }
+
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        self.caller_of(connection(request)?.tls_key)
+    }
+
+    fn server<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        match self.caller(request)? {
+            Caller::Server(number) => Ok(number),
+            Caller::Worker(_) => Err(Status::permission_denied("this is for servers")),
+        }
+    }
+
+    fn worker<T>(&self, request: &Request<T>) -> Result<NodeRow, Status> {
+        match self.caller(request)? {
+            Caller::Worker(row) => Ok(*row),
+            Caller::Server(_) => Err(Status::permission_denied("this is for workers")),
+        }
+    }
+
+    fn greeted(&self, hello: &Hello) -> Result<(), Status> {
+        check_hello(hello, &self.cluster)
+            .map(|_| ())
+            .map_err(|error| Status::failed_precondition(error.to_string()))
+    }
+
+    /// Carries messages both ways until somebody ends it; returns why.
+    async fn converse(
+        self: &Arc<Self>,
+        mut stream: Streaming<WorkRequest>,
+        mut written: UnboundedReceiver<Parcel>,
+        out: &Channel<Result<WorkReply, Status>>,
+        talk: Talk,
+    ) -> Status {
+        let Talk { peer, connection, key, tls_key } = talk;
+        let refused = Plane::until_refused(self.directory.clone(), self.clone(), tls_key);
+        let mut refused = core::pin::pin!(refused);
+        loop {
+            tokio::select! {
+                status = refused.as_mut() => return status,
+                parcel = written.recv() => {
+                    let Some(Parcel { number, message, .. }) = parcel else {
+                        return Status::aborted("the server let go of the connection");
+                    };
+                    if let PeerMessage::Worker(message) = message {
+                        let reply = WorkReply { to_worker: encode_to_worker(&message) };
+                        if out.send(Ok(reply)).await.is_err() {
+                            return Status::cancelled("the worker is gone");
+                        }
+                    }
+                    drop(self.control.send(Message::Peer(PeerEvent::Written { peer, connection, number })));
+                }
+                message = stream.message() => {
+                    let said = match message {
+                        Ok(Some(WorkRequest { message: Some(work_request::Message::FromWorker(bytes)) })) => bytes,
+                        Ok(Some(_)) => return Status::invalid_argument("a message of a worker is expected"),
+                        Ok(None) => return Status::cancelled("the worker is gone"),
+                        Err(status) => return status,
+                    };
+                    match decode_from_worker(&said) {
+                        Ok(message) => drop(self.control.send(Message::FromNode(key, message))),
+                        Err(error) => return Status::invalid_argument(error.to_string()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Resolves when the node at the other end may not speak any more.
+    async fn until_refused(
+        directory: watch::Receiver<Arc<Directory>>,
+        plane: Arc<Plane>,
+        key: Option<Digest>,
+    ) -> Status {
+        let mut directory = directory;
+        loop {
+            if directory.changed().await.is_err() {
+                return Status::unavailable("the server is stopping");
+            }
+            if let Err(status) = plane.caller_of(key) {
+                return status;
+            }
+        }
+    }
+}
+
+/// A worker's conversation.
+struct Talk {
+    peer: Peer,
+    connection: u64,
+    key: VerifyingKey,
+    tls_key: Option<Digest>,
+}
+
+async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    match tokio::time::timeout(FIRST_MESSAGE, stream.message()).await {
+        Ok(message) => message?.ok_or_else(|| Status::invalid_argument("nothing was said")),
+        Err(_) => Err(Status::deadline_exceeded("nothing was said for 5 s")),
+    }
+}
+
+fn stopping<E>(_: E) -> Status {
+    Status::unavailable("the server is stopping")
+}
+
+/// The node plane as it is served: a handle, so that streams outlive the call that began them.
+pub(crate) struct Served(pub(crate) Arc<Plane>);
+
+#[tonic::async_trait]
+impl NodePlane for Served {
+    async fn replicate(&self, request: Request<Streaming<ReplicateRequest>>) -> Answer<ReplicateReply> {
+        let plane = self.0.clone();
+        let from = plane.server(&request)?;
+        let key = connection(&request)?.tls_key;
+        let mut stream = request.into_inner();
+        match first(&mut stream).await?.message {
+            Some(replicate_request::Message::Hello(hello)) => plane.greeted(&hello)?,
+            _ => return Err(Status::invalid_argument("the first message must be a hello")),
+        }
+        let refused = Plane::until_refused(plane.directory.clone(), plane.clone(), key);
+        let mut refused = core::pin::pin!(refused);
+        loop {
+            let message = tokio::select! {
+                message = stream.message() => message?,
+                status = refused.as_mut() => return Err(status),
+            };
+            match message.map(|message| message.message) {
+                None => return Ok(Response::new(ReplicateReply {})),
+                Some(Some(replicate_request::Message::Engine(bytes))) => {
+                    plane.control.send(Message::FromServer(from, bytes)).map_err(stopping)?;
+                }
+                Some(_) => return Err(Status::invalid_argument("a message of the engine is expected")),
+            }
+        }
+    }
+
+    type WorkStream = Outgoing<WorkReply>;
+
+    async fn work(&self, request: Request<Streaming<WorkRequest>>) -> Answer<Self::WorkStream> {
+        let plane = self.0.clone();
+        let row = plane.worker(&request)?;
+        let tls_key = connection(&request)?.tls_key;
+        let key = VerifyingKey::from_bytes(&row.public_key)
+            .map_err(|error| Status::internal(format!("the node's key: {error}")))?;
+        let mut stream = request.into_inner();
+        match first(&mut stream).await?.message {
+            Some(work_request::Message::Hello(hello)) => plane.greeted(&hello)?,
+            _ => return Err(Status::invalid_argument("the first message must be a hello")),
+        }
+        let (peer, connection) = (Peer::Worker(row.node), next_connection());
+        let (parcels, written) = unbounded_channel();
+        plane
+            .control
+            .send(Message::Peer(PeerEvent::Connected { peer, connection, parcels }))
+            .map_err(stopping)?;
+        let (out, outgoing) = channel(WAITING);
+        tokio::spawn(async move {
+            let status = plane.converse(stream, written, &out, Talk { peer, connection, key, tls_key }).await;
+            drop(plane.control.send(Message::Peer(PeerEvent::Disconnected { peer, connection })));
+            // Who listened may be gone.
+            drop(out.send(Err(status)).await);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    type JoinStream = Outgoing<JoinMessage>;
+
+    async fn join(&self, request: Request<Streaming<JoinMessage>>) -> Answer<Self::JoinStream> {
+        let connection = connection(&request)?;
+        let stream = request.into_inner();
+        Ok(Response::new(Box::pin(self.0.admission.clone().join(connection, stream))))
+    }
+
+    type RenewStream = Outgoing<JoinMessage>;
+
+    async fn renew(&self, request: Request<Streaming<JoinMessage>>) -> Answer<Self::RenewStream> {
+        let connection = connection(&request)?;
+        self.0.caller(&request)?;
+        let stream = request.into_inner();
+        Ok(Response::new(Box::pin(self.0.admission.clone().renew(connection, stream))))
+    }
+
+    async fn servers(&self, request: Request<ServersRequest>) -> Answer<ServersReply> {
+        self.0.caller(&request)?;
+        let directory = self.0.directory.borrow().clone();
+        let servers = directory.servers().map(|place| ServerAddress {
+            number: place.number,
+            address: place.address,
+            tls_key: Bytes::copy_from_slice(&place.tls_key.0),
+        });
+        let leader = self.0.role.borrow().leader;
+        Ok(Response::new(ServersReply { servers: servers.collect(), leader }))
+    }
+
+    async fn authority(&self, request: Request<AuthorityRequest>) -> Answer<AuthorityReply> {
+        self.0.server(&request)?;
+        match self.0.admission.encoded_authority() {
+            Some(authority) => Ok(Response::new(AuthorityReply { authority: authority.into() })),
+            None => Err(Status::unavailable("this server does not have it")),
+        }
+    }
+
+    type FetchBlobStream = Outgoing<BlobPiece>;
+
+    async fn fetch_blob(&self, request: Request<FetchBlobRequest>) -> Answer<Self::FetchBlobStream> {
+        self.0.caller(&request)?;
+        let FetchBlobRequest { digest, anywhere } = request.into_inner();
+        let digest = decode_digest(&digest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if anywhere {
+            let found = self.0.blobs.ensure(&digest).await;
+            found.map_err(|error| Status::not_found(error.to_string()))?;
+        }
+        let read = self.0.blobs.local.reader(&digest, 0).await;
+        let (_, pieces) = read.map_err(|error| Status::not_found(error.to_string()))?;
+        let pieces = pieces.flat_map(|piece| {
+            let pieces = match piece {
+                Ok(piece) => pieces_of(piece).into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(Status::data_loss(error.to_string()))],
+            };
+            futures_util::stream::iter(pieces)
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
+
+    async fn store_blob(&self, request: Request<Streaming<BlobPiece>>) -> Answer<StoreBlobReply> {
+        self.0.caller(&request)?;
+        let mut stream = request.into_inner();
+        let opening = first(&mut stream).await?;
+        let digest =
+            decode_digest(&opening.digest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (sender, received) = tokio::sync::mpsc::channel(4);
+        let pieces = tokio::spawn(async move {
+            let mut next = Some(opening.data);
+            while let Some(data) = next {
+                if sender.send(Ok::<Bytes, Status>(data)).await.is_err() {
+                    return;
+                }
+                next = match tokio::time::timeout(NEXT_PIECE, stream.message()).await {
+                    Ok(Ok(piece)) => piece.map(|piece| piece.data),
+                    Ok(Err(status)) => return drop(sender.send(Err(status)).await),
+                    Err(_) => {
+                        let late = Status::deadline_exceeded("the next piece of a blob took more than 30 s");
+                        return drop(sender.send(Err(late)).await);
+                    }
+                };
+            }
+        });
+        let kept = self.0.blobs.keep(digest, ReceiverStream::new(received), limits::OUTPUT_LIMIT_BYTES).await;
+        pieces.abort();
+        kept.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let servers = if opening.replicate {
+            self.0.blobs.spread(&digest).await.map_err(|error| Status::unavailable(error.to_string()))?
+        } else {
+            1
+        };
+        Ok(Response::new(StoreBlobReply { servers }))
+    }
+
+    async fn gather(&self, request: Request<GatherRequest>) -> Answer<GatherReply> {
+        self.0.worker(&request)?;
+        let GatherRequest { stage, index, taken } = request.into_inner();
+        let stage = decode_stage(&stage).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.0.gatherer.gather(&Arc::new(stage), index, taken.into_iter().collect()).await {
+            Ok(files) => {
+                let files = files.into_iter().map(|file| GatheredFile {
+                    path: file.path,
+                    digest: Bytes::copy_from_slice(&file.blob.digest.0),
+                    size_bytes: file.blob.size_bytes,
+                    executable: file.executable,
+                });
+                Ok(Response::new(GatherReply { files: files.collect(), refused: String::new() }))
+            }
+            Err(GatherError::Refused(refused)) => {
+                Ok(Response::new(GatherReply { files: Vec::new(), refused }))
+            }
+            Err(GatherError::Failed(reason)) => Err(Status::unavailable(reason)),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A worker's way to the leader: it keeps a stream to whichever server is believed to lead.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use grey_core::{FromWorker, ToWorker, WorkerMessage as Told};
+use grey_health::{Backoff, BackoffOptions, Chance};
+use grey_proof::Digest;
+use grey_wire::{ServersRequest, WorkRequest, decode_to_worker, encode_from_worker, hello, work_request};
+use tokio::sync::mpsc::{UnboundedReceiver, channel};
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::servers::Servers;
+use crate::directory::ServerPlace;
+use crate::worker::WorkerMessage;
+
+/// Messages that wait to be written. A worker has few under way at once.
+const WAITING: usize = 256;
+/// How long a server may take to begin to answer.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a stream ended.
+enum Ended {
+    /// The worker ends.
+    Stopping,
+    /// Another server may lead.
+    Elsewhere(u64),
+    /// It broke, or the server does not take the worker.
+    Broken(String),
+}
+
+/// Carries messages between the worker's thread and the leader until the thread ends.
+pub(crate) async fn link_to_leader(
+    servers: Arc<Servers>,
+    cluster: Digest,
+    places: watch::Sender<Vec<ServerPlace>>,
+    mut messages: UnboundedReceiver<FromWorker>,
+    worker: Sender<WorkerMessage>,
+    seed: u64,
+) {
+    let mut chance = Chance::seeded(seed);
+    let Ok(mut backoff) = Backoff::new(BackoffOptions { first_ms: 50, longest_ms: 2_000 }) else { return };
+    let (mut leader, mut turn) = (0u64, 0usize);
+    loop {
+        let known = servers.places();
+        let place = known.iter().find(|place| place.number == leader).or_else(|| {
+            let place = known.get(turn.checked_rem(known.len())?);
+            turn = turn.wrapping_add(1);
+            place
+        });
+        let Some(place) = place.cloned() else {
+            tracing::error!("no server is known");
+            return;
+        };
+        let ended = converse(&servers, cluster, &place, &places, &mut messages, &worker, &mut backoff).await;
+        // What was under way is lost; the worker announces itself anew.
+        if worker.send(WorkerMessage::Disconnected).is_err() {
+            return;
+        }
+        match ended {
+            Ended::Stopping => return,
+            Ended::Elsewhere(number) if number != 0 && number != place.number => leader = number,
+            Ended::Elsewhere(_) => leader = 0,
+            Ended::Broken(reason) => {
+                tracing::info!(
+                    server = place.number,
+                    address = place.address,
+                    reason,
+                    "the connection to a server ended"
+                );
+                leader = 0;
+            }
+        }
+        let wait = Duration::from_millis(backoff.wait_ms(None, &mut chance));
+        let mut waited = core::pin::pin!(tokio::time::sleep(wait));
+        loop {
+            tokio::select! {
+                () = waited.as_mut() => break,
+                // Nobody hears it; the worker says it again when there is somebody.
+                message = messages.recv() => if message.is_none() { return },
+            }
+        }
+    }
+}
+
+async fn converse(
+    servers: &Servers,
+    cluster: Digest,
+    place: &ServerPlace,
+    places: &watch::Sender<Vec<ServerPlace>>,
+    messages: &mut UnboundedReceiver<FromWorker>,
+    worker: &Sender<WorkerMessage>,
+    backoff: &mut Backoff,
+) -> Ended {
+    let mut client = match servers.to(place).await {
+        Ok(client) => client,
+        Err(error) => return Ended::Broken(error.to_string()),
+    };
+    let (sender, receiver) = channel(WAITING);
+    let first = WorkRequest { message: Some(work_request::Message::Hello(hello(&cluster))) };
+    if sender.send(first).await.is_err() {
+        return Ended::Broken("the connection broke".to_owned());
+    }
+    let begun = tokio::time::timeout(BEGIN_WITHIN, client.work(ReceiverStream::new(receiver))).await;
+    let mut answers = match begun {
+        Ok(Ok(answers)) => answers.into_inner(),
+        Ok(Err(status)) => {
+            servers.failed(place.number);
+            return Ended::Broken(status.message().to_owned());
+        }
+        Err(_) => {
+            servers.failed(place.number);
+            return Ended::Broken("no answer within 5 s".to_owned());
+        }
+    };
+    if let Ok(answer) = client.servers(ServersRequest {}).await {
+        let found: Vec<ServerPlace> = answer.into_inner().servers.into_iter().filter_map(place_of).collect();
+        if !found.is_empty() {
+            places.send_if_modified(|known| {
+                let differs = *known != found;
+                if differs {
+                    *known = found;
+                }
+                differs
+            });
+        }
+    }
+    if worker.send(WorkerMessage::Connected).is_err() {
+        return Ended::Stopping;
+    }
+    loop {
+        tokio::select! {
+            message = messages.recv() => {
+                let Some(message) = message else { return Ended::Stopping };
+                let bytes = encode_from_worker(&message);
+                let request = WorkRequest { message: Some(work_request::Message::FromWorker(bytes)) };
+                if sender.send(request).await.is_err() {
+                    return Ended::Broken("the connection broke".to_owned());
+                }
+            }
+            answer = answers.message() => {
+                let told = match answer {
+                    Ok(Some(reply)) => decode_to_worker(&reply.to_worker),
+                    Ok(None) => return Ended::Broken("the server ended the connection".to_owned()),
+                    Err(status) => {
+                        servers.failed(place.number);
+                        return Ended::Broken(status.message().to_owned());
+                    }
+                };
+                let told: ToWorker = match told {
+                    Ok(told) => told,
+                    Err(error) => return Ended::Broken(error.to_string()),
+                };
+                if let Told::Unavailable { leader } = told.message {
+                    return Ended::Elsewhere(leader);
+                }
+                backoff.reset();
+                if worker.send(WorkerMessage::FromLeader(told)).is_err() {
+                    return Ended::Stopping;
+                }
+            }
+        }
+    }
+}
+
+/// A server as it is dialled, where what was told of it can be read.
+pub(super) fn place_of(address: grey_wire::ServerAddress) -> Option<ServerPlace> {
+    let tls_key = grey_wire::decode_digest(&address.tls_key).ok()?;
+    Some(ServerPlace { number: address.number, address: address.address, tls_key })
+}
