@@ -373,6 +373,7 @@ mod tests {
                     "post /v1/join-tokens",
                     "post /v1/nodes/{id}/block",
                     "post /v1/nodes/{id}/unblock",
+                    "post /v1/nodes/{id}/remove",
                 ],
             ),
             (".....ny", &["post /v1/cluster/shutdown"]),
