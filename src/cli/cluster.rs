@@ -79,8 +79,12 @@ pub enum ClusterCommand {
     /// Make a token with which one node may enter the cluster, once
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(JoinTokenArguments),
-    /// The cluster as this node sees it
-    Status,
+    /// The cluster as its leader sees it
+    Status {
+        /// As the server sees it that is asked, which may lag behind
+        #[arg(long)]
+        here: bool,
+    },
     /// The root that a verifier keeps, to be given to `grey verify --root`
     Root,
 }
@@ -106,9 +110,18 @@ pub fn kept(retention: &RetentionStatus) -> (String, String) {
     (history, blobs)
 }
 
+/// Who votes, and who learns.
+fn members(status: &ClusterStatus) -> String {
+    let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    match status.learners.as_slice() {
+        [] => numbers(&status.voters),
+        learners => format!("{}; {} learn(s)", numbers(&status.voters), numbers(learners)),
+    }
+}
+
 fn text(status: &ClusterStatus) -> String {
     let mut text = format!(
-        "cluster   {} ({} root)\nserver    {} of term {}, leader {}, version {}, process {}\nlog       applied to {}, state {}\nwork      {} job(s) live, {} jobs and {} tasks submitted, {} reports\ndata      {}\n",
+        "cluster   {} ({} root)\nserver    {} of term {}, leader {}, version {}, process {}\nvoters    {}\nlog       applied to {}, state {}\nwork      {} job(s) live, {} jobs and {} tasks submitted, {} reports\ndata      {}\n",
         status.cluster,
         status.class,
         status.server,
@@ -116,6 +129,7 @@ fn text(status: &ClusterStatus) -> String {
         status.leader,
         status.version,
         status.process_id,
+        members(status),
         status.applied_index,
         status.state_hash,
         status.jobs_live,
@@ -159,8 +173,9 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
                 let created: JoinTokenCreated = client.post("/v1/join-tokens", &request, None).await?;
                 output.result(&created, || format!("{}\n", created.token))?;
             }
-            ClusterCommand::Status => {
-                let status: ClusterStatus = client.get("/v1/cluster").await?;
+            ClusterCommand::Status { here } => {
+                let path = if *here { "/v1/cluster?stale=true" } else { "/v1/cluster" };
+                let status: ClusterStatus = client.get(path).await?;
                 output.result(&status, || text(&status))?;
             }
             ClusterCommand::Root => output.bytes(&client.get_bytes("/v1/cluster/root").await?)?,

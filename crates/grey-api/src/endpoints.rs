@@ -179,7 +179,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     post("/v1/nodes/{id}/block", Right::ChangeNodes, "Keep a node out").gives("NodeStatus"),
     post("/v1/nodes/{id}/unblock", Right::ChangeNodes, "Let a node speak again").gives("NodeStatus"),
     post("/v1/nodes/{id}/remove", Right::ChangeNodes, "Take a node out of the cluster").gives("NodeStatus"),
-    get("/v1/cluster", Right::ReadCluster, "The cluster as this node sees it").gives("ClusterStatus"),
+    get("/v1/cluster", Right::ReadCluster, "The cluster as its leader sees it")
+        .query(&[("stale", "true: as the server sees it that is asked, which may lag behind")])
+        .gives("ClusterStatus"),
     get("/v1/cluster/root", Right::BeKnown, "The root that a verifier keeps").gives("application/json"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
         .gives("application/json"),

@@ -537,6 +537,12 @@ pub struct ClusterStatus {
     pub leader: u64,
     /// The term.
     pub term: u64,
+    /// Servers that vote, by their numbers.
+    #[serde(default)]
+    pub voters: Vec<u64>,
+    /// Servers that receive the log and do not vote yet.
+    #[serde(default)]
+    pub learners: Vec<u64>,
     /// Index of the last applied entry.
     pub applied_index: u64,
     /// Hash of the state at that index: equal on every server.

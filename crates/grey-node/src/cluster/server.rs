@@ -27,7 +27,7 @@ use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
 use crate::directory::{Directory, ServerPlace};
 use crate::disk_room::DiskRoom;
-use crate::engine::{Engine, EngineOptions, end, start_engine};
+use crate::engine::{Engine, EngineOptions, FOUNDER, end, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::Gatherer;
@@ -326,7 +326,8 @@ async fn enrol(
     founding: EnrolFounder,
 ) -> Result<(), NodeError> {
     let gone = || NodeError::ThreadEnded("control");
-    role.wait_for(|role| role.leads || role.leader != 0).await.map_err(|_| gone())?;
+    // The engine names this server before it leads; that another one leads means that the cluster was founded long ago.
+    role.wait_for(|role| role.leads || ![0, FOUNDER].contains(&role.leader)).await.map_err(|_| gone())?;
     if !role.borrow().leads || directory.borrow().nodes().next().is_some() {
         return Ok(());
     }

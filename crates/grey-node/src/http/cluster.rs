@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::Response;
 use grey_api::{ClusterStatus, DeviceStatus, ErrorCode, Problem, WorkerStatus};
 use grey_core::WorkerDevices;
+use grey_replica::Replica;
 
-use super::reply::{Refusal, json, typed};
+use super::jobs::Parameters;
+use super::reply::{Refusal, json, typed, value};
 use crate::control::Role;
 use crate::handle::Node;
 
@@ -19,52 +21,57 @@ fn devices(kind: &WorkerDevices) -> (String, DeviceStatus) {
 }
 
 /// `GET /v1/cluster`.
-pub(crate) async fn show(State(node): State<Arc<Node>>) -> Result<Response, Refusal> {
+pub(crate) async fn show(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<Parameters>,
+) -> Result<Response, Refusal> {
+    let stale = query.get("stale").map(|text| value::<bool>("stale", text)).transpose()?.unwrap_or(false);
     let identity = (node.signing.cluster, node.signing.root.class.name());
     let data_dir = node.data_dir.display().to_string();
     let refusing = node.disk.refusal().map(|problem| problem.detail);
     let (retention, server) = (node.keeping.status(&node.records), node.server);
-    let status = node
-        .ask(move |replica| {
-            let state = replica.state();
-            let meta = state.meta();
-            let workers = state.workers().iter().map(|(id, worker)| WorkerStatus {
-                id: id.to_string(),
-                node: worker.node.to_string(),
-                name: worker.name.as_ref().to_owned(),
-                sandbox: worker.sandbox.name().to_owned(),
-                held: worker.held,
-                slots: worker.slots,
-                cpu_millicores: worker.capacity.cpu_millicores,
-                memory_bytes: worker.capacity.memory_bytes,
-                tier: worker.tier.name().to_owned(),
-                labels: worker.labels.iter().cloned().collect(),
-                devices: worker.devices.iter().map(devices).collect(),
-            });
-            ClusterStatus {
-                cluster: identity.0.to_string(),
-                class: identity.1.to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                server,
-                leader: replica.leader(),
-                term: replica.term(),
-                applied_index: state.applied_index(),
-                state_hash: state.hash().to_string(),
-                reports: meta.log.size(),
-                jobs_submitted: meta.jobs_submitted,
-                tasks_submitted: meta.tasks_submitted,
-                jobs_live: state.jobs().len() as u64,
-                stale_placements: meta.stale_placements,
-                refused_results: meta.refused_results,
-                refusing,
-                retention,
-                workers: workers.collect(),
-                data_dir,
-                process_id: std::process::id(),
-            }
-        })
-        .await?;
-    json(&status)
+    let question = move |replica: &Replica| {
+        let state = replica.state();
+        let membership = replica.membership();
+        let meta = state.meta();
+        let workers = state.workers().iter().map(|(id, worker)| WorkerStatus {
+            id: id.to_string(),
+            node: worker.node.to_string(),
+            name: worker.name.as_ref().to_owned(),
+            sandbox: worker.sandbox.name().to_owned(),
+            held: worker.held,
+            slots: worker.slots,
+            cpu_millicores: worker.capacity.cpu_millicores,
+            memory_bytes: worker.capacity.memory_bytes,
+            tier: worker.tier.name().to_owned(),
+            labels: worker.labels.iter().cloned().collect(),
+            devices: worker.devices.iter().map(devices).collect(),
+        });
+        ClusterStatus {
+            cluster: identity.0.to_string(),
+            class: identity.1.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            server,
+            leader: replica.leader(),
+            term: replica.term(),
+            voters: membership.voters,
+            learners: membership.learners,
+            applied_index: state.applied_index(),
+            state_hash: state.hash().to_string(),
+            reports: meta.log.size(),
+            jobs_submitted: meta.jobs_submitted,
+            tasks_submitted: meta.tasks_submitted,
+            jobs_live: state.jobs().len() as u64,
+            stale_placements: meta.stale_placements,
+            refused_results: meta.refused_results,
+            refusing,
+            retention,
+            workers: workers.collect(),
+            data_dir,
+            process_id: std::process::id(),
+        }
+    };
+    json(&if stale { node.look(question).await? } else { node.ask(question).await? })
 }
 
 /// `GET /v1/cluster/root`.

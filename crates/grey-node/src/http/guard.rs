@@ -73,7 +73,8 @@ pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, n
 fn elsewhere<'a>(keeper: &'a Keeper, request: &Request) -> Option<&'a Forwarder> {
     let forwarder =
         keeper.node.forwarder.as_ref().filter(|_| matches!(keeper.entrance, Entrance::Cluster))?;
-    let is_about_this_one = request.uri().path().starts_with("/health/");
+    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+    let is_about_this_one = path.starts_with("/health/") || (path == "/v1/cluster" && query == "stale=true");
     (!is_about_this_one && !keeper.node.role.borrow().leads).then_some(forwarder)
 }
 

@@ -1,0 +1,218 @@
+//! A cluster of several processes: servers that found and join it, workers, and what is left when some of them are killed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "cluster/house.rs"]
+mod house;
+mod support;
+
+use house::House;
+use serde_json::Value;
+use support::{is_alive, kill, wait_until};
+
+/// A server's number by its name, where a listing has it.
+fn leader(house: &House) -> Option<String> {
+    let found = house.rows(&["node", "list"]).into_iter().find(|node| node["leads"] == true)?;
+    Some(found["name"].as_str()?.to_owned())
+}
+
+/// The only task of a job.
+fn only_task(house: &House, job: &str) -> Value {
+    let mut tasks = house.rows(&["task", "list", "--job", job]);
+    assert_eq!(tasks.len(), 1, "{tasks:?}");
+    tasks.remove(0)
+}
+
+#[test]
+fn to_found_a_cluster_again_changes_nothing_and_an_unready_directory_says_what_to_do() {
+    let house = House::new(1);
+    let first = house.init();
+    let again = house.init();
+    assert_eq!(first["cluster"], again["cluster"]);
+    assert_eq!((first["before"].as_bool(), again["before"].as_bool()), (Some(false), Some(true)));
+    let data = house.path("nowhere");
+    let arguments = ["server", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:1"];
+    let ran = house.grey(&arguments);
+    assert_eq!(ran.status, 1, "{}", ran.errors);
+    assert!(ran.errors.contains("grey cluster init") && ran.errors.contains("--join"), "{}", ran.errors);
+}
+
+#[test]
+fn a_token_lets_one_node_in_once() {
+    let house = House::founded(2);
+    let token = house.token("worker");
+    house.start_worker_with("w1", &token);
+    wait_until("the worker is there", || house.workers() == 1);
+    let mut second = house.worker_command("w2", &token);
+    let ran = second.output().unwrap();
+    let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert_eq!(ran.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("used up"), "{errors}");
+    // A worker's token is none for a server.
+    let token = house.token("worker");
+    let ran = house.server_command(2, Some(&token)).output().unwrap();
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("another role"));
+}
+
+#[test]
+fn work_goes_on_when_the_leader_is_killed_and_every_result_is_there_afterwards() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    std::fs::write(house.path("big"), vec![7; 200_000]).unwrap();
+    let before = house.grey(&[
+        "run",
+        "--in",
+        "big",
+        "--out",
+        "o*",
+        "--results",
+        "r",
+        "--",
+        "sh",
+        "-c",
+        "cp big $GREY_OUT/o",
+    ]);
+    assert_eq!(before.status, 0, "{}", before.errors);
+    let go = house.path("go");
+    let script = format!("echo begun; until test -e '{}'; do sleep 0.05; done; echo over", go.display());
+    let submitted = house.json(&["submit", house.task_file("long", &script).to_str().unwrap()]).unwrap();
+    let job = submitted["job"].as_str().unwrap().to_owned();
+    wait_until("the task runs", || {
+        house.json(&["job", "status", &job]).is_some_and(|job| job["counts"]["running"] == 1)
+    });
+    let killed = leader(&house).unwrap();
+    house.kill_9(&killed);
+    // Another one leads, and what was under way is the same attempt.
+    let after = house.grey(&["run", "--", "echo", "after"]);
+    assert_eq!((after.status, after.text.as_str()), (0, "after\n"), "{}", after.errors);
+    std::fs::write(&go, "").unwrap();
+    let waited = house.grey(&["job", "wait", &job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    assert_eq!(only_task(&house, &job)["attempt"], 1);
+    let new = leader(&house).unwrap();
+    assert_ne!(new, killed);
+    // What only the killed one and one other had can be read, and so can its proof.
+    let output = house.grey(&["task", "result", "t1", "--results", "again"]);
+    assert_eq!(output.status, 0, "{}", output.errors);
+    assert_eq!(std::fs::read(house.path("again/o")).unwrap(), vec![7; 200_000]);
+    assert_eq!(house.grey(&["task", "proof", "t1", "--out", "p.json"]).status, 0);
+    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
+    let verified = house.grey(&["verify", "--root", "root.json", "--results", "again", "p.json"]);
+    assert_eq!(verified.status, 0, "{}", verified.errors);
+    // The killed one comes back, catches up, and agrees.
+    house.start_server(&killed);
+    wait_until("all servers have the same state", || house.states_agree(3));
+}
+
+#[test]
+fn a_killed_worker_s_tasks_run_elsewhere_and_a_blocked_one_gets_none() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    let submitted = house.json(&["submit", house.task_file("long", "sleep 1; echo done").to_str().unwrap()]);
+    let job = submitted.unwrap()["job"].as_str().unwrap().to_owned();
+    wait_until("the task runs", || {
+        house.json(&["job", "status", &job]).is_some_and(|job| job["counts"]["running"] == 1)
+    });
+    house.kill_9("w1");
+    house.start_worker("w2");
+    let waited = house.grey(&["job", "wait", &job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    assert_eq!(only_task(&house, &job)["attempt"], 2);
+    assert_eq!(house.grey(&["node", "block", "w2"]).status, 0);
+    assert_eq!(house.node("w2").unwrap()["standing"], "blocked");
+    let refused = house.grey(&["submit", house.task_file("waits", "true").to_str().unwrap()]);
+    assert_eq!(refused.status, 0, "{}", refused.errors);
+    wait_until("the blocked worker is lost", || {
+        house.node("w2").is_some_and(|node| node["presence"] == "lost")
+    });
+    assert_eq!(house.grey(&["node", "unblock", "w2"]).status, 0);
+    wait_until("the worker is back", || house.workers() == 1);
+}
+
+#[test]
+fn without_a_majority_nothing_is_acknowledged_and_with_it_everything_is_there_again() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    assert_eq!(house.grey(&["run", "--", "true"]).status, 0);
+    house.kill_9("s2");
+    house.kill_9("s3");
+    let mut command =
+        house.command(&["submit", "--key", "k", house.task_file("one", "echo one").to_str().unwrap()]);
+    let mut waiting = command.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    assert!(
+        waiting.try_wait().unwrap().is_none_or(|status| !status.success()),
+        "one of three acknowledged it"
+    );
+    house.start_server("s2");
+    wait_until("somebody leads", || leader(&house).is_some());
+    kill(i32::try_from(waiting.id()).unwrap(), "KILL");
+    waiting.wait().unwrap();
+    let again =
+        house.grey(&["submit", "--key", "k", "--wait", house.task_file("one", "echo one").to_str().unwrap()]);
+    assert_eq!(again.status, 0, "{}", again.errors);
+    let jobs = house.rows(&["job", "list"]);
+    assert_eq!(jobs.iter().filter(|job| job["name"] == "one").count(), 1, "the key is one job's: {jobs:?}");
+    house.start_server("s3");
+    wait_until("all servers have the same state", || house.states_agree(3));
+}
+
+#[test]
+fn a_server_is_taken_out_also_when_it_leads_and_another_takes_its_place() {
+    let house = House::of_three();
+    let leads = leader(&house).unwrap();
+    let removed = house.grey(&["node", "remove", &leads]);
+    assert_eq!(removed.status, 0, "{}", removed.errors);
+    wait_until("another leads, and it is forgotten", || {
+        leader(&house).is_some_and(|name| name != leads) && house.node(&leads).is_none()
+    });
+    house.kill_9(&leads);
+    let token = house.token("server");
+    house.start_new_server(4, &token);
+    wait_until("the new one follows", || house.node("s4").is_some());
+    wait_until("it votes", || house.voters() == 3);
+    // It takes the loss of one of the others.
+    wait_until("all servers have the same state", || house.states_agree(3));
+    let other = ["s1", "s2", "s3"].into_iter().find(|name| *name != leads).unwrap();
+    house.kill_9(other);
+    house.start_worker("w1");
+    let ran = house.grey(&["run", "--", "echo", "fine"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "fine\n"), "{}", ran.errors);
+}
+
+#[test]
+fn a_tenant_s_token_is_good_for_that_tenant_only_at_whichever_server() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    assert_eq!(house.grey(&["tenant", "create", "ada"]).status, 0);
+    let created =
+        house.json(&["token", "create", "ada-token", "--role", "submitter", "--tenant", "ada"]).unwrap();
+    let token = created["token"].as_str().unwrap();
+    for number in 1..=3 {
+        let mut command = house.command(&["run", "--", "echo", "hers"]);
+        command.env("GREY_TOKEN", token).env("GREY_ADDR", house.address(number));
+        let ran = support::Ran::of(command.output().unwrap());
+        assert_eq!((ran.status, ran.text.as_str()), (0, "hers\n"), "{}", ran.errors);
+        let mut command = house.command(&["node", "list"]);
+        command.env("GREY_TOKEN", token).env("GREY_ADDR", house.address(number));
+        let ran = support::Ran::of(command.output().unwrap());
+        assert_eq!(ran.status, 3, "{}", ran.errors);
+        let mut command = house.command(&["job", "list"]);
+        command.env("GREY_TOKEN", "grey-token-1.AAAA").env("GREY_ADDR", house.address(number));
+        assert_eq!(support::Ran::of(command.output().unwrap()).status, 3);
+    }
+}
+
+#[test]
+fn a_server_that_ends_in_order_hands_leadership_on_and_leaves_nothing_running() {
+    let house = House::of_three();
+    let leads = leader(&house).unwrap();
+    let process = house.process_id(&leads);
+    kill(process, "TERM");
+    wait_until("it has ended", || !is_alive(process));
+    let new = leader(&house).expect("another one leads at once");
+    assert_ne!(new, leads);
+}

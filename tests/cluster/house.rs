@@ -1,0 +1,228 @@
+//! Servers and workers of one cluster on the loopback interface, each a process of its own.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use serde_json::Value;
+
+use crate::support::{Home, Ran, wait_until};
+
+pub struct House {
+    home: Home,
+    ports: Vec<u16>,
+    running: Mutex<BTreeMap<String, Child>>,
+}
+
+/// Ports that are free now. That somebody else takes one before a server does is rare, and fails loudly.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+impl House {
+    /// Room for so many servers; nothing runs.
+    pub fn new(servers: usize) -> House {
+        House { home: Home::new(), ports: free_ports(servers), running: Mutex::default() }
+    }
+
+    /// A cluster of its first server, with room for others.
+    pub fn founded(servers: usize) -> House {
+        let house = House::new(servers);
+        house.init();
+        house.start_server("s1");
+        wait_until("the first server leads", || {
+            house.rows(&["node", "list"]).first().is_some_and(|node| node["leads"] == true)
+        });
+        house
+    }
+
+    /// A cluster of three servers that vote, with room for a fourth.
+    pub fn of_three() -> House {
+        let house = House::founded(4);
+        for number in 2..=3 {
+            let token = house.token("server");
+            house.start_new_server(number, &token);
+        }
+        wait_until("all servers have the same state", || house.states_agree(3));
+        wait_until("three vote", || house.voters() == 3);
+        house
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path(name)
+    }
+
+    pub fn init(&self) -> Value {
+        let arguments = ["cluster", "init", "--json", "--name", "s1", "--listen", &self.listen(1)];
+        let mut command = self.home.command(&arguments);
+        let ran = Ran::of(command.env("GREY_DATA", self.path("s1")).output().unwrap());
+        assert_eq!(ran.status, 0, "{}", ran.errors);
+        serde_json::from_slice(&ran.stdout).unwrap()
+    }
+
+    fn listen(&self, number: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[number - 1])
+    }
+
+    /// Where a new node asks: at every server that there is room for, whether it runs or not.
+    fn join(&self) -> String {
+        (1..=self.ports.len()).map(|number| self.listen(number)).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn address(&self, number: usize) -> String {
+        format!("https://{}", self.listen(number))
+    }
+
+    /// The binary as an operator uses it.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.home.command(arguments);
+        let addresses: Vec<String> = (1..=self.ports.len()).map(|number| self.address(number)).collect();
+        let token = std::fs::read_to_string(self.path("s1/operator.token")).unwrap_or_default();
+        command
+            .env_remove("GREY_DATA")
+            .env("GREY_ADDR", addresses.join(","))
+            .env("GREY_CA", self.path("s1/ca.pem"))
+            .env("GREY_TOKEN", token.trim());
+        command
+    }
+
+    pub fn grey(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.command(arguments).output().unwrap())
+    }
+
+    /// What a command prints, where it succeeds.
+    pub fn json(&self, arguments: &[&str]) -> Option<Value> {
+        let ran = self.grey(&[arguments, &["--json"]].concat());
+        (ran.status == 0).then(|| serde_json::from_slice(&ran.stdout).unwrap())
+    }
+
+    /// What a listing has; nothing where it fails.
+    pub fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+        let ran = self.grey(&[arguments, &["-o", "jsonl"]].concat());
+        if ran.status != 0 {
+            return Vec::new();
+        }
+        ran.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// How a node is listed.
+    pub fn node(&self, name: &str) -> Option<Value> {
+        self.rows(&["node", "list"]).into_iter().find(|node| node["name"] == name)
+    }
+
+    /// How many servers vote.
+    pub fn voters(&self) -> usize {
+        let status = self.json(&["cluster", "status"]);
+        status.and_then(|status| Some(status["voters"].as_array()?.len())).unwrap_or_default()
+    }
+
+    pub fn token(&self, role: &str) -> String {
+        let ran = self.grey(&["cluster", "token", "--role", role]);
+        assert_eq!(ran.status, 0, "{}", ran.errors);
+        ran.text.trim().to_owned()
+    }
+
+    pub fn server_command(&self, number: usize, token: Option<&str>) -> Command {
+        let name = format!("s{number}");
+        let mut command = self.home.command(&["server", "--name", &name, "--listen", &self.listen(number)]);
+        command.env("GREY_DATA", self.path(&name));
+        if let Some(token) = token {
+            command.env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
+        }
+        command
+    }
+
+    pub fn worker_command(&self, name: &str, token: &str) -> Command {
+        let mut command = self.home.command(&["worker", "--name", name]);
+        command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
+        command
+    }
+
+    fn spawn(&self, name: &str, mut command: Command) {
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log")));
+        let child = command.stdout(Stdio::null()).stderr(log.unwrap()).spawn().unwrap();
+        self.running.lock().unwrap().insert(name.to_owned(), child);
+    }
+
+    pub fn start_server(&self, name: &str) {
+        let number = name.trim_start_matches('s').parse().unwrap();
+        self.spawn(name, self.server_command(number, None));
+    }
+
+    pub fn start_new_server(&self, number: usize, token: &str) {
+        self.spawn(&format!("s{number}"), self.server_command(number, Some(token)));
+    }
+
+    pub fn start_worker(&self, name: &str) {
+        let token = self.token("worker");
+        self.start_worker_with(name, &token);
+    }
+
+    pub fn start_worker_with(&self, name: &str, token: &str) {
+        self.spawn(name, self.worker_command(name, token));
+    }
+
+    pub fn process_id(&self, name: &str) -> i32 {
+        i32::try_from(self.running.lock().unwrap()[name].id()).unwrap()
+    }
+
+    pub fn kill_9(&self, name: &str) {
+        let mut child = self.running.lock().unwrap().remove(name).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Workers that can be reached, as far as the cluster has agreed on it.
+    pub fn workers(&self) -> usize {
+        self.rows(&["node", "list"]).iter().filter(|node| node["presence"] == "present").count()
+    }
+
+    /// Whether so many servers have applied the same entries, and are the same by them.
+    pub fn states_agree(&self, servers: usize) -> bool {
+        let states: Vec<(u64, String)> = (1..=self.ports.len())
+            .filter_map(|number| {
+                let mut command = self.command(&["cluster", "status", "--here", "--json"]);
+                let ran = Ran::of(command.env("GREY_ADDR", self.address(number)).output().unwrap());
+                let status: Value = serde_json::from_slice(&ran.stdout).ok()?;
+                Some((status["applied_index"].as_u64()?, status["state_hash"].as_str()?.to_owned()))
+            })
+            .collect();
+        states.len() == servers && states.windows(2).all(|pair| pair[0] == pair[1])
+    }
+
+    /// A task file of one task.
+    pub fn task_file(&self, name: &str, script: &str) -> PathBuf {
+        let path = self.path(&format!("{name}.json"));
+        let task = serde_json::json!({ "name": name, "command": ["sh", "-c", script] });
+        let job = serde_json::json!({ "version": 1, "name": name, "task": [task] });
+        std::fs::write(&path, job.to_string()).unwrap();
+        path
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let mut running = self.running.lock().unwrap();
+        for child in running.values_mut() {
+            drop(child.kill());
+        }
+        for child in running.values_mut() {
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            for entry in std::fs::read_dir(self.home.path("")).unwrap().flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "log") {
+                    eprintln!(
+                        "== {}\n{}",
+                        entry.path().display(),
+                        std::fs::read_to_string(entry.path()).unwrap()
+                    );
+                }
+            }
+        }
+    }
+}
