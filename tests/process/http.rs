@@ -86,7 +86,7 @@ fn the_loopback_interface_needs_its_token_and_refuses_pages_hosts_and_nonsense()
     for (request, hint) in [
         (format!("GET /v1/jobs?limt=5 HTTP/1.1\r\n{authorized}\r\n"), "did you mean `limit`?"),
         (format!("HEAD /v1/jobs?limt=5 HTTP/1.1\r\n{authorized}\r\n"), ""),
-        (format!("GET /v1/cluster?x HTTP/1.1\r\n{authorized}\r\n"), "it has no parameters"),
+        (format!("GET /v1/tokens?x HTTP/1.1\r\n{authorized}\r\n"), "it has no parameters"),
         (
             format!("GET /v1/tasks/t1/logs?colour=1 HTTP/1.1\r\n{authorized}\r\n"),
             "its parameters are stream, offset, follow, after, attempt",
