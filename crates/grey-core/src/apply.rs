@@ -3,6 +3,7 @@
 mod cancel;
 mod identity;
 mod presence;
+mod recover;
 mod register;
 mod report;
 mod revoke;
@@ -126,6 +127,7 @@ impl<'a> Application<'a> {
             Command::RevokeToken(body) => self.revoke_token(&body),
             Command::CreateTenant(body) => self.create_tenant(body),
             Command::SetTenantSuspended(body) => self.set_tenant_suspended(&body),
+            Command::Recover(body) => self.recover(body),
             Command::Tick => Ok(Answer::Done),
         }
     }

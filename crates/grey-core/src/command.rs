@@ -7,7 +7,7 @@ use crate::attempt::{AttemptId, Finished, SandboxLevel};
 use crate::constraint::Devices;
 use crate::flow::FlowSubmission;
 use crate::identity::{
-    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, RenewNode,
+    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, Recover, RenewNode,
     RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
 };
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
@@ -270,6 +270,8 @@ pub enum Command {
     QuarantineWorker(QuarantineWorker),
     /// Give the first server its place.
     EnrolFounder(EnrolFounder),
+    /// The cluster goes on after a loss.
+    Recover(Recover),
     /// Let a node in.
     AdmitNode(AdmitNode),
     /// Give a node other certificates.

@@ -191,6 +191,32 @@ pub struct EnrolFounder {
     pub wall_ms: u64,
 }
 
+/// The cluster goes on with one server after the others were lost for good, or from an earlier state. It is the first entry behind what is
+/// left, and written by whoever recovers the cluster while no server runs. What the lost part had given out is not given out again:
+/// numbers go on far behind it. All other nodes are forgotten: servers would bring back what is lost, and what workers were told in it is
+/// not known. They enter anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recover {
+    /// The server that goes on.
+    pub keeper: Keeper,
+    /// Wall clock, milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// With which server a cluster goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keeper {
+    /// One that belongs to it.
+    Survivor(Digest),
+    /// A new one, on an earlier state.
+    Newcomer {
+        /// The node, as a server.
+        node: NewNode,
+        /// A token for whoever runs the cluster.
+        token: TokenRow,
+    },
+}
+
 /// What is known of a node that enters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewNode {

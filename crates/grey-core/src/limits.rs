@@ -98,6 +98,8 @@ pub const USED_NONCES: usize = 65_536;
 pub const NONCE_KEPT_MS: u64 = 10 * 60 * 1_000;
 /// Expired tokens and challenges that one entry forgets at most.
 pub const IDENTITIES_SWEPT: usize = 256;
+/// How far job and task numbers go on behind those that are known, when a cluster goes on without a part of its log.
+pub const NUMBERS_SKIPPED: u64 = 1_000_000_000;
 /// A tenant's weight in thousandths.
 pub const WEIGHT_MILLI: u32 = 1 << 20;
 /// Attempts that one worker may hold, started or not.

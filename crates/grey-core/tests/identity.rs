@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use grey_core::{
     AdmitNode, Answer, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry, ForgetNode,
-    JoinTokenRow, LoadError, NewNode, NodeRole, NodeRow, NodeStanding, Rejection, RenewNode, RevokeJoinToken,
-    RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TenantId, Tier, TokenRole,
-    TokenRow, limits, plan,
+    JoinTokenRow, Keeper, LoadError, NewNode, NodeRole, NodeRow, NodeStanding, Presence, Recover, Rejection,
+    RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State,
+    TenantId, Tier, TokenRole, TokenRow, limits, plan,
 };
 use grey_proof::Digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use support::{TENANT, announcement, applied, founded, new_node};
+use support::{TENANT, announcement, announcement_in, applied, founded, new_node, spec, submit};
 
 const NOW: u64 = 1_000_000;
 
@@ -414,6 +414,86 @@ fn rows_that_contradict_one_another_are_refused_with_what_is_wrong() {
     }
 }
 
+fn newcomer(seed: u8) -> Keeper {
+    Keeper::Newcomer { node: new_node(seed, NodeRole::Server), token: token(seed, TokenRole::Operator) }
+}
+
+/// A cluster of servers 1 and 2 and a worker, which runs one of two tasks.
+fn at_work() -> State {
+    let mut state = enrolled();
+    for (seed, role) in [(2, NodeRole::Server), (3, NodeRole::Worker)] {
+        let token = join_token(&mut state, seed, role);
+        applied(&mut state, admit(token, seed, new_node(seed, role), NOW)).answer.unwrap();
+    }
+    applied(&mut state, announcement(3)).answer.unwrap();
+    applied(&mut state, Command::Submit(submit(vec![(spec("a"), 2)]))).answer.unwrap();
+    let first = plan(&state, 10);
+    applied(&mut state, Command::Plan(first)).answer.unwrap();
+    assert!(state.live().values().any(|live| live.phase.worker().is_some()), "a task is held");
+    state
+}
+
+#[test]
+fn a_cluster_goes_on_with_a_survivor_and_gives_nothing_out_twice() {
+    let mut state = at_work();
+    let survivor = Digest::of(&[2; 32]);
+    let before = state.live().clone();
+    let command = Command::Recover(Recover { keeper: Keeper::Survivor(survivor), wall_ms: NOW });
+    assert_eq!(applied(&mut state, command).answer, Ok(Answer::Admitted { server: Some(2) }));
+    // All other nodes are gone, and what the worker held waits.
+    assert_eq!(state.nodes().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["host-2"]);
+    assert!(state.workers().values().all(|worker| worker.presence == Presence::Lost));
+    assert!(state.live().values().all(|live| live.phase.worker().is_none()));
+    assert!(applied(&mut state, announcement_in(3, 2)).answer.is_err(), "what it was told is not known");
+    // It is a later attempt the next time, and what is submitted has numbers that the lost part cannot have used.
+    let token = join_token(&mut state, 9, NodeRole::Worker);
+    applied(&mut state, admit(token, 9, new_node(9, NodeRole::Worker), NOW)).answer.unwrap();
+    applied(&mut state, announcement(9)).answer.unwrap();
+    let again = plan(&state, 10);
+    applied(&mut state, Command::Plan(again)).answer.unwrap();
+    let held = state.live().iter().filter(|(_, live)| live.phase.worker().is_some());
+    let held: Vec<_> = held.map(|(task, live)| (*task, live.epoch)).collect();
+    assert_eq!(held.len(), 2);
+    for (task, epoch) in held {
+        assert!(before.get(&task).is_none_or(|before| before.epoch < epoch), "{task} is the same attempt");
+    }
+    let Ok(Answer::Submitted { job, tasks, .. }) =
+        applied(&mut state, Command::Submit(submit(vec![(spec("b"), 1)]))).answer
+    else {
+        panic!("it is not taken")
+    };
+    assert_eq!((job.0, tasks.first.0), (limits::NUMBERS_SKIPPED + 2, limits::NUMBERS_SKIPPED + 3));
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_cluster_goes_on_from_an_earlier_state_with_a_newcomer_and_none_of_the_nodes_of_before() {
+    let mut state = at_work();
+    let command = Command::Recover(Recover { keeper: newcomer(7), wall_ms: NOW });
+    assert_eq!(applied(&mut state, command).answer, Ok(Answer::Admitted { server: Some(3) }));
+    assert_eq!(state.nodes().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["host-7"]);
+    assert!(state.tokens().any(|row| row.id == Digest::of(&[7, 3])));
+    assert!(
+        applied(&mut state, announcement_in(3, 2)).answer.is_err(),
+        "a worker of before is none of this cluster"
+    );
+    assert!(state.certificate(&Digest::of(&[3, 2])).is_some(), "what it signed can still be proved");
+    assert_rows_are_all(&state);
+    // Nobody goes on who is no server, or is not known; and then nothing has changed.
+    for keeper in [
+        Keeper::Survivor(Digest::of(b"nobody")),
+        Keeper::Newcomer { node: new_node(9, NodeRole::Worker), token: token(9, TokenRole::Operator) },
+        newcomer(7),
+    ] {
+        let whole = state.all_rows();
+        let answer =
+            applied(&mut state, Command::Recover(Recover { keeper: keeper.clone(), wall_ms: NOW })).answer;
+        assert!(answer.is_err(), "{keeper:?}");
+        let counted = |rows: Vec<(Vec<u8>, Vec<u8>)>| rows.len();
+        assert_eq!(counted(whole), counted(state.all_rows()), "{keeper:?}");
+    }
+}
+
 #[test]
 fn the_bytes_of_every_command_are_published_and_do_not_change() {
     let node = Digest::of(&[2; 32]);
@@ -438,6 +518,8 @@ fn the_bytes_of_every_command_are_published_and_do_not_change() {
         Command::RevokeToken(RevokeToken { id }),
         Command::CreateTenant(CreateTenant { name: "ada".to_owned(), defaults, weight_milli: 300 }),
         Command::SetTenantSuspended(SetTenantSuspended { tenant: TENANT, suspended: true }),
+        Command::Recover(Recover { keeper: Keeper::Survivor(node), wall_ms: NOW }),
+        Command::Recover(Recover { keeper: newcomer(3), wall_ms: NOW }),
     ];
     let mut found = Vec::new();
     for command in commands {
@@ -459,6 +541,8 @@ fn the_bytes_of_every_command_are_published_and_do_not_change() {
         "a1d23e88b5ece8c3",
         "5813ff30ca38ce47",
         "e3017314fea5db16",
+        "44b178203687602e",
+        "52bc05ae67f32c68",
     ];
     assert_eq!(found, published);
 }

@@ -91,7 +91,7 @@ impl Application<'_> {
         }
     }
 
-    fn add_node(&mut self, new: NewNode, wall_ms: u64) -> Result<Option<u64>, Stop> {
+    pub(super) fn add_node(&mut self, new: NewNode, wall_ms: u64) -> Result<Option<u64>, Stop> {
         name("name", &new.name)?;
         let state = self.rows.base;
         if new.node != Digest::of(&new.public_key) {
@@ -281,7 +281,7 @@ impl Application<'_> {
         Ok(Answer::Identity)
     }
 
-    fn check_token(&self, token: &TokenRow) -> Result<(), Stop> {
+    pub(super) fn check_token(&self, token: &TokenRow) -> Result<(), Stop> {
         name("name", &token.name)?;
         if token.created_by.len() > limits::NAME_BYTES {
             return refuse("created_by", "is too long", limits::NAME_BYTES as u64);

@@ -90,7 +90,7 @@ impl Application<'_> {
     }
 
     /// Loses an attempt that a worker holds, and tells those who watch its job.
-    fn lose_held(&mut self, attempt: AttemptId) -> Result<JobId, Stop> {
+    pub(super) fn lose_held(&mut self, attempt: AttemptId) -> Result<JobId, Stop> {
         let live = self.rows.live.get(&attempt.task).ok_or(Stop::Bug("a live task disappeared"))?;
         let (job, _) = self.job_and_tenant(live.group)?;
         self.lose(attempt)?;

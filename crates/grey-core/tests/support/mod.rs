@@ -4,11 +4,12 @@
 use grey_core::{
     AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CreateJoinToken, CreateTenant,
     CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission, ForgetNode,
-    GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, LoseWorker, NewNode, NodeRole, NodeStanding,
-    Outcome, Phase, RegisterWorker, RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken,
-    Revoked, SandboxLevel, SetNodeAddress, SetNodeStanding, SetTenantSuspended, SignedRoot, StageSubmission,
-    State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord,
-    Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply, plan,
+    GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
+    NodeStanding, Outcome, Phase, Recover, RegisterWorker, RenewNode, Report, Resources, Retries,
+    RevokeJoinToken, RevokeToken, Revoked, SandboxLevel, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
+    SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange,
+    TaskSpec, TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply,
+    plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -181,7 +182,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4).prop_map(|worker| Step::Quarantine { worker }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
-        3 => (0u8..13, 0u8..4, 0u8..6, 0u64..3_000)
+        3 => (0u8..15, 0u8..4, 0u8..6, 0u64..3_000)
             .prop_map(|(kind, seed, other, late_ms)| Step::Identity { kind, seed, other, late_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
     ]
@@ -396,7 +397,12 @@ pub fn new_node(seed: u8, role: NodeRole) -> NewNode {
 
 /// The worker of such a node announces itself.
 pub fn announcement(seed: u8) -> Command {
-    let Command::RegisterWorker(mut body) = announce(seed, 1, 1, 4, Vec::new()) else { unreachable!() };
+    announcement_in(seed, 1)
+}
+
+/// The same in a later session.
+pub fn announcement_in(seed: u8, session: u64) -> Command {
+    let Command::RegisterWorker(mut body) = announce(seed, 1, session, 4, Vec::new()) else { unreachable!() };
     body.node = Digest::of(&[seed; 32]);
     body.certificate = Digest::of(&[seed, 2]);
     Command::RegisterWorker(body)
@@ -448,6 +454,11 @@ fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
         9 => Command::CreateToken(CreateToken { token }),
         10 => Command::RevokeToken(RevokeToken { id }),
         11 => announcement(seed),
+        13 => Command::Recover(Recover { keeper: Keeper::Survivor(node), wall_ms }),
+        14 => Command::Recover(Recover {
+            keeper: Keeper::Newcomer { node: new_node(seed, role), token },
+            wall_ms,
+        }),
         _ if other > 2 => Command::SetTenantSuspended(SetTenantSuspended {
             tenant: TenantId(u32::from(seed)),
             suspended: other == 3,
