@@ -211,7 +211,7 @@ pub enum Keeper {
     /// A new one, on an earlier state.
     Newcomer {
         /// The node, as a server.
-        node: NewNode,
+        node: Box<NewNode>,
         /// A token for whoever runs the cluster.
         token: TokenRow,
     },

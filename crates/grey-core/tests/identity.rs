@@ -415,7 +415,10 @@ fn rows_that_contradict_one_another_are_refused_with_what_is_wrong() {
 }
 
 fn newcomer(seed: u8) -> Keeper {
-    Keeper::Newcomer { node: new_node(seed, NodeRole::Server), token: token(seed, TokenRole::Operator) }
+    Keeper::Newcomer {
+        node: Box::new(new_node(seed, NodeRole::Server)),
+        token: token(seed, TokenRole::Operator),
+    }
 }
 
 /// A cluster of servers 1 and 2 and a worker, which runs one of two tasks.
@@ -482,7 +485,10 @@ fn a_cluster_goes_on_from_an_earlier_state_with_a_newcomer_and_none_of_the_nodes
     // Nobody goes on who is no server, or is not known; and then nothing has changed.
     for keeper in [
         Keeper::Survivor(Digest::of(b"nobody")),
-        Keeper::Newcomer { node: new_node(9, NodeRole::Worker), token: token(9, TokenRole::Operator) },
+        Keeper::Newcomer {
+            node: Box::new(new_node(9, NodeRole::Worker)),
+            token: token(9, TokenRole::Operator),
+        },
         newcomer(7),
     ] {
         let whole = state.all_rows();

@@ -118,7 +118,7 @@ impl DigestBuilder {
 }
 
 /// The length and digest of content that comes piece by piece.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct StreamDigest {
     hash: Sha256,
     length_bytes: u64,

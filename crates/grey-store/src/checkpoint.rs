@@ -113,6 +113,21 @@ impl CheckpointStore {
         self.guarded(|store| store.write_rows(&rows, true, facts))
     }
 
+    /// The rows as they are now, whatever is written meanwhile.
+    pub(crate) fn freeze(&self) -> Result<FrozenRows, StoreError> {
+        contained(STATE_FILE, || {
+            let transaction = self.database.begin_read()?;
+            let stored = {
+                let table = transaction.open_table(FACTS).map_err(wrong)?;
+                let stored = table.get(FACTS_KEY).map_err(wrong)?;
+                let stored =
+                    stored.ok_or_else(|| StoreError::damaged(STATE_FILE, "its facts", "they are missing"))?;
+                unsealed(STATE_FILE, FACTS_KEY.as_bytes(), stored.value())?
+            };
+            Ok(FrozenRows { transaction, facts: decode(&stored)? })
+        })
+    }
+
     fn guarded(
         &mut self,
         write: impl FnOnce(&CheckpointStore) -> Result<(), StoreError>,
@@ -167,13 +182,52 @@ fn facts_of(index: u64, term: u64, membership: &Membership) -> Facts {
     }
 }
 
-fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Found, StoreError> {
+/// The rows of one checkpoint.
+pub(crate) struct FrozenRows {
+    transaction: redb::ReadTransaction,
+    facts: Facts,
+}
+
+impl core::fmt::Debug for FrozenRows {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter.debug_struct("FrozenRows").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl FrozenRows {
+    /// Index, term, how far the files beside it had come, and which hashes are absent.
+    pub(crate) fn facts(&self) -> (u64, u64, SidePosition, Vec<(u64, u64)>) {
+        (self.facts.index, self.facts.term, self.facts.side, self.facts.tree_absent.clone())
+    }
+
+    /// Gives each row, in key order.
+    pub(crate) fn each(
+        &self,
+        mut row: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        contained(STATE_FILE, || {
+            let table = self.transaction.open_table(ROWS).map_err(wrong)?;
+            for found in table.iter().map_err(wrong)? {
+                let (key, value) = found.map_err(wrong)?;
+                row(key.value(), &unsealed(STATE_FILE, key.value(), value.value())?)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn decode(facts: &[u8]) -> Result<Facts, StoreError> {
     let facts: Facts = postcard::from_bytes(facts)
         .map_err(|_| StoreError::damaged(STATE_FILE, "its facts", "they do not decode"))?;
     if facts.version != FORMAT_VERSION {
         let file = STATE_FILE.to_owned();
         return Err(StoreError::Version { file, found: facts.version, supported: FORMAT_VERSION });
     }
+    Ok(facts)
+}
+
+fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Found, StoreError> {
+    let facts = decode(facts)?;
     let mut found = Vec::new();
     for row in rows.iter().map_err(wrong)? {
         let (key, value) = row.map_err(wrong)?;

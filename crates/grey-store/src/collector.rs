@@ -73,6 +73,17 @@ impl HistoryCollector {
     /// Records of a segment from a place on, which is zero or what the last call gave, until they have about so many
     /// bytes. A segment that is gone has none.
     pub fn records(&self, number: u32, from: u64, about_bytes: usize) -> Result<RecordBatch, StoreError> {
+        self.records_until(number, from, about_bytes, u64::MAX)
+    }
+
+    /// [`HistoryCollector::records`] of those that begin before `until`.
+    pub(crate) fn records_until(
+        &self,
+        number: u32,
+        from: u64,
+        about_bytes: usize,
+        until: u64,
+    ) -> Result<RecordBatch, StoreError> {
         let segments = self.reader.segments.read().unwrap_or_else(PoisonError::into_inner);
         let mut batch = RecordBatch { records: Vec::new(), next: None };
         let Ok(position) = segments.binary_search_by_key(&number, |segment| segment.number) else {
@@ -80,7 +91,7 @@ impl HistoryCollector {
         };
         let Some(segment) = segments.get(position) else { return Ok(batch) };
         let (mut at, mut bytes) = (from.max(MAGIC.len() as u64), 0);
-        while at < segment.end {
+        while at < segment.end.min(until) {
             if bytes >= about_bytes {
                 batch.next = Some(at);
                 break;

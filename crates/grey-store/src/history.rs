@@ -46,11 +46,17 @@ fn number_of(name: &str) -> Option<u32> {
 }
 
 impl RecordKey {
-    fn to_bytes(self) -> [u8; KEY_BYTES] {
+    pub(crate) fn to_bytes(self) -> [u8; KEY_BYTES] {
         let mut bytes = [0; KEY_BYTES];
         let parts = [self.kind.0].into_iter().chain(self.key.to_be_bytes()).chain(self.subkey.to_be_bytes());
         bytes.iter_mut().zip(parts).for_each(|(place, part)| *place = part);
         bytes
+    }
+
+    /// The key that stands at the beginning of bytes, and what follows it.
+    pub(crate) fn split(bytes: &[u8]) -> Option<(RecordKey, &[u8])> {
+        let (key, rest) = bytes.split_first_chunk::<KEY_BYTES>()?;
+        Some((RecordKey::from_bytes(key)?, rest))
     }
 
     fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Option<RecordKey> {

@@ -12,6 +12,7 @@ mod gone;
 mod history;
 mod journal;
 mod log;
+mod snapshot;
 mod storage;
 mod tree;
 
@@ -23,5 +24,6 @@ pub use gone::Horizons;
 pub use history::{HistoryReader, HistoryWriter, RecordKey, RecordKind};
 pub use journal::Journal;
 pub use log::{LogStore, LogStoreReader};
+pub use snapshot::{Frozen, Restoring, SnapshotFacts, SnapshotPart, SnapshotReader, SnapshotWriter};
 pub use storage::{DirectoryLock, SideStorage, Storage, StorageOptions, free_bytes, total_bytes};
 pub use tree::TreeFile;

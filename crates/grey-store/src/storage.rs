@@ -6,13 +6,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use grey_replica::{Checkpoint, Installation, Recovered};
+use grey_replica::{
+    Checkpoint, HardState, Installation, LogEntry, LogEntryKind, Membership, PersistBatch, Recovered,
+};
 
 use crate::checkpoint::{CheckpointStore, SidePosition};
 use crate::disk::{Disk, Folder};
 use crate::error::StoreError;
 use crate::history::HistoryWriter;
 use crate::log::LogStore;
+use crate::snapshot::Frozen;
 use crate::tree::TreeFile;
 
 const LOCK_FILE: &str = "lock";
@@ -126,7 +129,55 @@ impl Storage {
     }
 }
 
+impl Storage {
+    /// Has the cluster go on with `voter` alone from here: `command`, an encoded entry, follows the last one as if it had been agreed on, and
+    /// nobody else votes. To be done again after a crash; durable when this returns. What is here must be a checkpoint without entries
+    /// behind it.
+    ///
+    /// # Errors
+    /// When there are entries behind the checkpoint, or the disk fails.
+    pub fn go_on_alone(
+        disk: Arc<dyn Disk>,
+        options: &StorageOptions,
+        voter: u64,
+        command: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let (mut storage, found) = Storage::open(disk, options)?;
+        if found.last_index != found.checkpoint_index {
+            let what = format!(
+                "entries up to {} lie behind the checkpoint at {}",
+                found.last_index, found.checkpoint_index
+            );
+            return Err(StoreError::damaged(crate::checkpoint::STATE_FILE, "its facts", what));
+        }
+        let (index, term) = (found.last_index + 1, found.hard_state.term.max(found.checkpoint_term) + 1);
+        let entry = LogEntry { term, index, kind: LogEntryKind::Normal, data: command.into() };
+        storage.log.append(&[PersistBatch {
+            number: 1,
+            hard_state: Some(HardState { term, vote: voter, commit: index }),
+            entries: vec![entry],
+            ..PersistBatch::default()
+        }])?;
+        // The other way round a crash between the two would leave a voter that does not know that it is alone.
+        storage.side.write_checkpoint(&Checkpoint {
+            index: found.checkpoint_index,
+            term: found.checkpoint_term,
+            membership: Membership { voters: vec![voter], ..Membership::default() },
+            ..Checkpoint::default()
+        })
+    }
+}
+
 impl SideStorage {
+    /// What is here as of the last checkpoint, to be read by another thread.
+    ///
+    /// # Errors
+    /// When there is no checkpoint yet, or it is damaged.
+    pub fn freeze(&self) -> Result<Frozen, StoreError> {
+        let (history, tree) = (self.history.collector(), self.tree.clone());
+        Ok(Frozen { rows: self.checkpoint.freeze()?, history, tree })
+    }
+
     /// Makes history and tree durable, then writes the checkpoint; durable when this returns. Every effect up to the
     /// checkpoint's index must have been appended before, and none after it.
     pub fn write_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

@@ -86,6 +86,14 @@ impl TreeFile {
         self.medium.sync().map_err(|error| StoreError::io(TREE_FILE, "sync", error))
     }
 
+    /// So many hashes from one on as they stand in the file, those included that are absent.
+    pub(crate) fn raw(&self, from: u64, count: u64) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; usize::try_from(count.saturating_mul(HASH_BYTES)).unwrap_or(0)];
+        let read = self.medium.read_at(from.saturating_mul(HASH_BYTES), &mut bytes);
+        read.map_err(|error| StoreError::io(TREE_FILE, "read", error))?;
+        Ok(bytes)
+    }
+
     /// One hash.
     pub fn read(&self, index: u64) -> Result<Digest, StoreError> {
         if index >= self.hashes() {

@@ -41,7 +41,7 @@ impl Application<'_> {
             Keeper::Newcomer { node, token } => {
                 self.check_token(&token)?;
                 self.rows.identity.insert(IdentityKey::Token(token.id), IdentityRow::Token(token));
-                self.add_node(node, body.wall_ms)?
+                self.add_node(*node, body.wall_ms)?
             }
         };
         Ok(Answer::Admitted { server })
