@@ -182,6 +182,175 @@ fn a_server_is_taken_out_also_when_it_leads_and_another_takes_its_place() {
     assert_eq!((ran.status, ran.text.as_str()), (0, "fine\n"), "{}", ran.errors);
 }
 
+/// Runs a task that leaves a file too large for its report.
+fn run_large(house: &House) {
+    std::fs::write(house.path("big"), vec![7; 200_000]).unwrap();
+    let ran = house.grey(&[
+        "run",
+        "--in",
+        "big",
+        "--out",
+        "o",
+        "--results",
+        "r",
+        "--",
+        "sh",
+        "-c",
+        "cp big $GREY_OUT/o",
+    ]);
+    assert_eq!(ran.status, 0, "{}", ran.errors);
+}
+
+/// What [`run_large`] left can be read and proved.
+fn check_large(house: &House, results: &str) {
+    let output = house.grey(&["task", "result", "t1", "--results", results]);
+    assert_eq!(output.status, 0, "{}", output.errors);
+    assert_eq!(std::fs::read(house.path(results).join("o")).unwrap(), vec![7; 200_000]);
+    let proof = house.grey(&["task", "proof", "t1", "--out", "p.json"]);
+    assert_eq!(proof.status, 0, "{}", proof.errors);
+    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
+    let verified = house.grey(&["verify", "--root", "root.json", "--results", results, "p.json"]);
+    assert_eq!(verified.status, 0, "{}", verified.errors);
+}
+
+fn recover(house: &House, name: &str, more: &[&str]) -> support::Ran {
+    let mut command = house.command(&[&["cluster", "recover"], more].concat());
+    support::Ran::of(command.env("GREY_DATA", house.path(name)).output().unwrap())
+}
+
+#[test]
+fn a_cluster_that_lost_its_majority_for_good_goes_on_with_what_one_server_has() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    run_large(&house);
+    let waits = house.json(&["submit", house.task_file("waits", "sleep 600").to_str().unwrap()]).unwrap();
+    wait_until("it runs", || {
+        house
+            .json(&["job", "status", waits["job"].as_str().unwrap()])
+            .is_some_and(|job| job["counts"]["running"] == 1)
+    });
+    wait_until("all servers have the same state", || house.states_agree(3));
+    // A majority has its content before it counts, and the others soon after.
+    wait_until("all servers have its file", || (1..=3).all(|number| house.blobs(&format!("s{number}")) == 1));
+    // Nobody gives up what others still have, by mistake.
+    let running = recover(&house, "s2", &["--yes"]);
+    assert!(running.status == 1 && running.errors.contains("is in use by process"), "{}", running.errors);
+    house.kill_9("s2");
+    let alive = recover(&house, "s2", &["--yes"]);
+    assert!(alive.status == 1 && alive.errors.contains("answers at"), "{}", alive.errors);
+    for name in ["s1", "s3", "w1"] {
+        house.kill_9(name);
+    }
+    let unsure = recover(&house, "s2", &[]);
+    assert!(unsure.status == 1 && unsure.errors.contains("--yes"), "{}", unsure.errors);
+    // When: it is said to be the one that is left.
+    let recovered = recover(&house, "s2", &["--yes", "--json"]);
+    assert_eq!(recovered.status, 0, "{}", recovered.errors);
+    let recovered: Value = serde_json::from_slice(&recovered.stdout).unwrap();
+    let mut forgotten: Vec<&str> =
+        recovered["forgotten"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    forgotten.sort_unstable();
+    assert_eq!((recovered["server"].as_u64(), forgotten), (Some(2), vec!["s1", "s3", "w1"]));
+    let again = recover(&house, "s2", &["--yes"]);
+    assert!(again.status == 1 && again.errors.contains("votes alone already"), "{}", again.errors);
+    house.start_server("s2");
+    wait_until("it leads", || leader(&house).is_some_and(|name| name == "s2"));
+    assert_eq!(house.rows(&["node", "list"]).len(), 1);
+    // Then: what was acknowledged is there, and what ran waits for a worker.
+    check_large(&house, "again");
+    let job = house.json(&["job", "status", waits["job"].as_str().unwrap()]).unwrap();
+    assert_eq!(job["counts"]["pending"], 1, "{job}");
+    assert_eq!(house.grey(&["job", "cancel", waits["job"].as_str().unwrap()]).status, 0);
+    // And: it grows again. What was a server of it before is none now.
+    house.start_server("s3");
+    house.start_worker("w2");
+    let token = house.token("server");
+    house.start_new_server(4, &token);
+    let ran = house.grey(&["run", "--", "echo", "on"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "on\n"), "{}", ran.errors);
+    wait_until("two vote", || house.voters() == 2);
+    assert_eq!(house.node("s3"), None);
+    let jobs = house.rows(&["job", "list"]);
+    let newest = jobs[0]["id"].as_str().unwrap().trim_start_matches('j').parse::<u64>().unwrap();
+    assert!(newest > 1_000_000_000, "numbers of the lost part could be given out again: {newest}");
+}
+
+#[test]
+fn a_snapshot_is_the_whole_cluster_and_goes_on_elsewhere() {
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    assert_eq!(house.grey(&["tenant", "create", "ada"]).status, 0);
+    let token = house.json(&["token", "create", "hers", "--role", "submitter", "--tenant", "ada"]).unwrap();
+    run_large(&house);
+    let waits = house.json(&["submit", house.task_file("waits", "sleep 600").to_str().unwrap()]).unwrap();
+    let taken = house.json(&["cluster", "snapshot", "all.snapshot"]).expect("it is taken");
+    assert_eq!(taken["contents"], 1, "the input and the output are the same: {taken}");
+    assert!(!house.path("all.snapshot.part").exists());
+    assert_eq!(
+        house.json(&["cluster", "snapshot", "--check", "all.snapshot"]).unwrap()["index"],
+        taken["index"]
+    );
+    // What comes after it is not in it.
+    assert_eq!(house.grey(&["tenant", "create", "eve"]).status, 0);
+    for name in ["s1", "s2", "s3", "w1"] {
+        house.kill_9(name);
+    }
+    let root_key = house.path("s1/root.key");
+    let restore = |file: &str, root_key: &std::path::Path, name: &str| {
+        let arguments =
+            ["cluster", "restore", file, "--root-key", root_key.to_str().unwrap(), "--name", name, "--json"];
+        let mut command = house.command(&arguments);
+        let listen = house.address(4).trim_start_matches("https://").to_owned();
+        command.env("GREY_DATA", house.path(name)).env("GREY_LISTEN", listen);
+        support::Ran::of(command.output().unwrap())
+    };
+    // Given: one that is damaged, another cluster's key, a directory that holds something: nothing is written.
+    let mut bytes = std::fs::read(house.path("all.snapshot")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(house.path("damaged.snapshot"), bytes).unwrap();
+    std::fs::write(house.path("other.key"), "00".repeat(32)).unwrap();
+    for (file, key, name, said) in [
+        ("damaged.snapshot", &root_key, "s4", "is damaged at byte"),
+        ("all.snapshot", &house.path("other.key"), "s4", "the root key is not that of the cluster"),
+        ("all.snapshot", &root_key, "s1", "holds something already"),
+        ("no.snapshot", &root_key, "s4", "no.snapshot"),
+    ] {
+        let ran = restore(file, key, name);
+        assert!(ran.status == 1 && ran.errors.contains(said), "{file} {name}: {}", ran.errors);
+        assert!(!house.path("s4/node.json").exists());
+    }
+    let ran = restore("all.snapshot", &root_key, "s4");
+    assert_eq!(ran.status, 0, "{}", ran.errors);
+    let restored: Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(
+        (restored["server"].as_u64(), restored["cluster"].clone()),
+        (Some(4), taken["cluster"].clone())
+    );
+    house.start_server("s4");
+    wait_until("it leads", || leader(&house).is_some_and(|name| name == "s4"));
+    // Then: clients of before are served as before, and what was done is there and proves.
+    check_large(&house, "again");
+    let tenants = house.rows(&["tenant", "list"]);
+    assert!(tenants.iter().any(|tenant| tenant["name"] == "ada"), "{tenants:?}");
+    assert!(!tenants.iter().any(|tenant| tenant["name"] == "eve"), "it came after the snapshot");
+    let job = house.json(&["job", "status", waits["job"].as_str().unwrap()]).unwrap();
+    assert_eq!(job["counts"]["pending"], 1, "{job}");
+    assert_eq!(house.grey(&["job", "cancel", waits["job"].as_str().unwrap()]).status, 0);
+    house.start_worker("w2");
+    let mut command = house.command(&["run", "--", "echo", "hers"]);
+    let ran = support::Ran::of(command.env("GREY_TOKEN", token["token"].as_str().unwrap()).output().unwrap());
+    assert_eq!((ran.status, ran.text.as_str()), (0, "hers\n"), "{}", ran.errors);
+    let made = house.command(&["job", "list"]).env("GREY_TOKEN", restored_token(&house)).output().unwrap();
+    assert!(made.status.success(), "the token that was made is an operator's");
+}
+
+fn restored_token(house: &House) -> String {
+    std::fs::read_to_string(house.path("s4/operator.token")).unwrap().trim().to_owned()
+}
+
 #[test]
 fn a_tenant_s_token_is_good_for_that_tenant_only_at_whichever_server() {
     let house = House::of_three();

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::node_config::ServerArguments;
 use super::output::{Output, harmless, table};
+use super::recovery::{RecoverArguments, RestoreArguments, SnapshotArguments};
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::units;
@@ -20,6 +21,18 @@ const TOKEN_EXAMPLES: &str = "\
 Examples:
   grey cluster token --role server > server.token
   grey cluster token --role worker --valid 10m";
+const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  grey cluster snapshot monday.snapshot
+  grey cluster snapshot --check monday.snapshot";
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  grey cluster restore monday.snapshot --root-key /safe/root.key --data-dir /var/lib/grey --advertise 10.0.0.1:7654
+  grey server --data-dir /var/lib/grey --advertise 10.0.0.1:7654";
+const RECOVER_EXAMPLES: &str = "\
+Examples:
+  grey cluster recover --yes --data-dir /var/lib/grey
+  grey server --data-dir /var/lib/grey --advertise 10.0.0.1:7654";
 
 /// What a join token is for.
 #[derive(clap::Args)]
@@ -85,6 +98,15 @@ pub enum ClusterCommand {
         #[arg(long)]
         here: bool,
     },
+    /// Write everything that the cluster has into a file, from which it can be restored
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(SnapshotArguments),
+    /// Make the data directory the first server of a cluster that goes on from a snapshot. Nothing runs yet
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Box<RestoreArguments>),
+    /// Have the cluster go on with the server in the data directory alone, after a majority was lost for good. Nothing runs yet
+    #[command(after_help = RECOVER_EXAMPLES)]
+    Recover(RecoverArguments),
     /// The root that a verifier keeps, to be given to `grey verify --root`
     Root,
 }
@@ -167,7 +189,11 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
         match command {
-            ClusterCommand::Init(_) => {}
+            // What needs no cluster that answers is done elsewhere.
+            ClusterCommand::Init(_)
+            | ClusterCommand::Snapshot(_)
+            | ClusterCommand::Restore(_)
+            | ClusterCommand::Recover(_) => {}
             ClusterCommand::Token(arguments) => {
                 let request = JoinTokenRequest { role: arguments.role.clone(), valid_ms: arguments.valid };
                 let created: JoinTokenCreated = client.post("/v1/join-tokens", &request, None).await?;

@@ -18,6 +18,7 @@ mod listing;
 mod node;
 mod node_config;
 mod output;
+mod recovery;
 mod root;
 mod run;
 mod serve;
@@ -194,6 +195,15 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         Command::Worker(worker) => serve::worker(&worker, node_directory(&global).as_deref()),
         Command::Cluster(cluster::ClusterCommand::Init(arguments)) => {
             cluster::init(&arguments, node_directory(&global).as_deref(), output)
+        }
+        Command::Cluster(cluster::ClusterCommand::Snapshot(arguments)) => {
+            recovery::snapshot(&arguments, &target()?, output)
+        }
+        Command::Cluster(cluster::ClusterCommand::Restore(arguments)) => {
+            recovery::restore(&arguments, node_directory(&global).as_deref(), output)
+        }
+        Command::Cluster(cluster::ClusterCommand::Recover(arguments)) => {
+            recovery::recover(&arguments, node_directory(&global).as_deref(), output)
         }
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Node(command) => node::node(&command, &target()?, output),

@@ -194,6 +194,13 @@ impl House {
         states.len() == servers && states.windows(2).all(|pair| pair[0] == pair[1])
     }
 
+    /// How many blobs a server has.
+    pub fn blobs(&self, name: &str) -> usize {
+        let folders = std::fs::read_dir(self.path(name).join("blobs")).into_iter().flatten().flatten();
+        let folders = folders.filter(|folder| folder.file_name() != "incoming").map(|folder| folder.path());
+        folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()).count()
+    }
+
     /// A task file of one task.
     pub fn task_file(&self, name: &str, script: &str) -> PathBuf {
         let path = self.path(&format!("{name}.json"));

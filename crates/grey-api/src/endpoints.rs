@@ -183,6 +183,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         .query(&[("stale", "true: as the server sees it that is asked, which may lag behind")])
         .gives("ClusterStatus"),
     get("/v1/cluster/root", Right::BeKnown, "The root that a verifier keeps").gives("application/json"),
+    get(
+        "/v1/cluster/snapshot",
+        Right::ChangeNodes,
+        "Everything that the cluster has, from which it can be restored",
+    )
+    .gives("application/octet-stream"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
         .gives("application/json"),
     get("/openapi.json", Right::BeKnown, "This description").gives("application/json"),

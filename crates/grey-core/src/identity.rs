@@ -214,6 +214,8 @@ pub enum Keeper {
         node: Box<NewNode>,
         /// A token for whoever runs the cluster.
         token: TokenRow,
+        /// Certificates of what signed certificates of before, with their digests: proofs of before rest on them.
+        issuers: Vec<(Digest, Vec<u8>)>,
     },
 }
 

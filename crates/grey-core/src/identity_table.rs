@@ -107,6 +107,16 @@ impl State {
         }
     }
 
+    /// Certificates of what signed certificates before the cluster was restored from a snapshot, oldest digest first.
+    pub fn earlier_issuers(&self) -> impl Iterator<Item = &[u8]> {
+        let cluster = self.meta().cluster;
+        let range = IdentityKey::Certificate(FIRST)..=IdentityKey::Certificate(LAST);
+        self.identity.rows.range(range).filter_map(move |(_, row)| match row {
+            IdentityRow::Certificate(of, bytes) if Some(*of) == cluster => Some(bytes.as_slice()),
+            _ => None,
+        })
+    }
+
     /// Join tokens that were not used; some may have expired.
     pub fn join_tokens(&self) -> impl Iterator<Item = &JoinTokenRow> {
         let range = IdentityKey::JoinToken(FIRST)..=IdentityKey::JoinToken(LAST);

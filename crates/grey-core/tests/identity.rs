@@ -418,6 +418,7 @@ fn newcomer(seed: u8) -> Keeper {
     Keeper::Newcomer {
         node: Box::new(new_node(seed, NodeRole::Server)),
         token: token(seed, TokenRole::Operator),
+        issuers: vec![(Digest::of(&[seed, 8]), vec![seed])],
     }
 }
 
@@ -476,6 +477,7 @@ fn a_cluster_goes_on_from_an_earlier_state_with_a_newcomer_and_none_of_the_nodes
     assert_eq!(applied(&mut state, command).answer, Ok(Answer::Admitted { server: Some(3) }));
     assert_eq!(state.nodes().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["host-7"]);
     assert!(state.tokens().any(|row| row.id == Digest::of(&[7, 3])));
+    assert_eq!(state.earlier_issuers().collect::<Vec<_>>(), [[7]]);
     assert!(
         applied(&mut state, announcement_in(3, 2)).answer.is_err(),
         "a worker of before is none of this cluster"
@@ -488,6 +490,7 @@ fn a_cluster_goes_on_from_an_earlier_state_with_a_newcomer_and_none_of_the_nodes
         Keeper::Newcomer {
             node: Box::new(new_node(9, NodeRole::Worker)),
             token: token(9, TokenRole::Operator),
+            issuers: Vec::new(),
         },
         newcomer(7),
     ] {

@@ -75,6 +75,16 @@ impl Blobs {
     /// Fetches a blob that is not here from where it is. One that is here stays for as long as it would have: whoever reads it makes
     /// no promise that it is kept.
     pub(crate) async fn ensure(&self, digest: &Digest) -> Result<(), BlobsError> {
+        // What names it may not have come here yet.
+        self.fetch(digest, SystemTime::now() + COUNTED_ON).await
+    }
+
+    /// Fetches a blob that something here names already: that alone keeps it.
+    pub(crate) async fn copy_here(&self, digest: &Digest) -> Result<(), BlobsError> {
+        self.fetch(digest, SystemTime::now()).await
+    }
+
+    async fn fetch(&self, digest: &Digest, until: SystemTime) -> Result<(), BlobsError> {
         if self.local.size_bytes(digest).await?.is_some() {
             return Ok(());
         }
@@ -88,7 +98,7 @@ impl Blobs {
             None => servers.fetch(digest, true).await,
         };
         let content = content.map_err(|error| elsewhere(error.to_string()))?;
-        self.keep(*digest, content, limits::OUTPUT_LIMIT_BYTES).await
+        self.keep_until(*digest, content, limits::OUTPUT_LIMIT_BYTES, until).await
     }
 
     /// Keeps content that another node sends; what is not of its digest is not counted on.
@@ -98,7 +108,17 @@ impl Blobs {
         content: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
         limit_bytes: u64,
     ) -> Result<(), BlobsError> {
-        let (found, _) = self.local.put_stream(content, limit_bytes, SystemTime::now() + COUNTED_ON).await?;
+        self.keep_until(digest, content, limit_bytes, SystemTime::now() + COUNTED_ON).await
+    }
+
+    async fn keep_until<E: core::error::Error + Send + Sync + 'static>(
+        &self,
+        digest: Digest,
+        content: impl Stream<Item = Result<Bytes, E>> + Unpin + Send,
+        limit_bytes: u64,
+        until: SystemTime,
+    ) -> Result<(), BlobsError> {
+        let (found, _) = self.local.put_stream(content, limit_bytes, until).await?;
         if found != digest {
             let reason = format!("{found} came instead");
             return Err(BlobsError::Elsewhere { digest, reason });

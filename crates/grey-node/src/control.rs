@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use grey_core::{
-    Answer, Applied, Command, Effect, Event, EventKind, FromWorker, JobId, Rejection, State, TaskId, TenantId,
+    Answer, Applied, Command, Effect, Event, EventKind, FromWorker, HistoryRecord, JobId, Rejection, State,
+    TaskId, TenantId,
 };
 use grey_health::Level;
-use grey_proof::VerifyingKey;
+use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Output, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -82,6 +83,8 @@ pub(crate) struct Wiring {
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) role: watch::Sender<Role>,
     pub(crate) directory: watch::Sender<Arc<Directory>>,
+    /// Who fetches the content that reports name, where there are other servers.
+    pub(crate) named: Option<tokio::sync::mpsc::Sender<Digest>>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) pressure: Arc<Pressure>,
 }
@@ -392,6 +395,16 @@ impl Control {
         Ok(())
     }
 
+    /// Has the content fetched that a report names. What finds no room is found by the collector later.
+    fn tell_named(&self, record: &HistoryRecord) {
+        if let (Some(named), HistoryRecord::Report(report)) = (&self.wiring.named, record) {
+            let blobs = report.runs.iter().flat_map(|run| run.finished.result.blobs());
+            for (_, blob) in blobs {
+                let _ = named.try_send(blob.digest);
+            }
+        }
+    }
+
     fn unknown(&mut self, ticket: Ticket) {
         if let Some(question) = self.questions.remove(&ticket) {
             let leader = self.server.replica().leader();
@@ -416,7 +429,11 @@ impl Control {
                         drop(self.wiring.events.send(event));
                     }
                 }
-                Effect::History(_) | Effect::LogGrew { .. } => kept.push(effect),
+                Effect::History(record) => {
+                    self.tell_named(&record);
+                    kept.push(Effect::History(record));
+                }
+                Effect::LogGrew { .. } => kept.push(effect),
                 // The server has sent them to the worker.
                 Effect::Assign(_) | Effect::Stop { .. } | Effect::ChangeTimeout { .. } => {}
             }

@@ -36,6 +36,8 @@ pub(crate) struct Directory {
     pub(crate) tenants: BTreeMap<String, TenantEntry>,
     /// Tokens of the client API by the digests of their secrets; some may have expired.
     pub(crate) tokens: BTreeMap<Digest, TokenRow>,
+    /// What signed certificates before the cluster was restored from a snapshot.
+    pub(crate) earlier_issuers: Vec<Vec<u8>>,
     nodes: BTreeMap<Digest, NodeRow>,
     by_tls_key: BTreeMap<Digest, Digest>,
     join_tokens: BTreeMap<Digest, JoinTokenRow>,
@@ -56,6 +58,7 @@ impl Directory {
         Directory {
             tenants: state.tenants().iter().map(tenant).collect(),
             tokens: state.tokens().map(|row| (row.id, row.clone())).collect(),
+            earlier_issuers: state.earlier_issuers().map(<[u8]>::to_vec).collect(),
             join_tokens: state.join_tokens().map(|row| (row.id, row.clone())).collect(),
             ..Directory::of_nodes(state.nodes().cloned())
         }

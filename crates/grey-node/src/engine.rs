@@ -68,6 +68,10 @@ pub(crate) struct EngineOptions {
     pub(crate) worker_key: Option<VerifyingKey>,
     /// Other servers.
     pub(crate) peers: Option<Peers>,
+    /// Who is told of the content that reports name.
+    pub(crate) named: Option<tokio::sync::mpsc::Sender<Digest>>,
+    /// Whether everything in the log is taken for agreed on. Only where nobody else is left to say so.
+    pub(crate) takes_all_for_agreed: bool,
 }
 
 /// Starts a server's threads on what its disk holds.
@@ -79,6 +83,9 @@ pub(crate) fn start_engine(
     let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default())?;
     if recovered.membership.voters.is_empty() {
         recovered.membership.voters = vec![FOUNDER];
+    }
+    if options.takes_all_for_agreed {
+        recovered.hard_state.commit = recovered.last_index;
     }
     let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
     let history = storage.side.history.collector();
@@ -106,6 +113,7 @@ pub(crate) fn start_engine(
         side: side_requests.clone(),
         worker: options.worker_key.map(|key| (worker.clone(), key)),
         peers: options.peers,
+        named: options.named,
         events: events.clone(),
         role: role_sender,
         directory: directory_sender,

@@ -123,6 +123,37 @@ pub enum NodeError {
         /// What to do.
         hint: &'static str,
     },
+    /// The key is not that of the snapshot's cluster.
+    #[error(
+        "the root key is not that of the cluster that {snapshot} is of; give the file `root.key` that `grey cluster init` made"
+    )]
+    ForeignRootKey {
+        /// The snapshot's file.
+        snapshot: String,
+    },
+    /// A directory that is to be empty is not.
+    #[error("{directory} holds something already; choose an empty directory with --data-dir")]
+    NotEmpty {
+        /// The directory.
+        directory: String,
+    },
+    /// A cluster of which other servers live is not recovered.
+    #[error(
+        "server {server} answers at {address}: stop every other server that is left, and take care that none starts again with \
+         its data, or bring back a majority instead"
+    )]
+    AnotherLives {
+        /// Its number.
+        server: u64,
+        /// Where it answers.
+        address: String,
+    },
+    /// The server votes alone already.
+    #[error("the server in {directory} votes alone already; start it with `grey server`")]
+    Alone {
+        /// Its data directory.
+        directory: String,
+    },
     /// The data directory is another kind of node's.
     #[error("{directory} is the data of a {found}, not of a {expected}; choose another directory")]
     AnotherKind {

@@ -20,7 +20,7 @@ use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
-use crate::http::Forwarder;
+use crate::http::{Forwarder, SnapshotSource};
 use crate::identity::Signing;
 use crate::items::ItemLists;
 use crate::pressure::Pressure;
@@ -37,6 +37,8 @@ const HISTORY_WAIT: Duration = Duration::from_secs(30);
 /// The parts of a running node.
 pub(crate) struct Node {
     pub(crate) control: Sender<Message>,
+    /// What snapshots are taken from.
+    pub(crate) snapshots: SnapshotSource,
     pub(crate) kept: watch::Receiver<u64>,
     /// Who leads, as far as this server knows.
     pub(crate) role: watch::Receiver<Role>,

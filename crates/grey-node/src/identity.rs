@@ -153,24 +153,26 @@ pub(crate) fn random() -> Result<[u8; 32], NodeError> {
 
 /// A secret of 32 bytes as hexadecimal digits; made when there is none.
 pub(crate) fn secret(directory: &Path, name: &str) -> Result<[u8; 32], NodeError> {
-    let path = directory.join(name);
-    let mut text = String::new();
-    match File::open(&path) {
-        Ok(file) => {
-            let damaged = |reason: String| NodeError::DamagedKey { file: path.display().to_string(), reason };
-            file.take(256).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
-            let digits: Digest = text.trim_end().parse().map_err(|_| {
-                damaged("64 hexadecimal digits are expected; restore it from a copy, or begin with another data directory".to_owned())
-            })?;
-            Ok(digits.0)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    match secret_in(&directory.join(name)) {
+        Err(NodeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             let bytes = random()?;
             write_new(directory, name, format!("{}\n", Digest(bytes)).as_bytes())?;
             Ok(bytes)
         }
-        Err(error) => Err(NodeError::io("read", path.display())(error)),
+        found => found,
     }
+}
+
+/// The secret in a file.
+pub(crate) fn secret_in(path: &Path) -> Result<[u8; 32], NodeError> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(NodeError::io("read", path.display()))?;
+    let damaged = |reason: String| NodeError::DamagedKey { file: path.display().to_string(), reason };
+    file.take(256).read_to_string(&mut text).map_err(|error| damaged(error.to_string()))?;
+    let digits: Digest = text.trim_end().parse().map_err(|_| {
+        damaged("64 hexadecimal digits are expected; restore it from a copy, or begin with another data directory".to_owned())
+    })?;
+    Ok(digits.0)
 }
 
 /// Writes a file that appears whole or not at all, durably, readable by its owner only.

@@ -33,7 +33,10 @@ pub mod units;
 mod views;
 mod worker;
 
-pub use cluster::{Founded, ServerReady, WorkerReady, found, run_server, run_worker};
+pub use cluster::{
+    Founded, Recovery, Restored, ServerReady, SnapshotSummary, WorkerReady, check_snapshot, found, recover,
+    restore, run_server, run_worker,
+};
 pub use error::NodeError;
 pub use grey_store::StoreError;
 pub use inspection::Inspection;

@@ -168,6 +168,8 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
         behaviour: ServerOptions { door, ..ServerOptions::default() },
         worker_key: Some(identity.worker_key),
         peers: None,
+        named: None,
+        takes_all_for_agreed: false,
     };
     let mut engine = start_engine(disk.clone(), &options.data_dir, engine_options)?;
     let served = runtime.block_on(serve(options, identity, disk, &mut engine, on_ready));
@@ -202,10 +204,11 @@ async fn serve(
     let keeping = Arc::new(Keeping::new(options.retention));
     let items = Arc::new(ItemLists::default());
     let (capabilities, process) = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
-    start_collector(engine, &blobs, &keeping, false)?;
+    start_collector(engine, &blobs, &keeping, None)?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
+        snapshots: http::SnapshotSource::new(engine.side.clone()),
         kept: engine.kept.clone(),
         role: engine.role.clone(),
         records: engine.records.clone(),
@@ -354,8 +357,9 @@ pub(crate) fn start_collector(
     engine: &mut Engine,
     blobs: &Arc<BlobStore>,
     keeping: &Arc<Keeping>,
-    is_among_others: bool,
+    among_others: Option<Arc<Blobs>>,
 ) -> Result<(), NodeError> {
+    let is_among_others = among_others.is_some();
     let wiring = CollectorWiring {
         history: engine.history.clone(),
         blobs: blobs.clone(),
@@ -366,6 +370,7 @@ pub(crate) fn start_collector(
             runtime: tokio::runtime::Handle::current(),
             is_among_others,
         },
+        among_others,
         worker: (!is_among_others).then(|| engine.worker.0.clone()),
         side: engine.side.clone(),
     };

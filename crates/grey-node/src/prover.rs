@@ -32,6 +32,13 @@ async fn certified(node: &Node, by: Digest, id: Digest) -> Result<(Signer, Envel
     Ok((Signer { cluster: node.signing.cluster, node: by, certificate: id }, certificate))
 }
 
+/// What signed certificates, now and before the cluster was restored.
+pub(crate) fn issuers(node: &Node) -> Vec<Envelope> {
+    let directory = node.directory();
+    let earlier = directory.earlier_issuers.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok());
+    node.signing.issuers.iter().cloned().chain(earlier).collect()
+}
+
 /// The proof of an attempt under a checkpoint of the log as it is now.
 pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
     let report = &attempt.report;
@@ -72,7 +79,7 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
         report: header,
         signature: report.signed.signature.clone(),
         certificate,
-        issuers: node.signing.issuers.clone(),
+        issuers: issuers(node),
         log: BundledLog {
             entry,
             position: report.position,

@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 
 use grey_core::Effect;
 use grey_replica::{Checkpoint, PersistBatch};
-use grey_store::{LogStore, SideStorage};
-use tokio::sync::watch;
+use grey_store::{Frozen, LogStore, SideStorage, StoreError};
+use tokio::sync::{oneshot, watch};
 
 use crate::control::Message;
 use crate::error::NodeError;
@@ -33,6 +33,8 @@ pub(crate) enum SideRequest {
     Seal(u32),
     /// Make everything so far durable, with the state.
     Checkpoint(Box<Checkpoint>),
+    /// Give what is here as of the last checkpoint.
+    Freeze(oneshot::Sender<Result<Frozen, StoreError>>),
     /// Put a whole state in the place of what is here; the log gets the same batch.
     Install(Box<PersistBatch>),
 }
@@ -117,7 +119,7 @@ fn write_side(
     let mut records = Vec::new();
     while let Ok(first) = requests.recv() {
         let (mut next, mut checkpoint, mut index, mut taken) = (Some(first), None, None, 0usize);
-        let (mut seal, mut install) = (None, None);
+        let (mut seal, mut install, mut freeze) = (None, None, None);
         while let Some(request) = next {
             match request {
                 SideRequest::Effects(at, effects) => {
@@ -134,9 +136,11 @@ fn write_side(
                 // Nothing that follows a checkpoint may be written before it.
                 SideRequest::Checkpoint(found) => checkpoint = Some(found),
                 SideRequest::Install(batch) => install = Some(batch),
+                SideRequest::Freeze(reply) => freeze = Some(reply),
             }
             taken += 1;
-            let more = checkpoint.is_none() && install.is_none() && taken < BATCHES_PER_SYNC;
+            let ends = checkpoint.is_some() || install.is_some() || freeze.is_some();
+            let more = !ends && taken < BATCHES_PER_SYNC;
             next = if more { requests.try_recv().ok() } else { None };
         }
         side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
@@ -146,6 +150,10 @@ fn write_side(
         }
         if let Some(index) = index {
             kept.send_replace(index);
+        }
+        if let Some(reply) = freeze {
+            // Who asked and went away needs none.
+            drop(reply.send(side.freeze()));
         }
         if let Some(batch) = install {
             if let Some(installation) = &batch.installation {

@@ -151,7 +151,7 @@ impl Application<'_> {
     }
 
     /// Keeps a certificate, also when its node is forgotten: what it signed can still be proved.
-    fn keep_certificate(&mut self, node: Digest, id: Digest, bytes: Vec<u8>) -> Result<(), Stop> {
+    pub(super) fn keep_certificate(&mut self, node: Digest, id: Digest, bytes: Vec<u8>) -> Result<(), Stop> {
         check_certificate(&bytes)?;
         let key = IdentityKey::Certificate(id);
         match self.rows.identity.get(&key) {

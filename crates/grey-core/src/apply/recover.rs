@@ -38,7 +38,11 @@ impl Application<'_> {
         }
         let server = match body.keeper {
             Keeper::Survivor(_) => survivor.and_then(|row| row.server),
-            Keeper::Newcomer { node, token } => {
+            Keeper::Newcomer { node, token, issuers } => {
+                let cluster = self.rows.meta.cluster.unwrap_or_default();
+                for (id, bytes) in issuers {
+                    self.keep_certificate(cluster, id, bytes)?;
+                }
                 self.check_token(&token)?;
                 self.rows.identity.insert(IdentityKey::Token(token.id), IdentityRow::Token(token));
                 self.add_node(*node, body.wall_ms)?

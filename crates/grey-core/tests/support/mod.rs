@@ -456,7 +456,7 @@ fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
         11 => announcement(seed),
         13 => Command::Recover(Recover { keeper: Keeper::Survivor(node), wall_ms }),
         14 => Command::Recover(Recover {
-            keeper: Keeper::Newcomer { node: Box::new(new_node(seed, role)), token },
+            keeper: Keeper::Newcomer { node: Box::new(new_node(seed, role)), token, issuers: Vec::new() },
             wall_ms,
         }),
         _ if other > 2 => Command::SetTenantSuspended(SetTenantSuspended {

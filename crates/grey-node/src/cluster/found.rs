@@ -22,6 +22,10 @@ use crate::plane::certificate_id;
 const FOUNDING_FILE: &str = "founding.json";
 /// Where the first token is written, for its owner.
 const TOKEN_FILE: &str = "operator.token";
+/// The root key's file; it may be taken elsewhere.
+const ROOT_KEY_FILE: &str = "root.key";
+/// The serial number of the founder's certificates; the authority's own is 1.
+const FOUNDER_SERIAL: u64 = 2;
 /// How long the first token is good, in milliseconds: a year.
 const TOKEN_MS: u64 = 365 * 24 * 3_600 * 1_000;
 
@@ -43,41 +47,56 @@ pub struct Founded {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Founding(EnrolFounder);
 
-/// Founds a cluster whose first server this directory is. To do it again changes nothing.
-///
-/// # Errors
-/// When the directory is another node's, or cannot be written.
-pub fn found(config: &ServerConfig) -> Result<Founded, NodeError> {
-    let directory = config.data_dir.as_path();
-    let _lock = DirectoryLock::take(directory)?;
-    check_format(directory)?;
-    let founded = |cluster, before| Founded {
-        cluster,
-        ca_file: directory.join(CA_FILE),
-        token_file: directory.join(TOKEN_FILE),
-        root_key_file: directory.join("root.key"),
-        before,
-    };
-    if let Some(papers) = Papers::open(directory, NodeRole::Server)? {
-        return Ok(founded(papers.cluster(), true));
+impl Founded {
+    /// What is where in a directory.
+    pub(super) fn in_directory(directory: &Path, cluster: Digest, before: bool) -> Founded {
+        Founded {
+            cluster,
+            ca_file: directory.join(CA_FILE),
+            token_file: directory.join(TOKEN_FILE),
+            root_key_file: directory.join(ROOT_KEY_FILE),
+            before,
+        }
     }
-    let now_ms = wall_ms();
-    let root_key = SigningKey::from_seed(secret(directory, "root.key")?);
-    let authority = Authority::found(&root_key, random()?, now_ms)?;
-    let (cluster, node) = (authority.cluster(), node_secret(directory)?);
-    let (key, address) = (proof_key(&node, NodeRole::Server), config.advertise.to_string());
-    let request = certificate_request(&tls_seed(&node))?;
-    let public = key.verifying_key();
-    let serial = 2;
-    let hosts = [config.advertise.host.clone()];
-    let chain = authority.issue_tls(&request, &public.id(), NodeRole::Server, &hosts, serial, now_ms)?;
-    let envelope = authority.issue_proof(&public, NodeRole::Server, Tier::Software, serial, now_ms)?;
-    let json = |envelope| serde_json::to_vec(envelope).unwrap_or_default();
-    let certificate = json(&envelope);
-    let tls_key = tls_key_of_seed(&tls_seed(&node));
-    let token = ApiToken::new(random()?);
-    let founding = Founding(EnrolFounder {
-        node: NewNode {
+}
+
+/// What makes a server the first one.
+pub(super) struct Origin {
+    pub(super) authority: Authority,
+    /// The server's number.
+    pub(super) server: u64,
+    /// The serial number of its certificates.
+    pub(super) serial: u64,
+    pub(super) token_name: &'static str,
+    pub(super) made_by: &'static str,
+}
+
+/// A server that nobody let in, and the token of whoever runs it.
+pub(super) struct FirstServer {
+    pub(super) node: NewNode,
+    pub(super) token: TokenRow,
+    pub(super) accept: Accept,
+    secret: ApiToken,
+}
+
+impl FirstServer {
+    /// Makes its certificates and a token, and keeps the authority in its directory.
+    pub(super) fn make(config: &ServerConfig, origin: Origin) -> Result<FirstServer, NodeError> {
+        let Origin { authority, server, serial, token_name, made_by } = origin;
+        let directory = config.data_dir.as_path();
+        let now_ms = wall_ms();
+        let (cluster, node) = (authority.cluster(), node_secret(directory)?);
+        let (key, address) = (proof_key(&node, NodeRole::Server), config.advertise.to_string());
+        let request = certificate_request(&tls_seed(&node))?;
+        let public = key.verifying_key();
+        let hosts = [config.advertise.host.clone()];
+        let chain = authority.issue_tls(&request, &public.id(), NodeRole::Server, &hosts, serial, now_ms)?;
+        let envelope = authority.issue_proof(&public, NodeRole::Server, Tier::Software, serial, now_ms)?;
+        let json = |envelope| serde_json::to_vec(envelope).unwrap_or_default();
+        let certificate = json(&envelope);
+        let tls_key = tls_key_of_seed(&tls_seed(&node));
+        let secret = ApiToken::new(random()?);
+        let node = NewNode {
             node: public.id(),
             public_key: public.to_bytes(),
             tls_key,
@@ -88,32 +107,63 @@ pub fn found(config: &ServerConfig) -> Result<Founded, NodeError> {
             evidence: Digest::ZERO,
             serial,
             certificate: (certificate_id(&envelope)?, certificate.clone()),
-        },
-        token: TokenRow {
-            id: token.id(),
-            name: "founder".to_owned(),
+        };
+        let token = TokenRow {
+            id: secret.id(),
+            name: token_name.to_owned(),
             role: TokenRole::Operator,
             tenant: None,
             expires_wall_ms: now_ms.saturating_add(TOKEN_MS.min(limits::TOKEN_MS)),
             created_wall_ms: now_ms,
-            created_by: "grey cluster init".to_owned(),
-        },
-        wall_ms: now_ms,
-    });
-    Papers::keep_authority(directory, &authority)?;
-    write_new(directory, TOKEN_FILE, format!("{}\n", token.reveal()).as_bytes())?;
-    write_new(directory, FOUNDING_FILE, &serde_json::to_vec(&founding).unwrap_or_default())?;
-    let accept = Accept {
-        cluster,
-        server: Some(FOUNDER),
-        tls_chain: chain,
-        certificate,
-        issuer: json(authority.issuer()),
-        servers: vec![ServerAddress { number: FOUNDER, address, tls_key }],
-        tier: Tier::Software,
+            created_by: made_by.to_owned(),
+        };
+        let accept = Accept {
+            cluster,
+            server: Some(server),
+            tls_chain: chain,
+            certificate,
+            issuer: json(authority.issuer()),
+            servers: vec![ServerAddress { number: server, address, tls_key }],
+            tier: Tier::Software,
+        };
+        Papers::keep_authority(directory, &authority)?;
+        Ok(FirstServer { node, token, accept, secret })
+    }
+
+    /// Writes the token into a file for whoever runs the cluster.
+    pub(super) fn keep_token(&self, directory: &Path) -> Result<(), NodeError> {
+        write_new(directory, TOKEN_FILE, format!("{}\n", self.secret.reveal()).as_bytes())
+    }
+}
+
+/// Founds a cluster whose first server this directory is. To do it again changes nothing.
+///
+/// # Errors
+/// When the directory is another node's, or cannot be written.
+pub fn found(config: &ServerConfig) -> Result<Founded, NodeError> {
+    let directory = config.data_dir.as_path();
+    let _lock = DirectoryLock::take(directory)?;
+    check_format(directory)?;
+    if let Some(papers) = Papers::open(directory, NodeRole::Server)? {
+        return Ok(Founded::in_directory(directory, papers.cluster(), true));
+    }
+    let root_key = SigningKey::from_seed(secret(directory, ROOT_KEY_FILE)?);
+    let authority = Authority::found(&root_key, random()?, wall_ms())?;
+    let cluster = authority.cluster();
+    let origin = Origin {
+        authority,
+        server: FOUNDER,
+        serial: FOUNDER_SERIAL,
+        token_name: "founder",
+        made_by: "grey cluster init",
     };
+    let first = FirstServer::make(config, origin)?;
+    first.keep_token(directory)?;
+    let FirstServer { node, token, accept, .. } = first;
+    let founding = Founding(EnrolFounder { node, token, wall_ms: wall_ms() });
+    write_new(directory, FOUNDING_FILE, &serde_json::to_vec(&founding).unwrap_or_default())?;
     Papers::accepted(directory, NodeRole::Server, &accept)?;
-    Ok(founded(cluster, false))
+    Ok(Founded::in_directory(directory, cluster, false))
 }
 
 impl Founding {

@@ -1,11 +1,17 @@
 //! Nodes of a real cluster: several servers and workers, each a process with a directory of its own.
 
+mod copies;
 mod found;
 mod papers;
+mod recover;
 mod renew;
 mod server;
+mod snapshot;
 mod worker;
 
 pub use found::{Founded, found};
+pub use recover::{Recovery, recover};
 pub use server::{ServerReady, run_server};
+pub(crate) use snapshot::Header;
+pub use snapshot::{Restored, SnapshotSummary, check_snapshot, restore};
 pub use worker::{WorkerReady, run_worker};

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::copies::copy;
 use super::found::Founding;
 use super::papers::{Papers, node_secret, proof_key, tls_seed};
 use super::renew::renew;
@@ -39,6 +40,8 @@ use crate::peers::Peers;
 use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
 use crate::retention::Keeping;
 
+/// Content that waits to be fetched from other servers; more is left to the collector.
+const COPIES_WAITING: usize = 16_384;
 /// How long leadership may take to be handed on at the end.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// How often a server without the authority asks the others for it.
@@ -142,6 +145,7 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
     let disk: Arc<dyn Disk> =
         Arc::new(Folder::open(directory).map_err(NodeError::io("open", directory.display()))?);
     let (dial, asked) = unbounded_channel();
+    let (named, copied) = tokio::sync::mpsc::channel(COPIES_WAITING);
     let own = papers.number();
     let seed = crate::engine::seed()?;
     let options = EngineOptions {
@@ -155,9 +159,11 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
         },
         worker_key: None,
         peers: Some(Peers::new(own, dial, papers.servers())),
+        named: Some(named),
+        takes_all_for_agreed: false,
     };
     let mut engine = start_engine(disk, directory, options)?;
-    let served = runtime.block_on(serve(config, papers, joining, asked, &mut engine, on_ready));
+    let served = runtime.block_on(serve(config, papers, joining, asked, copied, &mut engine, on_ready));
     let ended = end(engine);
     runtime.shutdown_timeout(GRACE);
     served.and(ended)
@@ -191,6 +197,7 @@ async fn serve(
     papers: Papers,
     joining: Joining,
     asked: tokio::sync::mpsc::UnboundedReceiver<ServerPlace>,
+    copied: tokio::sync::mpsc::Receiver<Digest>,
     engine: &mut Engine,
     on_ready: impl FnOnce(&ServerReady),
 ) -> Result<(), NodeError> {
@@ -209,6 +216,7 @@ async fn serve(
     let local = Arc::new(BlobStore::open(&config.data_dir.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
     let blobs = Arc::new(Blobs::among(local.clone(), servers, Some(own)));
+    tokio::spawn(copy(blobs.clone(), copied));
     let admission = Arc::new(Admission::new(
         cluster,
         engine.control.clone(),
@@ -235,7 +243,7 @@ async fn serve(
         .max_encoding_message_size(MESSAGE_BYTES);
     let node_plane = tonic::service::Routes::new(node_plane).into_axum_router();
     let keeping = Arc::new(Keeping::new(config.retention));
-    start_collector(engine, &local, &keeping, true)?;
+    start_collector(engine, &local, &keeping, Some(blobs.clone()))?;
     let forwarder =
         http::Forwarder::new(grey_api::Trust::from_pem(papers.ca_pem()?.as_bytes()).map_err(|error| {
             NodeError::Damaged {
@@ -245,6 +253,7 @@ async fn serve(
         })?);
     let node = Arc::new(Node {
         control: engine.control.clone(),
+        snapshots: http::SnapshotSource::new(engine.side.clone()),
         kept: engine.kept.clone(),
         role: engine.role.clone(),
         directory: engine.directory.clone(),

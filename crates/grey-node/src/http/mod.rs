@@ -13,6 +13,7 @@ mod logs;
 mod nodes;
 mod reply;
 mod rerun;
+mod snapshot;
 mod submit;
 mod tasks;
 mod tenants;
@@ -31,6 +32,7 @@ pub(crate) use bulk::batches;
 pub(crate) use forward::Forwarder;
 use guard::{Entrance, Keeper, guard};
 use reply::Refusal;
+pub(crate) use snapshot::SnapshotSource;
 pub(crate) use submit::submissions;
 
 /// The most bytes of a request's body: a submission's JSON is several times its encoded size.
@@ -73,6 +75,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/nodes/{id}/remove", post(nodes::remove))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))
+        .route("/v1/cluster/snapshot", get(snapshot::take))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
         .route("/openapi.json", get(cluster::openapi))
         .route("/health/live", get(cluster::live))

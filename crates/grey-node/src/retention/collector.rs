@@ -21,6 +21,7 @@ use super::live::Asker;
 use super::marks::Marks;
 use super::note::{Gathered, Note, Role};
 use super::{Cutoffs, Keeping};
+use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::control::Message;
 use crate::error::NodeError;
@@ -66,6 +67,8 @@ pub(crate) struct CollectorWiring {
     pub(crate) blobs: Arc<BlobStore>,
     pub(crate) keeping: Arc<Keeping>,
     pub(crate) asker: Asker,
+    /// Blobs of other servers, where there are any.
+    pub(crate) among_others: Option<Arc<Blobs>>,
     /// The worker of this process, where it has one.
     pub(crate) worker: Option<Sender<WorkerMessage>>,
     pub(crate) side: SyncSender<SideRequest>,
@@ -167,11 +170,12 @@ impl Collector {
         marks: &mut Marks,
         lists: &mut BTreeSet<Digest>,
     ) -> Result<BTreeSet<u64>, Stop> {
-        let mut found = Vec::new();
+        let (mut found, mut named) = (Vec::new(), Vec::new());
         let ended = &self.ended;
         let needed = self.wiring.asker.needed(
             |blob, is_list| {
                 marks.insert(&blob.digest);
+                named.push(blob.digest);
                 if is_list {
                     found.push(blob);
                 }
@@ -182,6 +186,9 @@ impl Collector {
                 _ => Err(Stop::Ended),
             },
         )?;
+        for digest in named {
+            self.copy_here(&digest)?;
+        }
         for list in found {
             self.mark_list(list, marks, lists)?;
         }
@@ -245,6 +252,7 @@ impl Collector {
                 note.named.iter().filter(|named| needed.contains(&named.job) || named.is_kept(cutoffs))
             {
                 marks.insert(&named.blob.digest);
+                self.copy_here(&named.blob.digest)?;
                 if named.role == Role::List {
                     self.mark_list(named.blob, marks, lists)?;
                 }
@@ -256,6 +264,18 @@ impl Collector {
             self.wiring.asker.control.send(Message::Checkpoint).map_err(|_| Stop::Ended)?;
         }
         Ok(over)
+    }
+
+    /// Fetches what is kept and not here: this server was away when it came, or lost it.
+    fn copy_here(&mut self, digest: &Digest) -> Result<(), Stop> {
+        let Some(blobs) = &self.wiring.among_others else { return Ok(()) };
+        if blobs.local.path_of(digest).exists() {
+            return Ok(());
+        }
+        if let Err(error) = self.wiring.asker.runtime.block_on(blobs.copy_here(digest)) {
+            tracing::debug!(%digest, %error, "a copy did not come; it is tried again at the next look");
+        }
+        self.rest()
     }
 
     fn keep_note(&mut self, segment: &SegmentFacts, note: Note) {

@@ -19,8 +19,9 @@ use grey_store::Horizons;
 use crate::error::NodeError;
 use crate::records::Records;
 
-pub(crate) use collector::{CollectorWiring, collector_thread};
+pub(crate) use collector::{CollectorWiring, Stop, collector_thread};
 pub(crate) use live::Asker;
+pub(crate) use note::Gathered;
 
 const SECOND_MS: u64 = 1_000;
 const DAY_MS: u64 = 24 * 3_600 * SECOND_MS;
@@ -121,7 +122,7 @@ impl Retention {
 
 /// Ends of jobs, wall clock: what ended at or before may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Cutoffs {
+pub(crate) struct Cutoffs {
     horizons: Horizons,
     inputs_ms: u64,
 }

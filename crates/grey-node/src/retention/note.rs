@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use grey_core::{BlobReference, FlowRecord, Items, JobRecord, ReportRecord};
+use grey_proof::Digest;
 use grey_store::{RecordKey, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +142,11 @@ impl Gathered {
         }
     }
 
+    /// The blobs that were named, and whether each is a list of items.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = (Digest, bool)> {
+        self.named.iter().map(|(blob, role, _)| (blob.digest, *role == Role::List))
+    }
+
     /// The jobs whose end the segment does not say.
     pub(crate) fn unknown(&self) -> Vec<u64> {
         let unknown = self.jobs.iter().filter(|(_, ended)| ended.is_none());
@@ -183,7 +189,6 @@ impl Gathered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use grey_proof::Digest;
     use grey_store::Horizons;
 
     fn gathered(jobs: &[(u64, Option<u64>)]) -> Gathered {
