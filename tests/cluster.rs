@@ -213,6 +213,30 @@ fn check_large(house: &House, results: &str) {
     assert_eq!(verified.status, 0, "{}", verified.errors);
 }
 
+#[test]
+fn a_server_that_enters_an_old_cluster_has_all_that_ended_before_and_can_take_its_place() {
+    let house = House::founded(2);
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    run_large(&house);
+    let token = house.token("server");
+    house.start_new_server(2, &token);
+    wait_until("it votes", || house.voters() == 2);
+    let log = std::fs::read_to_string(house.path("s2.log")).unwrap();
+    assert!(log.contains("began from what another server has"), "{log}");
+    assert!(!house.path("s2/entering").exists());
+    wait_until("it has the file", || house.blobs("s2") == 1);
+    // When: the only server that was there at the time is gone for ever.
+    assert_eq!(house.grey(&["node", "remove", "s1"]).status, 0);
+    wait_until("the other one leads", || {
+        leader(&house).is_some_and(|name| name == "s2") && house.voters() == 1
+    });
+    house.kill_9("s1");
+    check_large(&house, "again");
+    let ran = house.grey(&["run", "--", "echo", "on"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "on\n"), "{}", ran.errors);
+}
+
 fn recover(house: &House, name: &str, more: &[&str]) -> support::Ran {
     let mut command = house.command(&[&["cluster", "recover"], more].concat());
     support::Ran::of(command.env("GREY_DATA", house.path(name)).output().unwrap())
@@ -233,6 +257,7 @@ fn a_cluster_that_lost_its_majority_for_good_goes_on_with_what_one_server_has() 
     wait_until("all servers have the same state", || house.states_agree(3));
     // A majority has its content before it counts, and the others soon after.
     wait_until("all servers have its file", || (1..=3).all(|number| house.blobs(&format!("s{number}")) == 1));
+    let number = house.node("s2").unwrap()["server"].as_u64().unwrap();
     // Nobody gives up what others still have, by mistake.
     let running = recover(&house, "s2", &["--yes"]);
     assert!(running.status == 1 && running.errors.contains("is in use by process"), "{}", running.errors);
@@ -251,7 +276,7 @@ fn a_cluster_that_lost_its_majority_for_good_goes_on_with_what_one_server_has() 
     let mut forgotten: Vec<&str> =
         recovered["forgotten"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     forgotten.sort_unstable();
-    assert_eq!((recovered["server"].as_u64(), forgotten), (Some(2), vec!["s1", "s3", "w1"]));
+    assert_eq!((recovered["server"].as_u64(), forgotten), (Some(number), vec!["s1", "s3", "w1"]));
     let again = recover(&house, "s2", &["--yes"]);
     assert!(again.status == 1 && again.errors.contains("votes alone already"), "{}", again.errors);
     house.start_server("s2");

@@ -20,13 +20,14 @@ use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
-use crate::http::{Forwarder, SnapshotSource};
+use crate::http::Forwarder;
 use crate::identity::Signing;
 use crate::items::ItemLists;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
 use crate::retention::Keeping;
+use crate::snapshot::SnapshotSource;
 
 /// Uploads that are written at once; more wait for a moment and are then refused.
 const UPLOADS_AT_ONCE: usize = 64;

@@ -28,6 +28,7 @@ mod prover;
 mod rate;
 mod records;
 mod retention;
+mod snapshot;
 mod threads;
 pub mod units;
 mod views;

@@ -33,6 +33,7 @@ use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
+use crate::snapshot::SnapshotSource;
 use crate::threads::spawn;
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
@@ -208,7 +209,7 @@ async fn serve(
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
         control: engine.control.clone(),
-        snapshots: http::SnapshotSource::new(engine.side.clone()),
+        snapshots: SnapshotSource::new(engine.control.clone(), engine.side.clone()),
         kept: engine.kept.clone(),
         role: engine.role.clone(),
         records: engine.records.clone(),

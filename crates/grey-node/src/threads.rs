@@ -34,7 +34,7 @@ pub(crate) enum SideRequest {
     /// Make everything so far durable, with the state.
     Checkpoint(Box<Checkpoint>),
     /// Give what is here as of the last checkpoint.
-    Freeze(oneshot::Sender<Result<Frozen, StoreError>>),
+    Freeze(oneshot::Sender<Result<Option<Frozen>, StoreError>>),
     /// Put a whole state in the place of what is here; the log gets the same batch.
     Install(Box<PersistBatch>),
 }

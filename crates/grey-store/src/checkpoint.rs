@@ -40,13 +40,37 @@ struct Facts {
     rows: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct MembershipFact {
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct MembershipFact {
     voters: Vec<u64>,
     voters_outgoing: Vec<u64>,
     learners: Vec<u64>,
     learners_next: Vec<u64>,
     auto_leave: bool,
+}
+
+impl From<&Membership> for MembershipFact {
+    fn from(membership: &Membership) -> MembershipFact {
+        MembershipFact {
+            voters: membership.voters.clone(),
+            voters_outgoing: membership.voters_outgoing.clone(),
+            learners: membership.learners.clone(),
+            learners_next: membership.learners_next.clone(),
+            auto_leave: membership.auto_leave,
+        }
+    }
+}
+
+impl From<MembershipFact> for Membership {
+    fn from(membership: MembershipFact) -> Membership {
+        Membership {
+            voters: membership.voters,
+            voters_outgoing: membership.voters_outgoing,
+            learners: membership.learners,
+            learners_next: membership.learners_next,
+            auto_leave: membership.auto_leave,
+        }
+    }
 }
 
 /// What the last checkpoint holds.
@@ -114,17 +138,19 @@ impl CheckpointStore {
     }
 
     /// The rows as they are now, whatever is written meanwhile.
-    pub(crate) fn freeze(&self) -> Result<FrozenRows, StoreError> {
+    pub(crate) fn freeze(&self) -> Result<Option<FrozenRows>, StoreError> {
         contained(STATE_FILE, || {
             let transaction = self.database.begin_read()?;
+            if transaction.list_tables().map_err(wrong)?.next().is_none() {
+                return Ok(None);
+            }
             let stored = {
                 let table = transaction.open_table(FACTS).map_err(wrong)?;
                 let stored = table.get(FACTS_KEY).map_err(wrong)?;
-                let stored =
-                    stored.ok_or_else(|| StoreError::damaged(STATE_FILE, "its facts", "they are missing"))?;
-                unsealed(STATE_FILE, FACTS_KEY.as_bytes(), stored.value())?
+                let missing = || StoreError::damaged(STATE_FILE, "its facts", "they are missing");
+                unsealed(STATE_FILE, FACTS_KEY.as_bytes(), stored.ok_or_else(missing)?.value())?
             };
-            Ok(FrozenRows { transaction, facts: decode(&stored)? })
+            Ok(Some(FrozenRows { transaction, facts: decode(&stored)? }))
         })
     }
 
@@ -167,19 +193,7 @@ impl CheckpointStore {
 }
 
 fn facts_of(index: u64, term: u64, membership: &Membership) -> Facts {
-    Facts {
-        version: FORMAT_VERSION,
-        index,
-        term,
-        membership: MembershipFact {
-            voters: membership.voters.clone(),
-            voters_outgoing: membership.voters_outgoing.clone(),
-            learners: membership.learners.clone(),
-            learners_next: membership.learners_next.clone(),
-            auto_leave: membership.auto_leave,
-        },
-        ..Facts::default()
-    }
+    Facts { version: FORMAT_VERSION, index, term, membership: membership.into(), ..Facts::default() }
 }
 
 /// The rows of one checkpoint.
@@ -195,9 +209,14 @@ impl core::fmt::Debug for FrozenRows {
 }
 
 impl FrozenRows {
-    /// Index, term, how far the files beside it had come, and which hashes are absent.
-    pub(crate) fn facts(&self) -> (u64, u64, SidePosition, Vec<(u64, u64)>) {
-        (self.facts.index, self.facts.term, self.facts.side, self.facts.tree_absent.clone())
+    /// Index and term of its last entry, and who belonged to the cluster then.
+    pub(crate) fn place(&self) -> (u64, u64, &MembershipFact) {
+        (self.facts.index, self.facts.term, &self.facts.membership)
+    }
+
+    /// How far the files beside it had come, and which hashes are absent.
+    pub(crate) fn side(&self) -> (SidePosition, &[(u64, u64)]) {
+        (self.facts.side, &self.facts.tree_absent)
     }
 
     /// Gives each row, in key order.
@@ -239,17 +258,10 @@ fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -
         let what = format!("there are {}; {} were written", found.len(), facts.rows);
         return Err(StoreError::damaged(STATE_FILE, "its rows", what));
     }
-    let membership = facts.membership;
     Ok(Found {
         index: facts.index,
         term: facts.term,
-        membership: Membership {
-            voters: membership.voters,
-            voters_outgoing: membership.voters_outgoing,
-            learners: membership.learners,
-            learners_next: membership.learners_next,
-            auto_leave: membership.auto_leave,
-        },
+        membership: facts.membership.into(),
         side: facts.side,
         tree_absent: facts.tree_absent,
         installed: facts.installed,

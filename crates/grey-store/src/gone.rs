@@ -7,7 +7,7 @@ use crate::disk::Disk;
 use crate::error::StoreError;
 
 /// The file's name.
-const GONE_FILE: &str = "history.gone";
+pub(crate) const GONE_FILE: &str = "history.gone";
 const NEW_FILE: &str = "history.gone.new";
 const MAGIC: &[u8; 8] = b"GREYGON1";
 

@@ -41,6 +41,11 @@ pub(crate) fn name(number: u32) -> String {
     format!("history-{number:08}.seg")
 }
 
+/// Whether a file belongs to a history.
+pub(crate) fn is_file(name: &str) -> bool {
+    name.starts_with("history-") && (name.ends_with(".seg") || name.ends_with(".note"))
+}
+
 fn number_of(name: &str) -> Option<u32> {
     name.strip_prefix("history-")?.strip_suffix(".seg")?.parse().ok()
 }

@@ -25,5 +25,5 @@ pub use history::{HistoryReader, HistoryWriter, RecordKey, RecordKind};
 pub use journal::Journal;
 pub use log::{LogStore, LogStoreReader};
 pub use snapshot::{Frozen, Restoring, SnapshotFacts, SnapshotPart, SnapshotReader, SnapshotWriter};
-pub use storage::{DirectoryLock, SideStorage, Storage, StorageOptions, free_bytes, total_bytes};
+pub use storage::{DirectoryLock, SideStorage, Storage, StorageOptions, clear, free_bytes, total_bytes};
 pub use tree::TreeFile;

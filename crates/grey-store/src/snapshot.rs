@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use grey_proof::{Digest, StreamDigest};
-use grey_replica::{Installation, Membership};
+use grey_replica::Installation;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{CheckpointStore, FrozenRows, SidePosition};
+use crate::checkpoint::{CheckpointStore, FrozenRows, MembershipFact, SidePosition};
 use crate::collector::HistoryCollector;
 use crate::disk::Disk;
 use crate::error::StoreError;
@@ -36,6 +36,8 @@ pub struct SnapshotFacts {
     pub index: u64,
     /// Its term.
     pub term: u64,
+    /// Who belonged to the cluster then.
+    pub(crate) membership: MembershipFact,
     /// How many hashes the tree has.
     pub tree_hashes: u64,
     /// Runs of hashes that the tree does not have: first and the one after the last.
@@ -81,8 +83,15 @@ pub struct Frozen {
 impl Frozen {
     /// As of when it is.
     pub fn facts(&self) -> SnapshotFacts {
-        let (index, term, side, tree_absent) = self.rows.facts();
-        SnapshotFacts { index, term, tree_hashes: side.tree_hashes, tree_absent }
+        let ((index, term, membership), (side, tree_absent)) = (self.rows.place(), self.rows.side());
+        let membership = membership.clone();
+        SnapshotFacts {
+            index,
+            term,
+            membership,
+            tree_hashes: side.tree_hashes,
+            tree_absent: tree_absent.to_vec(),
+        }
     }
 }
 
@@ -141,7 +150,7 @@ impl<W: Write> SnapshotWriter<W> {
             let length = u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes();
             self.part(ROW, &[&length, key, value])
         })?;
-        let (_, _, SidePosition { history_segment, history_bytes, .. }, _) = frozen.rows.facts();
+        let (SidePosition { history_segment, history_bytes, .. }, _) = frozen.rows.side();
         for segment in frozen.history.segments() {
             let until = match segment.number.cmp(&history_segment) {
                 core::cmp::Ordering::Less => u64::MAX,
@@ -378,8 +387,8 @@ impl Restoring {
         let tree_hashes = self.facts.tree_hashes;
         let side = SidePosition { history_segment, history_bytes, tree_hashes };
         let (index, term) = (self.facts.index, self.facts.term);
-        let installation =
-            Installation { index, term, membership: Membership::default(), rows: self.rows, tree_hashes };
+        let membership = self.facts.membership.into();
+        let installation = Installation { index, term, membership, rows: self.rows, tree_hashes };
         self.checkpoint.install(&installation, side, self.facts.tree_absent)
     }
 }

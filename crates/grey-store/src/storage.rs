@@ -169,13 +169,13 @@ impl Storage {
 }
 
 impl SideStorage {
-    /// What is here as of the last checkpoint, to be read by another thread.
+    /// What is here as of the last checkpoint, to be read by another thread; nothing before the first one.
     ///
     /// # Errors
-    /// When there is no checkpoint yet, or it is damaged.
-    pub fn freeze(&self) -> Result<Frozen, StoreError> {
+    /// When it is damaged.
+    pub fn freeze(&self) -> Result<Option<Frozen>, StoreError> {
         let (history, tree) = (self.history.collector(), self.tree.clone());
-        Ok(Frozen { rows: self.checkpoint.freeze()?, history, tree })
+        Ok(self.checkpoint.freeze()?.map(|rows| Frozen { rows, history, tree }))
     }
 
     /// Makes history and tree durable, then writes the checkpoint; durable when this returns. Every effect up to the
@@ -205,6 +205,21 @@ impl SideStorage {
         self.history.checkpointed(history_segment);
         Ok(())
     }
+}
+
+/// Removes log, state, history and tree, where a directory is to begin anew.
+///
+/// # Errors
+/// When the disk fails.
+pub fn clear(disk: &dyn Disk) -> Result<(), StoreError> {
+    let names = disk.list().map_err(|error| StoreError::io("the directory", "list", error))?;
+    let fixed =
+        [crate::log::LOG_FILE, crate::checkpoint::STATE_FILE, crate::tree::TREE_FILE, crate::gone::GONE_FILE];
+    let is_ours = |name: &&String| fixed.contains(&name.as_str()) || crate::history::is_file(name);
+    for name in names.iter().filter(is_ours) {
+        disk.remove(name).map_err(|error| StoreError::io(name, "remove", error))?;
+    }
+    Ok(())
 }
 
 /// Bytes free for this user on the disk of a path.

@@ -24,7 +24,7 @@ pub use generated::node_plane_server::{NodePlane, NodePlaneServer};
 pub use generated::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
     Hello, JoinMessage, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply, ServersRequest,
-    StoreBlobReply, WorkReply, WorkRequest, replicate_request, work_request,
+    SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, replicate_request, work_request,
 };
 
 /// The version of the messages that this build speaks.

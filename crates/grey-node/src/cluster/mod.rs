@@ -1,5 +1,6 @@
 //! Nodes of a real cluster: several servers and workers, each a process with a directory of its own.
 
+mod begin;
 mod copies;
 mod found;
 mod papers;

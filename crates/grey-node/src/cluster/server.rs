@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::begin;
 use super::copies::copy;
 use super::found::Founding;
 use super::papers::{Papers, node_secret, proof_key, tls_seed};
@@ -39,6 +40,7 @@ use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
 use crate::peers::Peers;
 use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
 use crate::retention::Keeping;
+use crate::snapshot::SnapshotSource;
 
 /// Content that waits to be fetched from other servers; more is left to the collector.
 const COPIES_WAITING: usize = 16_384;
@@ -88,6 +90,9 @@ fn enter(
     let dialler = Dialler::new(Arc::new(client_config(&trust, None)?));
     let accept = runtime.block_on(joining.enter(&dialler, servers, &token))?;
     tracing::info!(cluster = %accept.cluster, server = ?accept.server, "entered the cluster");
+    if joining.role == NodeRole::Server {
+        begin::note(directory)?;
+    }
     Papers::accepted(directory, joining.role, &accept)
 }
 
@@ -162,11 +167,23 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
         named: Some(named),
         takes_all_for_agreed: false,
     };
+    runtime.block_on(begin(directory, &disk, &papers))?;
     let mut engine = start_engine(disk, directory, options)?;
     let served = runtime.block_on(serve(config, papers, joining, asked, copied, &mut engine, on_ready));
     let ended = end(engine);
     runtime.shutdown_timeout(GRACE);
     served.and(ended)
+}
+
+/// Has a server that enters begin from what another one has.
+async fn begin(directory: &Path, disk: &Arc<dyn Disk>, papers: &Papers) -> Result<(), NodeError> {
+    let known = papers.servers();
+    let trust = Trust::of_cluster(papers.cluster());
+    trust.pin(known.iter().map(|place| place.tls_key));
+    let handle = IdentityHandle::new(&papers.tls)?;
+    let dialler = Dialler::new(Arc::new(client_config(&trust, Some(&handle))?));
+    let (_places, known) = watch::channel(known);
+    begin::begin(directory, disk, papers, &Servers::new(dialler, known)).await
 }
 
 /// The servers as the state has them; as they were known before where it has none.
@@ -224,8 +241,10 @@ async fn serve(
         engine.role.clone(),
         papers.authority()?,
     ));
+    let snapshots = SnapshotSource::new(engine.control.clone(), engine.side.clone());
     let plane = Plane {
         cluster,
+        snapshots: snapshots.clone(),
         control: engine.control.clone(),
         directory: engine.directory.clone(),
         role: engine.role.clone(),
@@ -253,7 +272,7 @@ async fn serve(
         })?);
     let node = Arc::new(Node {
         control: engine.control.clone(),
-        snapshots: http::SnapshotSource::new(engine.side.clone()),
+        snapshots,
         kept: engine.kept.clone(),
         role: engine.role.clone(),
         directory: engine.directory.clone(),

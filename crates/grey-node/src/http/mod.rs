@@ -32,7 +32,6 @@ pub(crate) use bulk::batches;
 pub(crate) use forward::Forwarder;
 use guard::{Entrance, Keeper, guard};
 use reply::Refusal;
-pub(crate) use snapshot::SnapshotSource;
 pub(crate) use submit::submissions;
 
 /// The most bytes of a request's body: a submission's JSON is several times its encoded size.

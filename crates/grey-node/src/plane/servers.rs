@@ -11,11 +11,13 @@ use grey_blob::BlobStore;
 use grey_core::{BlobReference, InputFile, Stage};
 use grey_proof::Digest;
 use grey_wire::{
-    BlobPiece, FetchBlobRequest, GatherRequest, NodePlaneClient, PIECE_BYTES, decode_digest, encode_stage,
+    BlobPiece, FetchBlobRequest, GatherRequest, NodePlaneClient, PIECE_BYTES, SnapshotRequest, decode_digest,
+    encode_stage,
 };
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::dial::{Dialler, root_of};
@@ -24,6 +26,8 @@ use crate::gather::GatherError;
 
 /// Within which time a server answers a question that needs no content to be moved.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Within which time a server begins to send what it has: it may have to write a checkpoint first.
+const SNAPSHOT_WITHIN: Duration = Duration::from_secs(90);
 /// Pieces of content that wait to be written.
 const PIECES_WAITING: usize = 4;
 /// How long content may pause that comes piece by piece.
@@ -37,6 +41,19 @@ pub(crate) struct Servers {
     dialler: Dialler,
     places: watch::Receiver<Vec<ServerPlace>>,
     connected: Mutex<Vec<(u64, NodePlaneClient<Channel>)>>,
+}
+
+/// The pieces that a server sends, as long as they come.
+fn pieces(stream: Streaming<BlobPiece>) -> Content {
+    let stream = futures_util::stream::unfold(stream, |mut stream| async move {
+        let piece = match tokio::time::timeout(NEXT_PIECE, stream.message()).await {
+            Ok(Ok(piece)) => piece.map(|piece| Ok(piece.data)),
+            Ok(Err(status)) => Some(Err(io::Error::other(status.message().to_owned()))),
+            Err(_) => Some(Err(io::Error::new(io::ErrorKind::TimedOut, "no more came for 30 s"))),
+        };
+        piece.map(|piece| (piece, stream))
+    });
+    stream.boxed()
 }
 
 impl Servers {
@@ -93,15 +110,18 @@ impl Servers {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 30 s"));
             }
         };
-        let stream = futures_util::stream::unfold(stream, |mut stream| async move {
-            let piece = match tokio::time::timeout(NEXT_PIECE, stream.message()).await {
-                Ok(Ok(piece)) => piece.map(|piece| Ok(piece.data)),
-                Ok(Err(status)) => Some(Err(io::Error::other(status.message().to_owned()))),
-                Err(_) => Some(Err(io::Error::new(io::ErrorKind::TimedOut, "no more came for 30 s"))),
-            };
-            piece.map(|piece| (piece, stream))
-        });
-        Ok(stream.boxed())
+        Ok(pieces(stream))
+    }
+
+    /// What a server has as of an entry.
+    pub(crate) async fn snapshot(&self, place: &ServerPlace) -> io::Result<Content> {
+        let mut client = self.to(place).await?;
+        let asked = tokio::time::timeout(SNAPSHOT_WITHIN, client.snapshot(SnapshotRequest {})).await;
+        match asked {
+            Ok(Ok(answer)) => Ok(pieces(answer.into_inner())),
+            Ok(Err(status)) => Err(io::Error::other(status.message().to_owned())),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 90 s")),
+        }
     }
 
     /// The content of a blob, from whichever server has it: from each its own, or from any that asks the others.

@@ -13,8 +13,8 @@ use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
     Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply,
-    ServersRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest, decode_from_worker,
-    decode_stage, encode_to_worker, replicate_request, work_request,
+    ServersRequest, SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest,
+    decode_from_worker, decode_stage, encode_to_worker, replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ use crate::directory::Directory;
 use crate::directory::ServerPlace;
 use crate::gather::{GatherError, Gatherer};
 use crate::peers::PeerEvent;
+use crate::snapshot::{SnapshotSource, stream};
 
 /// How long a node may take to say the first thing on a stream.
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
@@ -49,6 +50,7 @@ pub(crate) struct Plane {
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) blobs: Arc<Blobs>,
+    pub(crate) snapshots: SnapshotSource,
     pub(crate) gatherer: Gatherer,
     pub(crate) admission: Arc<Admission>,
     /// Servers of which this one was told when it entered: until its own state says more, these may speak.
@@ -287,6 +289,31 @@ impl NodePlane for Served {
             Some(authority) => Ok(Response::new(AuthorityReply { authority: authority.into() })),
             None => Err(Status::unavailable("this server does not have it")),
         }
+    }
+
+    type SnapshotStream = Outgoing<BlobPiece>;
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Answer<Self::SnapshotStream> {
+        self.0.server(&request)?;
+        let unavailable = |detail: String| Status::unavailable(detail);
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let question = Box::new(move |replica: &grey_replica::Replica| {
+            // Who asked and went away needs no answer.
+            let _ = reply.send(replica.state().applied_index());
+        });
+        let ending = || unavailable("the node is ending".to_owned());
+        self.0.control.send(Message::Look(question)).map_err(|_| ending())?;
+        let index = answer.await.map_err(|_| ending())?;
+        let taken = self.0.snapshots.take(index).await.map_err(|problem| unavailable(problem.detail))?;
+        let pieces = stream(taken, Vec::new(), |frozen, mut writer| {
+            let written = writer.frozen(frozen, |_, _| Ok(())).and_then(|()| writer.end());
+            written.map(drop).map_err(|error| error.to_string())
+        });
+        let pieces = ReceiverStream::new(pieces).map(|piece| match piece {
+            Ok(data) => Ok(BlobPiece { data, ..BlobPiece::default() }),
+            Err(error) => Err(Status::data_loss(error.to_string())),
+        });
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     type FetchBlobStream = Outgoing<BlobPiece>;

@@ -38,6 +38,10 @@ const RESTS: u32 = 9;
 const LONGEST_REST: Duration = Duration::from_secs(2);
 /// A look begins at the earliest after so many times what the last one took.
 const LOOKS_APART: u32 = 4;
+/// How long a copy that is missing on this server may stay unnoticed.
+const COPIES_WITHIN: Duration = Duration::from_secs(60);
+/// When a server that has started looks for the first time.
+const FIRST_COPIES_AFTER: Duration = Duration::from_secs(1);
 /// The lowest priority that a thread can have.
 const LOWEST_PRIORITY: i32 = 19;
 
@@ -102,7 +106,7 @@ pub(crate) fn collector_thread(
 
 impl Collector {
     fn run(mut self) {
-        let mut pause = self.wiring.keeping.policy.pause();
+        let mut pause = self.first_pause();
         loop {
             if self.sleep(pause).is_err() {
                 return;
@@ -116,8 +120,19 @@ impl Collector {
                     tracing::warn!(reason, "what is no longer kept could not be removed");
                 }
             }
-            pause = self.wiring.keeping.policy.pause().max(begun.elapsed() * LOOKS_APART);
+            pause = self.pause().max(begun.elapsed() * LOOKS_APART);
         }
+    }
+
+    /// Among other servers, copies that are missing here are not to be missing for long.
+    fn pause(&self) -> Duration {
+        let pause = self.wiring.keeping.policy.pause();
+        if self.wiring.among_others.is_some() { pause.min(COPIES_WITHIN) } else { pause }
+    }
+
+    /// A server that enters, or was away, begins with what it misses.
+    fn first_pause(&self) -> Duration {
+        if self.wiring.among_others.is_some() { self.pause().min(FIRST_COPIES_AFTER) } else { self.pause() }
     }
 
     fn sleep(&self, time: Duration) -> Result<(), Stop> {

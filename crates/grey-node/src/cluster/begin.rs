@@ -1,0 +1,135 @@
+//! A server that enters an old cluster begins from what another one has: the log alone no longer tells of everything that has ended.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use grey_store::{Disk, Restoring, SnapshotPart, SnapshotReader, StorageOptions};
+use tokio::sync::mpsc::Receiver;
+
+use super::papers::Papers;
+use crate::error::NodeError;
+use crate::identity::write_new;
+use crate::plane::Servers;
+
+/// Says that the directory holds nothing of the cluster's data yet, or a part of it that does not count.
+const ENTERING_FILE: &str = "entering";
+/// Within which time some server gives what it has; after that the log has to do.
+const WITHIN: Duration = Duration::from_secs(60);
+/// Pieces that wait to be written.
+const PIECES_WAITING: usize = 4;
+/// How soon the servers are asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Notes that the server has yet to begin, before it has papers.
+pub(super) fn note(directory: &Path) -> Result<(), NodeError> {
+    write_new(directory, ENTERING_FILE, b"")
+}
+
+/// Fetches what another server has, where this one has yet to begin.
+pub(super) async fn begin(
+    directory: &Path,
+    disk: &Arc<dyn Disk>,
+    papers: &Papers,
+    servers: &Servers,
+) -> Result<(), NodeError> {
+    let entering = directory.join(ENTERING_FILE);
+    if !entering.exists() {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let own = papers.number();
+    loop {
+        for place in papers.servers().into_iter().filter(|place| place.number != own) {
+            // What an earlier attempt left is no part of what comes now.
+            clear(disk)?;
+            let outcome = match servers.snapshot(&place).await {
+                Ok(mut pieces) => {
+                    let (sender, received) = tokio::sync::mpsc::channel(PIECES_WAITING);
+                    let restored = tokio::spawn(restore(disk.clone(), received));
+                    while let Some(piece) = pieces.next().await {
+                        // Who gave up says why.
+                        if sender.send(piece).await.is_err() {
+                            break;
+                        }
+                    }
+                    drop(sender);
+                    restored.await.unwrap_or_else(|error| Err(error.to_string()))
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            match outcome {
+                Ok(index) => {
+                    tracing::info!(index, server = place.number, "began from what another server has");
+                    return done(&entering);
+                }
+                Err(reason) => {
+                    tracing::warn!(server = place.number, reason, "a server gives not what it has")
+                }
+            }
+        }
+        if begun.elapsed() >= WITHIN {
+            clear(disk)?;
+            tracing::warn!("no server gave what it has; what ended long ago may be missing here");
+            return done(&entering);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn done(entering: &Path) -> Result<(), NodeError> {
+    std::fs::remove_file(entering).map_err(NodeError::io("remove", entering.display()))
+}
+
+/// Removes what belongs to a state, history and tree.
+fn clear(disk: &Arc<dyn Disk>) -> Result<(), NodeError> {
+    grey_store::clear(disk.as_ref()).map_err(NodeError::from)
+}
+
+/// Takes in what comes; the index of the last entry in it.
+async fn restore(disk: Arc<dyn Disk>, pieces: Receiver<io::Result<Bytes>>) -> Result<u64, String> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut reader = SnapshotReader::begin(Pieces { pieces, left: Bytes::new() })?;
+        let mut restoring: Option<(Restoring, u64)> = None;
+        while let Some(part) = reader.next_part()? {
+            match (&mut restoring, part) {
+                (None, SnapshotPart::Facts(facts)) => {
+                    let index = facts.index;
+                    restoring = Some((Restoring::begin(&disk, &StorageOptions::default(), facts)?, index));
+                }
+                (Some((restoring, _)), part) => drop(restoring.take(&part)?),
+                (None, _) => {}
+            }
+        }
+        match restoring {
+            Some((restoring, index)) => restoring.finish().map(|()| index).map_err(NodeError::from),
+            None => Err(NodeError::Config("what the server sent has no beginning".to_owned())),
+        }
+    });
+    read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Pieces that come, as one thread reads them.
+struct Pieces {
+    pieces: Receiver<io::Result<Bytes>>,
+    left: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.left.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.left = piece?,
+                None => return Ok(0),
+            }
+        }
+        let taken = self.left.split_to(self.left.len().min(out.len()));
+        if let Some(place) = out.get_mut(..taken.len()) {
+            place.copy_from_slice(&taken);
+        }
+        Ok(taken.len())
+    }
+}
