@@ -124,8 +124,8 @@ enum Phase {
 
 /// Stands before one peer, worker or executor (the pattern is Nygard's, "Release It!", 2007).
 ///
-/// - Closed: it opens when at least `least_calls` of the last `window` calls are known and at least `failed_permille` of those
-///   failed.
+/// - Closed: a failure opens it when at least `least_calls` of the last `window` calls are known and at least `failed_permille` of
+///   those failed.
 /// - Open: it admits nothing until its time is over; then it is half open.
 /// - Half open: it admits `probes` at once. One that is not answered in time gives up its place and has failed. `successes` of them close it, with an empty
 ///   window; any failure opens it again.
@@ -206,7 +206,8 @@ impl CircuitBreaker {
                 }
                 let failures = failed.iter().filter(|failed| **failed).count() as u64;
                 let half = failures * 1_000 >= options.failed_permille * failed.len() as u64;
-                if failed.len() >= options.least_calls && half {
+                // A success after failures is no reason to leave alone whoever is back.
+                if outcome == CallOutcome::Failed && failed.len() >= options.least_calls && half {
                     self.open(now_ms);
                 }
             }
@@ -278,12 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_when_half_of_at_least_ten_calls_failed() {
-        let cases: [(&[(CallOutcome, usize)], bool); 7] = [
+    fn a_failure_opens_it_when_half_of_at_least_ten_calls_failed() {
+        let cases: [(&[(CallOutcome, usize)], bool); 9] = [
             (&[(Failed, 9)], false),
             (&[(Failed, 10)], true),
             (&[(Succeeded, 5), (Failed, 5)], true),
-            (&[(Failed, 5), (Succeeded, 5)], true),
+            (&[(Failed, 5), (Succeeded, 5)], false),
+            (&[(Failed, 5), (Succeeded, 5), (Failed, 1)], true),
+            (&[(Failed, 9), (Succeeded, 11)], false),
             (&[(Succeeded, 6), (Failed, 5)], false),
             (&[(Succeeded, 500), (Failed, 9)], false),
             (&[(Succeeded, 500), (Failed, 10)], true),

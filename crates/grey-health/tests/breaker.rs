@@ -105,7 +105,7 @@ impl Model {
         if self.state == CLOSED {
             let window = &answered[answered.len().saturating_sub(6)..];
             let failed = window.iter().filter(|failed| **failed).count();
-            if window.len() >= 4 && failed * 2 >= window.len() {
+            if outcome == CallOutcome::Failed && window.len() >= 4 && failed * 2 >= window.len() {
                 self.become_(OPEN);
             }
         } else if answered.iter().any(|failed| *failed) {

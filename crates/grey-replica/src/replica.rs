@@ -150,6 +150,8 @@ pub struct Replica {
     pub(crate) next_batch: u64,
     durable_index: u64,
     durable_hard_state: (u64, u64),
+    /// What became known to be committed since the last batch.
+    unwritten: Option<HardState>,
     pub(crate) proposals: BTreeMap<u64, (u64, Ticket)>,
     reads: BTreeMap<u64, Ticket>,
     readable: VecDeque<(u64, Ticket)>,
@@ -220,6 +222,7 @@ impl Replica {
             next_batch: 1,
             durable_index: last_index,
             durable_hard_state: (hard_state.term, hard_state.vote),
+            unwritten: None,
             proposals: BTreeMap::new(),
             reads: BTreeMap::new(),
             readable: VecDeque::new(),
@@ -266,6 +269,11 @@ impl Replica {
     /// The present term.
     pub fn term(&self) -> u64 {
         self.engine.raft.term
+    }
+
+    /// Whom this node votes for in the present term; 0 is nobody.
+    pub fn voted_for(&self) -> u64 {
+        self.engine.raft.vote
     }
 
     /// Highest index known to be committed.
@@ -553,7 +561,10 @@ impl Replica {
         entries: &[EngineEntry],
         messages: Vec<Message>,
     ) {
-        // A commit index alone is not worth an fsync: it is learned again from the next leader.
+        // A commit index alone is not worth an fsync: it is learned again from the next leader. What is written anyway takes it along. Who
+        // votes follows from it after a restart: a change of membership is proposed only after the one before it was committed, so whoever
+        // has a change in its log has the commit of the one before it too, and counts no votes by a membership that is two changes old.
+        self.unwritten = hard_state.or(self.unwritten);
         let promised = hard_state.filter(|state| (state.term, state.vote) != self.durable_hard_state);
         let mut messages = messages;
         // That a follower hears its leader promises nothing about the log: held behind a slow disk it would look like silence, and a
@@ -583,6 +594,7 @@ impl Replica {
         }
         let batch = self.next_batch;
         self.next_batch += 1;
+        let hard_state = self.unwritten.take();
         #[cfg(feature = "mutants")]
         let hard_state = hard_state.filter(|_| self.mutant != Some(grey_core::Mutant::ForgetVote));
         #[cfg(feature = "mutants")]

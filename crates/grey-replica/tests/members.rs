@@ -10,8 +10,8 @@ use grey_core::{
 };
 use grey_proof::Digest;
 use grey_replica::{
-    LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, ReplicaError, Server,
-    ServerOptions, ServerOutput, Ticket,
+    HardState, LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, ReplicaError,
+    Server, ServerOptions, ServerOutput, Ticket,
 };
 
 #[derive(Clone, Default)]
@@ -33,6 +33,7 @@ impl LogReader for Memory {
 struct House {
     servers: BTreeMap<u64, Server>,
     logs: BTreeMap<u64, Memory>,
+    hard_states: BTreeMap<u64, HardState>,
     off: BTreeSet<u64>,
     messages: VecDeque<(u64, u64, Vec<u8>)>,
     tickets: u64,
@@ -61,11 +62,14 @@ impl House {
         house
     }
 
-    /// Every log begins with the first server as the only voter.
+    /// Every log begins with the first server as the only voter. No server writes a checkpoint, so that one that is started again has
+    /// that and its log.
     fn start(&mut self, number: u64) {
-        let (log, voters) = (Memory::default(), vec![1]);
-        let recovered =
-            Recovered { membership: Membership { voters, ..Membership::default() }, ..Recovered::default() };
+        let (log, voters) = (self.logs.get(&number).cloned().unwrap_or_default(), vec![1]);
+        let hard_state = self.hard_states.get(&number).copied().unwrap_or_default();
+        let last_index = log.0.lock().unwrap().last().map_or(0, |entry| entry.index);
+        let membership = Membership { voters, ..Membership::default() };
+        let recovered = Recovered { membership, hard_state, last_index, ..Recovered::default() };
         let options = Options { id: number, seed: number, checkpoint_bytes: u64::MAX };
         let replica = Replica::new(&options, recovered, Box::new(log.clone())).unwrap();
         self.servers.insert(number, Server::with_options(replica, ServerOptions::default()).unwrap());
@@ -129,6 +133,9 @@ impl House {
                             }
                             log.extend(batch.entries);
                             drop(log);
+                            if let Some(hard_state) = batch.hard_state {
+                                self.hard_states.insert(*number, hard_state);
+                            }
                             server.replica_mut().persisted(batch.number).unwrap();
                         }
                         ServerOutput::Replica(Output::Send { to, bytes, .. }) => {
@@ -185,6 +192,31 @@ fn servers_that_were_let_in_learn_and_then_vote() {
     let mut voters = house.voters();
     voters.sort_unstable();
     assert_eq!(voters, vec![1, 2, 3]);
+    let hashes: BTreeSet<Digest> = house.servers.values().map(|server| server.state().hash()).collect();
+    assert_eq!(hashes.len(), 1);
+}
+
+#[test]
+fn a_server_that_comes_back_counts_the_votes_of_those_that_it_knew() {
+    let mut house = House::founded();
+    for number in 2..=3 {
+        house.admit(number);
+    }
+    house.elapse(2_000);
+    assert_eq!((house.leader(), house.voters().len()), (1, 3));
+    // When: it starts again with its log and without a checkpoint, and the others cannot be reached.
+    let before = house.servers[&1].state().applied_index();
+    house.off.extend([2, 3]);
+    house.start(1);
+    // Then: it does not lead by its vote alone, as it did when it founded the cluster, and commits nothing.
+    for _ in 0..40 {
+        house.elapse(50);
+        assert!(!house.servers[&1].replica().leads());
+    }
+    assert!(house.servers[&1].state().applied_index() <= before);
+    house.off.clear();
+    house.elapse(2_000);
+    assert_eq!(house.voters().len(), 3);
     let hashes: BTreeSet<Digest> = house.servers.values().map(|server| server.state().hash()).collect();
     assert_eq!(hashes.len(), 1);
 }

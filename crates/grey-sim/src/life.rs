@@ -35,6 +35,7 @@ impl World {
         let options = StartOptions {
             id: index as u64 + 1,
             servers: self.servers as u64,
+            founders: self.founders as u64,
             election_seed: self.chance.election.next(),
             checkpoint_bytes: self.plan.checkpoint_bytes,
             #[cfg(feature = "mutants")]

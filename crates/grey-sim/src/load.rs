@@ -41,6 +41,17 @@ pub struct LoadOptions {
     pub obeys: bool,
 }
 
+/// One submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// How many equal tasks, at least 1.
+    pub tasks: u32,
+    /// How long an attempt runs, in microseconds; up to half as long again.
+    pub attempt_us: u64,
+    /// The first so many attempts of each task fail by its own fault; it may not fail at all, so that one is the end of it.
+    pub failures: u32,
+}
+
 /// Refusals for one reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Refused {
@@ -118,6 +129,8 @@ pub struct Load {
     next: u64,
     open: BTreeMap<u64, Open>,
     cancels: BTreeSet<u64>,
+    /// Commands of an operator, and what was answered.
+    pub questions: BTreeMap<u64, Option<Told>>,
     pub report: LoadReport,
 }
 
@@ -144,6 +157,7 @@ impl Load {
             next: 0,
             open: BTreeMap::new(),
             cancels: BTreeSet::new(),
+            questions: BTreeMap::new(),
             report: LoadReport { lowest_permille: 1_000, ..LoadReport::default() },
         }
     }
@@ -161,11 +175,11 @@ impl Load {
         self.open.is_empty() && now_us >= self.until_us
     }
 
-    fn submission(&self) -> Wish {
+    fn submission(&self, work: Work) -> Wish {
         let spec = TaskSpec {
             name: String::new(),
             executor: ExecutorKind::Process,
-            command: vec!["simulated".to_owned(), self.options.attempt_us.to_string(), "0".to_owned()],
+            command: vec!["simulated".to_owned(), work.attempt_us.to_string(), work.failures.to_string()],
             environment: Vec::new(),
             stdin: None,
             inputs: Vec::new(),
@@ -186,11 +200,19 @@ impl Load {
             name: String::new(),
             labels: Vec::new(),
             key: Some(key),
-            groups: vec![GroupSubmission { spec, count: 1 }],
+            groups: vec![GroupSubmission { spec, count: work.tasks }],
             flow: Default::default(),
             wall_ms: WALL_MS,
         };
         Wish::Submit { body: Box::new(body), feasible: true }
+    }
+
+    /// The same as a command.
+    pub fn command(&self, work: Work) -> Option<Command> {
+        match self.submission(work) {
+            Wish::Submit { body, .. } => Some(Command::Submit(*body)),
+            Wish::Cancel(_) | Wish::ChangeTimeout(_) | Wish::Read(_) => None,
+        }
     }
 
     fn tenant(&self) -> TenantId {
@@ -242,7 +264,8 @@ impl World {
             Input::Next if now_us < load.until_us => {
                 let every_us = 1_000_000_000 / (load.options.per_second * load.permille).max(1);
                 let next_us = (now_us + every_us).max(load.quiet_until_us);
-                let wish = load.submission();
+                let attempt_us = load.options.attempt_us;
+                let wish = load.submission(Work { tasks: 1, attempt_us, failures: 0 });
                 load.report.begun += 1;
                 self.later(next_us, index, Input::Next);
                 self.load_wish(index, wish);
@@ -255,10 +278,32 @@ impl World {
                     load.heard_us = now_us;
                 }
                 load.heed(advice, now_us);
+                if let Some(answer) = load.questions.get_mut(&number) {
+                    *answer = Some(told);
+                    return;
+                }
                 self.load_told(index, from, number, told);
             }
             _ => {}
         }
+    }
+
+    /// One submission more, whatever the load is.
+    pub fn load_submit(&mut self, index: NodeIndex, work: Work) {
+        let Some(load) = self.load(index) else { return };
+        let wish = load.submission(work);
+        load.report.begun += 1;
+        self.load_wish(index, wish);
+    }
+
+    /// Asks a server for something that is no load, once; the number under which the answer is kept.
+    pub fn load_question(&mut self, index: NodeIndex, server: NodeIndex, command: Command) -> u64 {
+        let Some(load) = self.load(index) else { return 0 };
+        let number = load.next;
+        load.next += 1;
+        load.questions.insert(number, None);
+        self.send(index, server, Packet::Request { number, ask: Ask::Propose(Box::new(command)) });
+        number
     }
 
     /// Cancels a job of a load.

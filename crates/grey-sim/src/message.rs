@@ -13,7 +13,7 @@ pub enum Ask {
     Read(JobId),
 }
 
-/// What a server answers.
+/// What a server answers to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     /// It was committed and applied.

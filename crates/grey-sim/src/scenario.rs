@@ -11,6 +11,7 @@ use grey_proof::Digest;
 use grey_replica::{DoorOptions, LinkOptions as PeerOptions, Peer, ServerOptions, WatchOptions};
 
 use crate::checkers::Broken;
+use crate::ledger::Ledger;
 use crate::load::{Load, LoadOptions, LoadReport};
 use crate::network::{LinkOptions, NodeIndex};
 use crate::server::Server;
@@ -40,6 +41,10 @@ pub struct ScenarioOptions {
     pub door: DoorOptions,
     /// What each entry costs a server's disk, in microseconds: this is what bounds the capacity.
     pub entry_us: u64,
+    /// Only the first server is started, and votes alone; the others and the workers are to be let in and started.
+    pub first_alone: bool,
+    /// How servers watch workers; workers keep leases of the same length.
+    pub watch: WatchOptions,
 }
 
 impl ScenarioOptions {
@@ -53,6 +58,8 @@ impl ScenarioOptions {
             links,
             door: DoorOptions::default(),
             entry_us: 0,
+            first_alone: false,
+            watch: WatchOptions::default(),
         }
     }
 }
@@ -76,9 +83,9 @@ pub fn links(shortest_us: u64, longest_us: u64, loss: u64) -> LinkOptions {
 
 /// A running cluster.
 pub struct Scenario {
-    world: World,
+    pub(crate) world: World,
     clients: usize,
-    cut: BTreeSet<(NodeIndex, NodeIndex)>,
+    pub(crate) cut: BTreeSet<(NodeIndex, NodeIndex)>,
 }
 
 impl Scenario {
@@ -87,18 +94,34 @@ impl Scenario {
     /// # Errors
     /// [`Broken`], also when that is not so after ten seconds.
     pub fn start(options: &ScenarioOptions) -> Result<Scenario, Broken> {
+        let mut scenario = Scenario::new(options);
+        for _ in 0..100 {
+            scenario.run_ms(100)?;
+            if scenario.leader().is_some() && scenario.present_workers() == options.workers {
+                return Ok(scenario);
+            }
+        }
+        Err(Broken {
+            promise: "starts",
+            what: "no leader, or not every worker, after ten seconds".to_owned(),
+        })
+    }
+
+    /// A cluster whose processes are about to start.
+    pub fn new(options: &ScenarioOptions) -> Scenario {
         let mut plan = Plan::new(options.seed, 0, Some(&BTreeSet::new()));
         (plan.links, plan.sync_us) = (options.links, (200, 800));
         let (servers, workers, clients) = (options.servers, options.workers, options.clients);
         let mut world =
             World::new(options.seed, servers, workers, clients, plan, Trace::new(options.seed, None));
         world.behaviour = ServerOptions {
-            watch: Some(WatchOptions::default()),
+            watch: Some(options.watch.clone()),
             door: options.door.clone(),
             links: Some(PeerOptions { seed: options.seed, ..PeerOptions::default() }),
         };
         for identity in &mut world.identities {
             identity.parallel = SLOTS;
+            identity.keep.lease = options.watch.lease.clone();
             identity.capacity =
                 Resources { cpu_millicores: 1_000 * u64::from(SLOTS), memory_bytes: 1 << 36, disk_bytes: 0 };
         }
@@ -110,20 +133,15 @@ impl Scenario {
             }
         }
         world.network.set_streams(servers..servers + workers);
+        if options.first_alone {
+            world.founders = 1;
+            world.nodes.iter_mut().take(servers + workers).skip(1).for_each(|node| node.stays_down = true);
+        }
+        world.ledger = Some(Ledger::default());
         for index in 0..servers + workers {
             world.queue.push(index as u64, Event::Start { node: index });
         }
-        let mut scenario = Scenario { world, clients, cut: BTreeSet::new() };
-        for _ in 0..100 {
-            scenario.run_ms(100)?;
-            if scenario.leader().is_some() && scenario.present_workers() == workers {
-                return Ok(scenario);
-            }
-        }
-        Err(Broken {
-            promise: "starts",
-            what: "no leader, or not every worker, after ten seconds".to_owned(),
-        })
+        Scenario { world, clients, cut: BTreeSet::new() }
     }
 
     /// Lets so many virtual milliseconds pass.
@@ -135,6 +153,22 @@ impl Scenario {
         self.world.run(end_us);
         self.world.now_us = end_us;
         self.world.broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// Lets so many virtual milliseconds pass, and looks at the cluster after everything that happens; once `done` it goes no further.
+    /// Whether that was so.
+    ///
+    /// # Errors
+    /// [`Broken`] when a checker says so.
+    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Scenario) -> bool) -> Result<bool, Broken> {
+        let end_us = self.world.now_us + ms * 1_000;
+        while self.world.run_one(end_us) {
+            if done(self) {
+                return Ok(true);
+            }
+        }
+        self.world.now_us = end_us;
+        self.world.broken.clone().map_or(Ok(false), Err)
     }
 
     /// The virtual time, in microseconds.
@@ -189,7 +223,7 @@ impl Scenario {
             for (from, to) in [(left, right), (right, left)] {
                 self.world.network.cut(from, to, u64::MAX);
                 self.cut.insert((from, to));
-                self.set_away(from, to, true);
+                self.look_whether_away(from, to);
             }
         }
     }
@@ -198,11 +232,13 @@ impl Scenario {
     pub fn heal(&mut self) {
         for (from, to) in std::mem::take(&mut self.cut) {
             self.world.network.join(from, to);
-            self.set_away(from, to, false);
+            self.look_whether_away(from, to);
         }
     }
 
-    fn set_away(&mut self, from: NodeIndex, to: NodeIndex, away: bool) {
+    /// What a connection says of its other end: that nothing can be written to it while the link is cut or nothing runs there.
+    pub(crate) fn look_whether_away(&mut self, from: NodeIndex, to: NodeIndex) {
+        let away = self.cut.contains(&(from, to)) || !self.world.is_up(to);
         let worker = to.checked_sub(self.world.servers).and_then(|number| self.world.identities.get(number));
         let peer = match worker {
             Some(identity) => Peer::Worker(identity.node),
@@ -231,14 +267,14 @@ impl Scenario {
         }
     }
 
-    fn real(&mut self, server: usize) -> Option<&mut Server> {
+    pub(crate) fn real(&mut self, server: usize) -> Option<&mut Server> {
         match self.world.nodes.get_mut(server).map(|node| &mut node.process) {
             Some(Process::Server(server)) => Some(server),
             _ => None,
         }
     }
 
-    fn seen(&self, server: usize) -> Option<&Server> {
+    pub(crate) fn seen(&self, server: usize) -> Option<&Server> {
         self.world.nodes.get(server).and_then(Node::server)
     }
 
@@ -311,7 +347,7 @@ impl Scenario {
             self.slow_disk(server, 0);
         }
         loop {
-            let missing = self.missing();
+            let missing = self.unfinished();
             let took_ms = (self.world.now_us - began_us) / 1_000;
             match missing {
                 None => break,
@@ -325,11 +361,14 @@ impl Scenario {
         self.world.broken.clone().map_or(Ok((self.world.now_us - began_us) / 1_000), Err)
     }
 
-    fn missing(&mut self) -> Option<String> {
-        let now_us = self.world.now_us;
+    /// What is still to come until every client has its answers, all that was accepted has ended, and all servers have the same state;
+    /// none when that is so.
+    pub fn unfinished(&self) -> Option<String> {
         for client in 0..self.clients {
-            let index = self.client(client);
-            if self.world.load(index).is_some_and(|load| !load.is_idle(now_us)) {
+            let node = self.world.nodes.get(self.client(client));
+            if let Some(Process::Load(load)) = node.map(|node| &node.process)
+                && !load.is_idle(self.world.now_us)
+            {
                 return Some(format!("client {client} waits for answers"));
             }
         }

@@ -65,6 +65,8 @@ impl From<ReplicaError> for Ended {
 pub struct StartOptions {
     pub id: u64,
     pub servers: u64,
+    /// Those that vote before anything else is decided: the first so many.
+    pub founders: u64,
     pub election_seed: u64,
     pub checkpoint_bytes: u64,
     #[cfg(feature = "mutants")]
@@ -105,8 +107,8 @@ pub struct Server {
 }
 
 /// The founding membership, where nothing on the disk says otherwise.
-pub fn founding(servers: u64) -> Vec<u64> {
-    (1..=servers).collect()
+pub fn founding(founders: u64) -> Vec<u64> {
+    (1..=founders).collect()
 }
 
 impl Server {
@@ -115,7 +117,7 @@ impl Server {
         let store = StorageOptions { segment_bytes: SEGMENT_BYTES };
         let (storage, mut recovered) = Storage::open(Arc::new(disk.clone()), &store)?;
         if recovered.membership.voters.is_empty() {
-            recovered.membership.voters = founding(options.servers);
+            recovered.membership.voters = founding(options.founders);
         }
         let restored_index = recovered.checkpoint_index;
         let replica = Replica::new(

@@ -38,7 +38,8 @@ impl World {
         (first..self.nodes.len()).collect()
     }
 
-    fn is_up(&self, index: NodeIndex) -> bool {
+    /// Whether a process runs on a node.
+    pub fn is_up(&self, index: NodeIndex) -> bool {
         self.nodes.get(index).is_some_and(|node| !matches!(node.process, Process::Down))
     }
 
@@ -356,7 +357,8 @@ impl World {
         true
     }
 
-    fn pause(&mut self, index: NodeIndex, until_us: u64) {
+    /// A node stands still until then.
+    pub fn pause(&mut self, index: NodeIndex, until_us: u64) {
         if let Some(node) = self.nodes.get_mut(index) {
             node.paused_until_us = node.paused_until_us.max(until_us);
         }

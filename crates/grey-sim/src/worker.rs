@@ -16,6 +16,9 @@ use crate::disk::SimulatedDisk;
 /// How long after a lost answer a worker announces itself again, and how long it sleeps at most, in microseconds.
 const AGAIN_US: u64 = 100_000;
 
+/// How long a broken executor takes to fail, in microseconds.
+const BROKEN_US: u64 = 2_000;
+
 /// Who a worker is, over all its lives.
 pub struct Identity {
     pub number: u8,
@@ -25,6 +28,10 @@ pub struct Identity {
     pub capacity: Resources,
     pub parallel: u32,
     pub incarnation: u64,
+    /// How it keeps its lease.
+    pub keep: KeepOptions,
+    /// Its executor fails whatever it is given, through no fault of the tasks.
+    pub is_broken: bool,
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
 }
@@ -43,6 +50,8 @@ impl Identity {
             capacity,
             parallel,
             incarnation: 0,
+            keep: KeepOptions::default(),
+            is_broken: false,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -96,6 +105,7 @@ pub struct Worker {
     announced_us: u64,
     wake_us: u64,
     wall_ms: u64,
+    pub is_broken: bool,
     pub ordered: Vec<Ordered>,
 }
 
@@ -147,7 +157,7 @@ impl Worker {
             labels: vec![("parity".to_owned(), (identity.number % 2).to_string())],
             devices: Vec::new(),
             parallel: identity.parallel,
-            lease: Some(KeepOptions::default()),
+            lease: Some(identity.keep.clone()),
             salt_seed: [identity.number; 32],
             #[cfg(feature = "mutants")]
             mutant: identity.mutant,
@@ -168,6 +178,7 @@ impl Worker {
             announced_us: 0,
             wake_us: u64::MAX,
             wall_ms,
+            is_broken: identity.is_broken,
             ordered: Vec::new(),
         })
     }
@@ -278,7 +289,8 @@ impl Worker {
         match output {
             Output::Send(message) => self.ordered.push(Ordered::Send { server: self.leader, message }),
             Output::Execute(start) => {
-                let (duration_us, outcome) = behaviour(&start);
+                let (duration_us, outcome) =
+                    if self.is_broken { (BROKEN_US, Outcome::Infrastructure) } else { behaviour(&start) };
                 let (attempt, resources) = (start.attempt, start.spec.resources);
                 let running = Running {
                     begun_us: self.now_us,

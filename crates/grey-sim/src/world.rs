@@ -11,6 +11,7 @@ use crate::checkers::{Broken, Checkers};
 use crate::disk::SimulatedDisk;
 use crate::fact::{Fact, Placed};
 use crate::faults::{Counters, Fault};
+use crate::ledger::Ledger;
 use crate::load::Load;
 use crate::message::Packet;
 use crate::network::{Network, NodeIndex, Traffic};
@@ -186,6 +187,8 @@ pub struct World {
     pub queue: Queue<Event>,
     pub nodes: Vec<Node>,
     pub servers: usize,
+    /// The first so many servers vote from the beginning; the others are let in.
+    pub founders: usize,
     pub workers: usize,
     pub identities: Vec<Identity>,
     pub network: Network,
@@ -196,6 +199,8 @@ pub struct World {
     pub counters: Counters,
     pub trace: Trace,
     pub checkers: Checkers,
+    /// What was decided, for those who ask for it.
+    pub ledger: Option<Ledger>,
     pub cluster: Digest,
     pub keys: Arc<BTreeMap<NodeIndex, VerifyingKey>>,
     pub by_node: Arc<BTreeMap<Digest, NodeIndex>>,
@@ -262,6 +267,7 @@ impl World {
             network: Network::new(nodes.len(), plan.links),
             nodes,
             servers,
+            founders: servers,
             workers,
             keys: Arc::new(keys.collect()),
             by_node: Arc::new(by_node.collect()),
@@ -272,6 +278,7 @@ impl World {
             counters,
             trace,
             checkers: Checkers::new(),
+            ledger: None,
             cluster,
             broken: None,
             calm: false,
@@ -305,6 +312,9 @@ impl World {
 
     /// Tells the checkers; what they find broken ends the run.
     pub fn tell(&mut self, fact: &Fact<'_>) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.note(self.now_us, fact);
+        }
         if self.broken.is_none() {
             self.broken = self.checkers.observe(self.now_us, fact).err();
         }
@@ -319,14 +329,18 @@ impl World {
 
     /// Lets everything happen that is due, until it is over or something is broken.
     pub fn run(&mut self, end_us: u64) {
-        while self.queue.next_us().is_some_and(|at_us| at_us <= end_us) {
-            if self.broken.is_some() || self.finished {
-                break;
-            }
-            let Some((at_us, event)) = self.queue.pop() else { break };
-            self.now_us = at_us;
-            self.happen(event);
+        while self.run_one(end_us) {}
+    }
+
+    /// Lets one thing happen that is due; whether there was one and nothing is over or broken.
+    pub fn run_one(&mut self, end_us: u64) -> bool {
+        if self.broken.is_some() || self.finished || self.queue.next_us().is_none_or(|at_us| at_us > end_us) {
+            return false;
         }
+        let Some((at_us, event)) = self.queue.pop() else { return false };
+        self.now_us = at_us;
+        self.happen(event);
+        true
     }
 
     fn happen(&mut self, event: Event) {
@@ -538,6 +552,9 @@ impl World {
             let placed = &placed;
             let fact =
                 Fact::Applied { server, term, index: at, first, state, applied, placed, stopping: &stopping };
+            if let Some(ledger) = &mut self.ledger {
+                ledger.note(self.now_us, &fact);
+            }
             self.broken = self.checkers.observe(self.now_us, &fact).err();
         }
     }
@@ -706,6 +723,9 @@ impl World {
     }
 
     pub fn send(&mut self, from: NodeIndex, to: NodeIndex, packet: Packet) {
+        if let (Some(ledger), Packet::ToWorker(told)) = (&mut self.ledger, &packet) {
+            ledger.told(&told.message);
+        }
         let traffic = match packet {
             Packet::Reply { .. } => Traffic::Answer,
             Packet::FromWorker(_) | Packet::ToWorker(_) => Traffic::Worker,
