@@ -7,6 +7,7 @@ mod support;
 
 use house::House;
 use serde_json::Value;
+use support::metrics::{exposed, free_port, listed, scrape};
 use support::{is_alive, kill, wait_until};
 
 /// A server's number by its name, where a listing has it.
@@ -215,4 +216,44 @@ fn a_server_that_ends_in_order_hands_leadership_on_and_leaves_nothing_running() 
     wait_until("it has ended", || !is_alive(process));
     let new = leader(&house).expect("another one leads at once");
     assert_ne!(new, leads);
+}
+
+#[test]
+fn a_server_and_a_worker_expose_what_is_listed_for_them_and_a_server_that_follows_nothing_of_the_cluster() {
+    let house = House::founded(2);
+    let with_metrics = |mut command: std::process::Command| {
+        let port = free_port();
+        command.env("GREY_METRICS_LISTEN", port.to_string());
+        (command, port)
+    };
+    house.kill_9("s1");
+    let (command, leading) = with_metrics(house.server_command(1, None));
+    house.spawn("s1", command);
+    wait_until("the first server leads", || leader(&house).is_some());
+    let (command, following) = with_metrics(house.server_command(2, Some(&house.token("server"))));
+    house.spawn("s2", command);
+    let (command, working) = with_metrics(house.worker_command("w1", &house.token("worker")));
+    house.spawn("w1", command);
+    wait_until("all are there", || house.workers() == 1 && house.voters() == 2);
+    assert_eq!(leader(&house).as_deref(), Some("s1"));
+
+    let names = |port: u16| exposed(&scrape(port)).into_keys().collect::<Vec<_>>();
+    let listed = |headings: &[&str]| listed(headings).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(leading), listed(&["Every node", "Servers"]));
+    assert_eq!(names(working), listed(&["Every node", "Workers"]));
+    wait_until("the worker says that a leader knows it", || {
+        scrape(working).contains("grey_worker_registered 1\n")
+    });
+    let text = scrape(following);
+    for (sample, is_there) in [
+        ("grey_raft_leads 0\n", true),
+        ("grey_raft_leader 1\n", true),
+        ("grey_raft_applied_index ", true),
+        ("grey_tasks{", false),
+        ("grey_workers{", false),
+        ("grey_worker_registered", false),
+    ] {
+        assert_eq!(text.contains(sample), is_there, "{sample}");
+    }
+    assert!(scrape(leading).contains("grey_workers{presence=\"present\"} 1\n"));
 }

@@ -17,6 +17,8 @@ mod follow;
 mod formats;
 #[path = "process/http.rs"]
 mod http;
+#[path = "process/metrics.rs"]
+mod metrics;
 #[path = "process/retention.rs"]
 mod retention;
 mod support;
