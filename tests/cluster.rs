@@ -219,7 +219,7 @@ fn a_server_that_ends_in_order_hands_leadership_on_and_leaves_nothing_running() 
 }
 
 #[test]
-fn a_server_and_a_worker_expose_what_is_listed_for_them_and_a_server_that_follows_nothing_of_the_cluster() {
+fn an_operator_sees_every_node_and_only_the_leader_exposes_what_concerns_the_cluster() {
     let house = House::founded(2);
     let with_metrics = |mut command: std::process::Command| {
         let port = free_port();
@@ -256,4 +256,13 @@ fn a_server_and_a_worker_expose_what_is_listed_for_them_and_a_server_that_follow
         assert_eq!(text.contains(sample), is_there, "{sample}");
     }
     assert!(scrape(leading).contains("grey_workers{presence=\"present\"} 1\n"));
+
+    let look = house.json(&["top"]).unwrap();
+    let nodes = look["nodes"].as_array().unwrap().iter();
+    let seen: Vec<(&str, &str, Option<u64>)> = nodes
+        .map(|node| {
+            (node["name"].as_str().unwrap(), node["state"].as_str().unwrap(), node["load"]["held"].as_u64())
+        })
+        .collect();
+    assert_eq!(seen, [("s1", "leads", None), ("s2", "follows", None), ("w1", "present", Some(0))]);
 }

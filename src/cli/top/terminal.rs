@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
@@ -29,35 +30,47 @@ fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Puts a terminal back. What cannot be put back is nobody's to see.
-fn restore(before: Option<&Termios>) {
-    drop(write(LEAVE));
-    if let Some(before) = before {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, before);
+/// How a terminal was before.
+struct Before {
+    /// How its input was; nothing where the input is no terminal.
+    input: Option<Termios>,
+    is_back: AtomicBool,
+}
+
+impl Before {
+    /// Puts the terminal back, once: a second time would move the cursor over what was written since. What cannot be put back is
+    /// nobody's to see.
+    fn restore(&self) {
+        if self.is_back.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        drop(write(LEAVE));
+        if let Some(input) = &self.input {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Flush, input);
+        }
     }
 }
 
 /// The terminal while it shows a view.
 pub struct Terminal {
-    /// How its input was; nothing where the input is no terminal.
-    before: Arc<Option<Termios>>,
+    before: Arc<Before>,
 }
 
 impl Terminal {
     /// Takes the terminal over.
     pub fn enter() -> io::Result<Terminal> {
-        let before = if io::stdin().is_terminal() { Some(tcgetattr(io::stdin())?) } else { None };
-        let before = Arc::new(before);
-        // Said after the screen is back, so that it can be read.
-        let (tell, hook_before) = (std::panic::take_hook(), before.clone());
+        let input = if io::stdin().is_terminal() { Some(tcgetattr(io::stdin())?) } else { None };
+        let before = Arc::new(Before { input, is_back: AtomicBool::new(false) });
+        // What a panic says comes after the screen is back, so that it can be read.
+        let (tell, at_a_panic) = (std::panic::take_hook(), before.clone());
         std::panic::set_hook(Box::new(move |info| {
-            restore(Option::as_ref(&hook_before));
+            at_a_panic.restore();
             tell(info);
         }));
         // From here on everything is put back, also after an error.
         let terminal = Terminal { before };
-        if let Some(before) = terminal.before.as_ref() {
-            let mut keys = before.clone();
+        if let Some(input) = &terminal.before.input {
+            let mut keys = input.clone();
             keys.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG);
             keys.special_codes[SpecialCodeIndex::VMIN] = 1;
             keys.special_codes[SpecialCodeIndex::VTIME] = 0;
@@ -87,7 +100,7 @@ impl Terminal {
     /// What is typed from now on.
     pub fn keys(&self) -> Keys {
         let (sender, typed) = mpsc::channel(16);
-        if self.before.is_some() {
+        if self.before.input.is_some() {
             // It waits for a key until the process ends.
             std::thread::spawn(move || {
                 for byte in io::stdin().lock().bytes() {
@@ -104,7 +117,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        restore(Option::as_ref(&self.before));
+        self.before.restore();
     }
 }
 
