@@ -7,6 +7,7 @@ mod support;
 
 use house::House;
 use serde_json::Value;
+use support::metrics::{exposed, free_port, listed, scrape};
 use support::{is_alive, kill, wait_until};
 
 /// A server's number by its name, where a listing has it.
@@ -409,4 +410,53 @@ fn a_server_that_ends_in_order_hands_leadership_on_and_leaves_nothing_running() 
     wait_until("it has ended", || !is_alive(process));
     let new = leader(&house).expect("another one leads at once");
     assert_ne!(new, leads);
+}
+
+#[test]
+fn an_operator_sees_every_node_and_only_the_leader_exposes_what_concerns_the_cluster() {
+    let house = House::founded(2);
+    let with_metrics = |mut command: std::process::Command| {
+        let port = free_port();
+        command.env("GREY_METRICS_LISTEN", port.to_string());
+        (command, port)
+    };
+    house.kill_9("s1");
+    let (command, leading) = with_metrics(house.server_command(1, None));
+    house.spawn("s1", command);
+    wait_until("the first server leads", || leader(&house).is_some());
+    let (command, following) = with_metrics(house.server_command(2, Some(&house.token("server"))));
+    house.spawn("s2", command);
+    let (command, working) = with_metrics(house.worker_command("w1", &house.token("worker")));
+    house.spawn("w1", command);
+    wait_until("all are there", || house.workers() == 1 && house.voters() == 2);
+    assert_eq!(leader(&house).as_deref(), Some("s1"));
+
+    let names = |port: u16| exposed(&scrape(port)).into_keys().collect::<Vec<_>>();
+    let listed = |headings: &[&str]| listed(headings).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(leading), listed(&["Every node", "Servers"]));
+    assert_eq!(names(working), listed(&["Every node", "Workers"]));
+    wait_until("the worker says that a leader knows it", || {
+        scrape(working).contains("grey_worker_registered 1\n")
+    });
+    let text = scrape(following);
+    for (sample, is_there) in [
+        ("grey_raft_leads 0\n", true),
+        ("grey_raft_leader 1\n", true),
+        ("grey_raft_applied_index ", true),
+        ("grey_tasks{", false),
+        ("grey_workers{", false),
+        ("grey_worker_registered", false),
+    ] {
+        assert_eq!(text.contains(sample), is_there, "{sample}");
+    }
+    assert!(scrape(leading).contains("grey_workers{presence=\"present\"} 1\n"));
+
+    let look = house.json(&["top"]).unwrap();
+    let nodes = look["nodes"].as_array().unwrap().iter();
+    let seen: Vec<(&str, &str, Option<u64>)> = nodes
+        .map(|node| {
+            (node["name"].as_str().unwrap(), node["state"].as_str().unwrap(), node["load"]["held"].as_u64())
+        })
+        .collect();
+    assert_eq!(seen, [("s1", "leads", None), ("s2", "follows", None), ("w1", "present", Some(0))]);
 }

@@ -17,11 +17,15 @@ mod follow;
 mod formats;
 #[path = "process/http.rs"]
 mod http;
+#[path = "process/metrics.rs"]
+mod metrics;
 #[path = "process/retention.rs"]
 mod retention;
 mod support;
 #[path = "process/tenants.rs"]
 mod tenants;
+#[path = "process/top.rs"]
+mod top;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -503,14 +507,25 @@ fn help_and_completions_are_there_for_every_command() {
         let ran = home.grey(&["completions", shell]);
         assert!(ran.status == 0 && ran.stdout.len() > 1_000, "{shell}");
     }
-    for command in
-        ["run", "submit", "dev", "down", "task", "job", "verify", "cluster", "doctor", "bench", "completions"]
-    {
+    for command in [
+        "run",
+        "submit",
+        "dev",
+        "down",
+        "task",
+        "job",
+        "verify",
+        "cluster",
+        "top",
+        "doctor",
+        "bench",
+        "completions",
+    ] {
         let ran = home.grey(&[command, "--help"]);
         assert_eq!(ran.status, 0, "{command}");
         assert!(ran.text.contains("Usage: grey"), "{}", ran.text);
     }
-    for command in ["run", "submit", "dev", "verify", "bench"] {
+    for command in ["run", "submit", "dev", "verify", "top", "bench"] {
         assert!(home.grey(&[command, "--help"]).text.contains("Examples:"), "{command}");
     }
     let findings = home.grey(&["doctor", "--json"]);

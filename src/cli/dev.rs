@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use grey_api::{Client, ClientError, ClusterStatus};
+use grey_node::config::metrics_listen;
 use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
@@ -23,11 +24,15 @@ Examples:
   grey dev --listen 127.0.0.1:8000    on another port
   grey --data-dir ./try dev           with data of its own
   grey dev --label zone=a --device gpu=2    a worker that tasks may choose by its label, with two GPUs
+  grey dev --metrics-listen 7655      metrics at http://127.0.0.1:7655/metrics
   grey dev --retain-logs 7d --retain-history 1000d     keep logs for a week, records and proofs for years")]
 pub struct DevArguments {
     /// The loopback address to listen on
     #[arg(long, default_value = "127.0.0.1:7654", value_name = "ADDRESS")]
     listen: SocketAddr,
+    /// A loopback address, or a port of 127.0.0.1, at which metrics are read [default: nowhere]
+    #[arg(long, env = "GREY_METRICS_LISTEN", value_parser = metrics_listen, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     worker: WorkerArguments,
     #[command(flatten)]
@@ -44,6 +49,7 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
         data_dir: data_dir.clone(),
         launcher: PathBuf::from(LAUNCHER),
         listen: Some(arguments.listen),
+        metrics_listen: arguments.metrics_listen,
         idle_exit: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
@@ -65,10 +71,15 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
     })
 }
 
+fn metrics_url(address: SocketAddr) -> String {
+    format!("http://{address}/metrics")
+}
+
 fn announcement(ready: &Ready, data_dir: &Path) -> serde_json::Value {
     serde_json::json!({
         "address": ready.address.map(|address| format!("http://{address}")),
         "token": ready.token,
+        "metrics": ready.metrics.map(metrics_url),
         "socket": ready.socket,
         "cluster": ready.cluster,
         "sandbox": ready.sandbox,
@@ -78,8 +89,10 @@ fn announcement(ready: &Ready, data_dir: &Path) -> serde_json::Value {
 
 fn announced(ready: &Ready, data_dir: &Path) -> String {
     let address = ready.address.map(|address| format!("http://{address}")).unwrap_or_default();
+    let metrics =
+        ready.metrics.map(|address| format!("metrics  {}\n", metrics_url(address))).unwrap_or_default();
     format!(
-        "cluster  {}\ndata     {}\nsandbox  {}\nsocket   {}\n\nIn another shell:\n  export GREY_ADDR={address}\n  export GREY_TOKEN={}\n  grey run -- echo hello\n\nCtrl-C ends it; the data stays.\n",
+        "cluster  {}\ndata     {}\nsandbox  {}\nsocket   {}\n{metrics}\nIn another shell:\n  export GREY_ADDR={address}\n  export GREY_TOKEN={}\n  grey run -- echo hello\n\nCtrl-C ends it; the data stays.\n",
         ready.cluster,
         data_dir.display(),
         ready.sandbox,

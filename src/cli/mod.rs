@@ -30,6 +30,7 @@ mod task;
 mod task_file;
 mod tenant;
 mod token;
+mod top;
 mod units;
 mod verify;
 
@@ -49,6 +50,7 @@ Examples:
   grey submit job.toml --wait                run the tasks of a file
   grey verify hello.json                     check a proof, offline
   grey job list                              what was submitted
+  grey top                                   the cluster at work, live
   grey context list                          the clusters that are known by name
   grey doctor                                what is enforced on this machine
 
@@ -123,6 +125,9 @@ enum Command {
     /// Found a cluster, let nodes in, and look at it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Watch a cluster at work: who leads, what tenants run, how full its machines are
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::TopArguments),
     /// Look at the machines of a cluster, and keep some out
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -206,6 +211,7 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
             recovery::recover(&arguments, node_directory(&global).as_deref(), output)
         }
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
+        Command::Top(arguments) => top::top(&arguments, &target()?, output),
         Command::Node(command) => node::node(&command, &target()?, output),
         Command::Tenant(command) => tenant::tenant(&command, &target()?, output),
         Command::Token(command) => token::token(&command, &target()?, output),

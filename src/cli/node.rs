@@ -39,7 +39,7 @@ pub enum NodeCommand {
 }
 
 /// What a node does, in a few words.
-fn doing(node: &NodeStatus) -> String {
+pub fn doing(node: &NodeStatus) -> String {
     let does = match (&node.presence, node.server) {
         (Some(presence), _) => harmless(presence),
         (None, Some(_)) if node.leads => "leads".to_owned(),

@@ -25,7 +25,7 @@ pub struct NodeArguments {
     /// That token itself; others on this machine may see it on a command line, and not in the variable
     #[arg(long, env = "GREY_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     join_token: Option<String>,
-    /// Where metrics are read [default: nowhere]
+    /// Where metrics are read: an address and a port, or a port of 127.0.0.1 [default: nowhere]
     #[arg(long, env = "GREY_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<String>,
     /// How the log is written: text or json [default: text]

@@ -180,6 +180,7 @@ pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
         data_dir,
         launcher: PathBuf::from(LAUNCHER),
         listen: None,
+        metrics_listen: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
         retention: arguments.retention.retention(),

@@ -141,7 +141,7 @@ impl House {
         command
     }
 
-    fn spawn(&self, name: &str, mut command: Command) {
+    pub fn spawn(&self, name: &str, mut command: Command) {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log")));
         let child = command.stdout(Stdio::null()).stderr(log.unwrap()).spawn().unwrap();

@@ -68,7 +68,7 @@ fn a_listing_goes_on_page_by_page_as_far_as_it_is_asked_to() {
 #[test]
 fn every_command_that_prints_a_result_prints_it_in_every_format() {
     let home = with_two_jobs();
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 10] = [
         &["job", "status", "j1"],
         &["job", "result", "j1"],
         &["job", "wait", "j2"],
@@ -77,6 +77,7 @@ fn every_command_that_prints_a_result_prints_it_in_every_format() {
         &["task", "result", "t1"],
         &["task", "wait", "t1"],
         &["cluster", "status"],
+        &["top"],
         &["job", "events", "j2"],
     ];
     for command in commands {

@@ -1,6 +1,8 @@
 //! A data directory of its own for every test, and the real binary on it.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+pub mod metrics;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -203,6 +203,22 @@ impl Agent {
         self.held.len()
     }
 
+    /// Attempts that were given to the executor and have not ended.
+    pub fn running(&self) -> u32 {
+        self.running_count
+    }
+
+    /// Results that no leader has accepted yet. It looks at each record of the outbox.
+    pub fn unreported(&self) -> usize {
+        let recorded = self.outbox.runs().map(|run| run.finished.usage.len()).sum::<usize>();
+        self.ended.len() + recorded
+    }
+
+    /// Whether a leader knows the worker.
+    pub fn is_registered(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
     /// The blobs of results that were not accepted yet: no record of the cluster names them so far.
     pub fn unreported_blobs(&self) -> impl Iterator<Item = BlobReference> + '_ {
         let recorded = self.outbox.runs().map(|run| &run.finished.result);

@@ -494,6 +494,9 @@ pub struct WorkerStatus {
     pub name: String,
     /// What it can enforce.
     pub sandbox: String,
+    /// Whether it can be reached: `present` or `lost`.
+    #[serde(default)]
+    pub presence: String,
     /// Attempts that it holds.
     pub held: u32,
     /// Attempts that it wants to hold.
@@ -502,6 +505,12 @@ pub struct WorkerStatus {
     pub cpu_millicores: u64,
     /// Memory in bytes.
     pub memory_bytes: u64,
+    /// Thousandths of processor cores that the attempts that it holds ask for; more than there are when some wait for others.
+    #[serde(default)]
+    pub asked_cpu_millicores: u64,
+    /// Memory in bytes that they ask for.
+    #[serde(default)]
+    pub asked_memory_bytes: u64,
     /// How far it is trusted.
     #[serde(default)]
     pub tier: String,
@@ -559,6 +568,12 @@ pub struct ClusterStatus {
     pub stale_placements: u64,
     /// Results that were refused.
     pub refused_results: u64,
+    /// Attempts that ended within the last minute, as far as this server has run for so long.
+    #[serde(default)]
+    pub attempts_ended_in_last_minute: u64,
+    /// How full this server's door is: `normal`, `warning`, `critical` or `blocked`.
+    #[serde(default)]
+    pub pressure: String,
     /// Whether new work is taken; otherwise why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,

@@ -5,7 +5,7 @@ mod reader;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -370,7 +370,7 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
     let join = join(section.section("join"));
     let retention = retention(section.section("retention"));
     let intake = intake(section.section("intake"));
-    let metrics_listen = section.parsed("metrics_listen", listen_with_port);
+    let metrics_listen = section.parsed("metrics_listen", metrics_listen);
     section.end();
     Some(ServerConfig {
         name,
@@ -400,7 +400,7 @@ fn worker(mut section: Section<'_>, log: LogConfig) -> Option<WorkerConfig> {
     if let Err(rejection) = validate::worker(&sorted, &counted) {
         section.wrong("labels", rejection.to_string());
     }
-    let metrics_listen = section.parsed("metrics_listen", listen_with_port);
+    let metrics_listen = section.parsed("metrics_listen", metrics_listen);
     section.end();
     let data_dir = data_dir?;
     Some(WorkerConfig { name, data_dir, servers, token, labels, devices, metrics_listen, log })
@@ -516,6 +516,18 @@ fn listen_with_port(text: &str) -> Result<SocketAddr, String> {
         Err(_) => {
             Err(format!("an address and a port are expected, such as {USUAL_LISTEN} or [::]:{DEFAULT_PORT}"))
         }
+    }
+}
+
+/// Where metrics are read: an address and a port, or a port of the loopback interface.
+///
+/// # Errors
+/// What would be right.
+pub fn metrics_listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<u16>() {
+        Ok(0) => Err("the port must be a number from 1 to 65535: others must know it".to_owned()),
+        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        Err(_) => listen_with_port(text),
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::directory::Directory;
 use crate::error::NodeError;
+use crate::metrics::{Meters, ServerSample, Tally};
 use crate::peers::{PeerEvent, Peers};
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
@@ -54,6 +55,8 @@ pub(crate) enum Message {
     FromWorker(FromWorker),
     /// A worker that speaks for this key says something.
     FromNode(VerifyingKey, FromWorker),
+    /// Say how the server is, for whoever reads metrics.
+    Measure(oneshot::Sender<ServerSample>),
     /// Another server says something.
     FromServer(u64, Bytes),
     /// Something happened to a connection.
@@ -87,6 +90,7 @@ pub(crate) struct Wiring {
     pub(crate) named: Option<tokio::sync::mpsc::Sender<Digest>>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) pressure: Arc<Pressure>,
+    pub(crate) meters: Arc<Meters>,
 }
 
 /// Who leads.
@@ -102,11 +106,14 @@ pub(crate) struct Role {
 struct Waiting {
     reply: oneshot::Sender<Outcome>,
     tenant: Option<TenantId>,
+    /// When it was asked for.
+    since: Instant,
 }
 
 pub(crate) struct Control {
     server: Server,
     wiring: Wiring,
+    tally: Tally,
     replies: BTreeMap<Ticket, Waiting>,
     questions: BTreeMap<Ticket, Question>,
     waiters: HashMap<JobId, Vec<(Option<TaskId>, oneshot::Sender<()>)>>,
@@ -129,6 +136,7 @@ fn task_ended(state: &State, task: TaskId) -> bool {
 impl Control {
     pub(crate) fn new(server: Server, wiring: Wiring) -> Control {
         Control {
+            tally: Tally::after(server.replica().commit_index()),
             server,
             wiring,
             replies: BTreeMap::new(),
@@ -205,7 +213,7 @@ impl Control {
                     Command::Submit(body) => Some(body.tenant),
                     _ => None,
                 };
-                self.replies.insert(ticket, Waiting { reply, tenant });
+                self.replies.insert(ticket, Waiting { reply, tenant, since });
                 let waited_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                 self.server.propose_waited(ticket, command, waited_ms);
             }
@@ -236,6 +244,8 @@ impl Control {
                 }
             }
             Message::Look(question) => question(self.server.replica()),
+            // Whoever asked and left need not be told.
+            Message::Measure(reply) => drop(reply.send(ServerSample::of(&self.server, &self.tally))),
             Message::HandOver(reply) => {
                 self.server.hand_over()?;
                 // Whoever waited and left need not be told.
@@ -416,12 +426,16 @@ impl Control {
 
     fn applied(&mut self, index: u64, ticket: Option<Ticket>, applied: Applied) -> Result<(), NodeError> {
         let (mut kept, mut ended) = (Vec::new(), 0);
+        let is_counted = self.tally.is_due(index, self.server.replica().leads());
         for effect in applied.effects {
             match effect {
                 Effect::Event(event) => {
                     if let EventKind::AttemptEnded { task, .. } = &event.kind {
                         self.wiring.rate.ended(*task);
                         ended += 1;
+                    }
+                    if is_counted {
+                        self.count(&event.kind);
                     }
                     self.wake(&event);
                     if self.wiring.events.receiver_count() > 0 {
@@ -453,11 +467,27 @@ impl Control {
         }
         // Every index is told, also one that left nothing: readers wait for it.
         self.to_side(SideRequest::Effects(index, kept))?;
-        if let Some(Waiting { reply, tenant }) = ticket.and_then(|ticket| self.replies.remove(&ticket)) {
+        if let Some(Waiting { reply, tenant, since }) = ticket.and_then(|ticket| self.replies.remove(&ticket))
+        {
+            self.wiring.meters.committed(since.elapsed());
+            if let (Some(tenant), Ok(Answer::Submitted { tasks, duplicate: false, .. })) =
+                (tenant, &applied.answer)
+            {
+                self.tally.submitted(tenant, tasks.count.into());
+            }
             let level = tenant.map_or_else(|| self.server.level(), |tenant| self.server.level_for(tenant));
             drop(reply.send(Outcome::Applied(applied.answer, level)));
         }
         Ok(())
+    }
+
+    /// Counts what has happened.
+    fn count(&mut self, event: &EventKind) {
+        match event {
+            EventKind::AttemptEnded { outcome, .. } => self.tally.attempt_ended(outcome),
+            EventKind::Ended(counts) => self.tally.job_ended(counts),
+            EventKind::Submitted | EventKind::Cancelled(_) => {}
+        }
     }
 }
 

@@ -46,6 +46,11 @@ impl DiskRoom {
         grey_store::free_bytes(&self.directory).unwrap_or(u64::MAX)
     }
 
+    /// So much must be free for new work to be taken.
+    pub(crate) fn floor_bytes(&self) -> u64 {
+        self.floor_bytes
+    }
+
     /// Why no new work is taken, if none is. It asks the system each time, which costs about a microsecond.
     pub(crate) fn refusal(&self) -> Option<Problem> {
         let free = self.free_bytes();

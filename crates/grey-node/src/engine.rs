@@ -14,6 +14,7 @@ use crate::control::{Control, Message, Role, Wiring};
 use crate::directory::Directory;
 use crate::error::NodeError;
 use crate::identity::random;
+use crate::metrics::Meters;
 use crate::peers::Peers;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
@@ -48,6 +49,7 @@ pub(crate) struct Engine {
     pub(crate) events: broadcast::Sender<grey_core::Event>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) pressure: Arc<Pressure>,
+    pub(crate) meters: Arc<Meters>,
     pub(crate) ended: Arc<Notify>,
     pub(crate) threads: Threads,
     pub(crate) records: Records,
@@ -104,7 +106,8 @@ pub(crate) fn start_engine(
     let (directory_sender, directory) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let ended = Arc::new(Notify::new());
-    let (log_requests, log) = log_thread(storage.log, control.clone())?;
+    let meters = Arc::new(Meters::new());
+    let (log_requests, log) = log_thread(storage.log, control.clone(), meters.clone())?;
     let (side_requests, side) =
         side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
     let (rate, pressure) = (Arc::new(EndRate::new()), Arc::new(Pressure::default()));
@@ -119,6 +122,7 @@ pub(crate) fn start_engine(
         directory: directory_sender,
         rate: rate.clone(),
         pressure: pressure.clone(),
+        meters: meters.clone(),
     };
     let tell = ended.clone();
     let control_thread = spawn("control", move || {
@@ -137,6 +141,7 @@ pub(crate) fn start_engine(
         events,
         rate,
         pressure,
+        meters,
         ended,
         threads: Threads { control: control_thread, log, side, worker: None, collector: None },
         records,

@@ -35,10 +35,12 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// The address to listen on is taken.
-    #[error("{address} is in use by another program; choose another with --listen, or end that program")]
+    #[error("{address} is in use by another program; choose another with {flag}, or end that program")]
     AddressInUse {
         /// The address.
         address: String,
+        /// What says another one.
+        flag: &'static str,
     },
     /// The plain interface is for this machine only.
     #[error("{address} is not a loopback address; without TLS only 127.0.0.0/8 and [::1] are listened on")]

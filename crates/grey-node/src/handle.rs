@@ -23,6 +23,7 @@ use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
 use crate::identity::Signing;
 use crate::items::ItemLists;
+use crate::metrics::Meters;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
@@ -68,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) activity: Arc<Activity>,
     pub(crate) uploads: Semaphore,
     pub(crate) pressure: Arc<Pressure>,
+    pub(crate) meters: Arc<Meters>,
     pub(crate) disk: DiskRoom,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
     pub(crate) capacity: Option<Resources>,

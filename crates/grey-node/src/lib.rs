@@ -21,6 +21,7 @@ mod identity;
 mod inspection;
 mod items;
 mod local;
+mod metrics;
 mod peers;
 mod plane;
 mod pressure;

@@ -32,6 +32,7 @@ use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
+use crate::metrics::{self, MetricsListener};
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
 use crate::snapshot::SnapshotSource;
 use crate::threads::spawn;
@@ -63,6 +64,8 @@ pub struct LocalOptions {
     pub launcher: PathBuf,
     /// A loopback address to listen on beside the socket; a token is then needed there.
     pub listen: Option<SocketAddr>,
+    /// A loopback address at which metrics are read; nowhere when there is none.
+    pub metrics_listen: Option<SocketAddr>,
     /// End after so long without a request and without work.
     pub idle_exit: Option<Duration>,
     /// Labels of its worker, by which tasks choose it.
@@ -118,6 +121,8 @@ pub struct Ready {
     pub address: Option<SocketAddr>,
     /// The token for it.
     pub token: Option<String>,
+    /// Where metrics are read, where that was asked for.
+    pub metrics: Option<SocketAddr>,
     /// The cluster.
     pub cluster: String,
     /// What is enforced around tasks here.
@@ -143,7 +148,8 @@ fn offered(options: &LocalOptions) -> (Vec<(String, String)>, Vec<Devices>) {
 
 /// Runs a local cluster until it is told to end, has been idle for long enough, or cannot go on.
 pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Result<(), NodeError> {
-    if let Some(address) = options.listen.filter(|address| !address.ip().is_loopback()) {
+    let plain = [options.listen, options.metrics_listen];
+    if let Some(address) = plain.into_iter().flatten().find(|address| !address.ip().is_loopback()) {
         return Err(NodeError::NotLoopback { address: address.to_string() });
     }
     options.retention.check()?;
@@ -231,9 +237,11 @@ async fn serve(
         activity: Arc::new(Activity::new()),
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
+        meters: engine.meters.clone(),
         disk: DiskRoom::new(options.data_dir.clone())?,
         capacity: Some(capabilities.resources),
     });
+    let metrics = listen_for_metrics(options, engine, &node).await?;
     let sandbox = capabilities.sandbox.name().to_owned();
     let stopping = Arc::new(Notify::new());
     let mut servers = tokio::task::JoinSet::new();
@@ -251,13 +259,29 @@ async fn serve(
                 .into_future(),
         );
     }
-    on_ready(&Ready { socket: socket.clone(), address, token, cluster, sandbox });
+    let metrics_at = metrics.as_ref().map(|listener| listener.address);
+    on_ready(&Ready { socket: socket.clone(), address, metrics: metrics_at, token, cluster, sandbox });
     wait_for_end(&node, &engine.ended, options.idle_exit).await?;
     stopping.notify_waiters();
     // Streams that never end by themselves are cut when the grace is over.
     drop(tokio::time::timeout(GRACE, async { while servers.join_next().await.is_some() {} }).await);
     drop(std::fs::remove_file(&socket));
     Ok(())
+}
+
+async fn listen_for_metrics(
+    options: &LocalOptions,
+    engine: &Engine,
+    node: &Arc<Node>,
+) -> Result<Option<MetricsListener>, NodeError> {
+    let Some(address) = options.metrics_listen else { return Ok(None) };
+    let source = metrics::Source {
+        meters: engine.meters.clone(),
+        data_dir: options.data_dir.clone(),
+        server: Some(node.clone()),
+        worker: Some(engine.worker.0.clone()),
+    };
+    metrics::listen(address, source).await.map(Some)
 }
 
 /// Waits for leadership, and founds the cluster where there is none.
@@ -413,7 +437,9 @@ fn bind_socket(data_dir: &Path) -> Result<(PathBuf, UnixListener), NodeError> {
 
 async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => NodeError::AddressInUse { address: address.to_string() },
+        std::io::ErrorKind::AddrInUse => {
+            NodeError::AddressInUse { address: address.to_string(), flag: "--listen" }
+        }
         _ => NodeError::io("listen on", address)(error),
     })
 }

@@ -94,15 +94,24 @@ impl EndRate {
         }
     }
 
+    /// How many attempts ended within the last minute.
+    pub(crate) fn in_last_minute(&self) -> u64 {
+        self.ended_at(self.begun.elapsed().as_secs())
+    }
+
+    fn ended_at(&self, now_s: u64) -> u64 {
+        let Ok(mut buckets) = self.buckets.lock() else { return 0 };
+        buckets.advance(now_s);
+        buckets.ended.iter().sum()
+    }
+
     /// How long so many attempts take to end at the rate of the last minute, in milliseconds; `None` when none ended.
     pub(crate) fn time_for_ms(&self, attempts: u64) -> Option<u64> {
         self.time_at(self.begun.elapsed().as_secs(), attempts)
     }
 
     fn time_at(&self, now_s: u64, attempts: u64) -> Option<u64> {
-        let mut buckets = self.buckets.lock().ok()?;
-        buckets.advance(now_s);
-        let ended: u64 = buckets.ended.iter().sum();
+        let ended = self.ended_at(now_s);
         let window_ms = (now_s + 1).min(WINDOW_S as u64) * 1_000;
         attempts.saturating_mul(window_ms).checked_div(ended)
     }
@@ -119,9 +128,10 @@ mod tests {
         (0..20).for_each(|second| rate.count_at(second, 5));
         // A hundred in twenty seconds: ten more take two.
         assert_eq!(rate.time_at(19, 10), Some(2_000));
+        assert_eq!((rate.ended_at(19), rate.ended_at(59)), (100, 100));
         assert_eq!(rate.time_at(59, 10), Some(6_000));
         assert_eq!(rate.time_at(69, 10), Some(12_000), "half of them are out of the window");
-        assert_eq!(rate.time_at(500, 10), None);
+        assert_eq!((rate.time_at(500, 10), rate.ended_at(500)), (None, 0));
         rate.count_at(500, 1);
         assert_eq!(rate.time_at(500, 1), Some(60_000));
     }

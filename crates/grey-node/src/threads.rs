@@ -1,7 +1,9 @@
 //! The threads that write: one for the log, one for history and checkpoints. Each owns its files.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use grey_core::Effect;
 use grey_replica::{Checkpoint, PersistBatch};
@@ -10,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::control::Message;
 use crate::error::NodeError;
+use crate::metrics::Meters;
 use crate::records::encoded;
 
 /// How many batches are written with one sync at most.
@@ -52,10 +55,11 @@ pub(crate) fn spawn<T: Send + 'static>(
 pub(crate) fn log_thread(
     mut log: LogStore,
     control: Sender<Message>,
+    meters: Arc<Meters>,
 ) -> Result<(SyncSender<LogRequest>, JoinHandle<Result<(), NodeError>>), NodeError> {
     let (sender, requests) = sync_channel(QUEUE_LENGTH);
     let handle = spawn("log", move || {
-        let outcome = write_log(&mut log, &requests, &control);
+        let outcome = write_log(&mut log, &requests, &control, &meters);
         // Whoever waits for a write must learn that none will come.
         drop(control.send(Message::Failed("log")));
         outcome
@@ -67,6 +71,7 @@ fn write_log(
     log: &mut LogStore,
     requests: &Receiver<LogRequest>,
     control: &Sender<Message>,
+    meters: &Meters,
 ) -> Result<(), NodeError> {
     let mut batches: Vec<PersistBatch> = Vec::new();
     while let Ok(first) = requests.recv() {
@@ -80,7 +85,9 @@ fn write_log(
             next = if batches.len() < BATCHES_PER_SYNC { requests.try_recv().ok() } else { None };
         }
         if let Some(last) = batches.last().map(|batch| batch.number) {
+            let begun = Instant::now();
             log.append(&batches)?;
+            meters.synced(begun.elapsed());
             batches.clear();
             if control.send(Message::Persisted(last)).is_err() {
                 return Ok(());

@@ -24,6 +24,7 @@ use crate::clock::wall_ms;
 use crate::control::Message;
 use crate::error::NodeError;
 use crate::gather::{GatherError, Inputs};
+use crate::metrics::WorkerSample;
 
 /// How many messages are handled before what they came to is acted on.
 const MESSAGES_PER_TURN: usize = 4_096;
@@ -53,6 +54,8 @@ pub(crate) enum WorkerMessage {
     Stored(AttemptId, Box<AttemptResult>, Usage),
     /// Say which blobs are named by results that were not accepted yet.
     Unreported(oneshot::Sender<Vec<Digest>>),
+    /// Say how the worker is, for whoever reads metrics.
+    Measure(oneshot::Sender<WorkerSample>),
     /// The node ends.
     End,
 }
@@ -88,6 +91,8 @@ pub(crate) struct Worker {
     wiring: WorkerWiring,
     /// Attempts whose inputs are being read, and what was wished of them meanwhile.
     preparing: BTreeMap<AttemptId, Wishes>,
+    /// Attempts that ended in this life, by the class of their outcome.
+    ended: BTreeMap<&'static str, u64>,
     last_elapse: Instant,
     announced: Instant,
     connected: bool,
@@ -97,8 +102,16 @@ impl Worker {
     pub(crate) fn new(agent: Agent, journal: Journal, wiring: WorkerWiring) -> Worker {
         let now = Instant::now();
         let connected = matches!(wiring.leader, Leader::Here(_));
-        let preparing = BTreeMap::new();
-        Worker { agent, journal, wiring, preparing, last_elapse: now, announced: now, connected }
+        Worker {
+            agent,
+            journal,
+            wiring,
+            preparing: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            last_elapse: now,
+            announced: now,
+            connected,
+        }
     }
 
     /// Runs until the node ends or the outbox cannot be written.
@@ -153,12 +166,13 @@ impl Worker {
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
             WorkerMessage::Stored(attempt, result, usage) => {
                 self.release(attempt);
-                self.agent.finished(attempt, *result, usage);
+                self.has_result(attempt, *result, usage);
             }
             WorkerMessage::Unreported(reply) => {
                 // Who asked and is gone needs no answer.
                 drop(reply.send(self.agent.unreported_blobs().map(|blob| blob.digest).collect()));
             }
+            WorkerMessage::Measure(reply) => drop(reply.send(WorkerSample::of(&self.agent, &self.ended))),
             WorkerMessage::End => {}
         }
     }
@@ -170,7 +184,7 @@ impl Worker {
                 if result.sandbox != SandboxLevel::None {
                     self.release(attempt);
                 }
-                self.agent.finished(attempt, result, usage);
+                self.has_result(attempt, result, usage);
             }
             Err(executed) => {
                 let (blobs, itself) = (self.wiring.inputs.blobs.clone(), self.wiring.itself.clone());
@@ -184,6 +198,11 @@ impl Worker {
                 });
             }
         }
+    }
+
+    fn has_result(&mut self, attempt: AttemptId, result: AttemptResult, usage: Usage) {
+        *self.ended.entry(result.outcome.class()).or_default() += 1;
+        self.agent.finished(attempt, result, usage);
     }
 
     /// Removing what an attempt left takes as long as it left files, so it is not done on this thread.
@@ -285,7 +304,7 @@ impl Worker {
             }
         };
         let (result, usage) = unstarted(reason, &message);
-        self.agent.finished(execution.attempt, result, usage);
+        self.has_result(execution.attempt, result, usage);
     }
 }
 

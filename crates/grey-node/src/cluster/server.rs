@@ -37,6 +37,7 @@ use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::items::ItemLists;
 use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
+use crate::metrics;
 use crate::peers::Peers;
 use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
 use crate::retention::Keeping;
@@ -223,7 +224,9 @@ async fn serve(
     let handle = IdentityHandle::new(&papers.tls)?;
     let dialler = Dialler::new(Arc::new(client_config(&trust, Some(&handle))?));
     let listener = TcpListener::bind(config.listen).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => NodeError::AddressInUse { address: config.listen.to_string() },
+        std::io::ErrorKind::AddrInUse => {
+            NodeError::AddressInUse { address: config.listen.to_string(), flag: "--listen" }
+        }
         _ => NodeError::io("listen on", config.listen)(error),
     })?;
     let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
@@ -294,6 +297,7 @@ async fn serve(
         activity: Arc::new(Activity::new()),
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
+        meters: engine.meters.clone(),
         disk: DiskRoom::new(config.data_dir.clone())?,
         capacity: None,
     });
@@ -306,6 +310,14 @@ async fn serve(
             }
         });
     }
+    let _metrics = match config.metrics_listen {
+        None => None,
+        Some(address) => {
+            let (meters, data_dir) = (engine.meters.clone(), config.data_dir.clone());
+            let source = metrics::Source { meters, data_dir, server: Some(node.clone()), worker: None };
+            Some(metrics::listen(address, source).await?)
+        }
+    };
     let data_dir = papers.directory().to_path_buf();
     let papers = Arc::new(Mutex::new(papers));
     tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), places.clone()));

@@ -27,6 +27,7 @@ use crate::gather::Inputs;
 use crate::identity::random;
 use crate::items::ItemLists;
 use crate::local::{ATTEMPTS_AT_ONCE, PROCESSES_AT_ONCE};
+use crate::metrics::{self, Meters};
 use crate::plane::{Dialler, Joining, Servers, certificate_id, link_to_leader};
 use crate::threads::spawn;
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
@@ -157,6 +158,14 @@ async fn work(
     let seed = crate::engine::seed()?;
     tokio::spawn(link_to_leader(Arc::new(link), cluster, found, said, itself.clone(), seed));
     tokio::spawn(renew(Arc::new(Mutex::new(papers)), handle, joining, dialler, places));
+    let _metrics = match config.metrics_listen {
+        None => None,
+        Some(address) => {
+            let (meters, data_dir) = (Arc::new(Meters::new()), config.data_dir.clone());
+            let source = metrics::Source { meters, data_dir, server: None, worker: Some(itself.clone()) };
+            Some(metrics::listen(address, source).await?)
+        }
+    };
     on_ready(&WorkerReady { cluster, node: signer.node, sandbox: capabilities.sandbox.name().to_owned() });
     let told = told_to_end(&ended).await;
     drop(itself.send(WorkerMessage::End));

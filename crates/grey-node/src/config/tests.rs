@@ -28,6 +28,19 @@ fn what_is_left_out_is_what_is_usual() {
 }
 
 #[test]
+fn metrics_are_read_at_an_address_or_at_a_port_of_the_loopback_interface() {
+    let with = |text: &str| parse(&format!("{SERVER}metrics_listen = \"{text}\"\n")).server();
+    for (text, address) in
+        [("7655", "127.0.0.1:7655"), ("10.0.0.1:7655", "10.0.0.1:7655"), ("[::1]:7655", "[::1]:7655")]
+    {
+        assert_eq!(with(text).unwrap().metrics_listen.unwrap().to_string(), address);
+    }
+    for text in ["", "0", "127.0.0.1", "127.0.0.1:0", "70000", "localhost:7655"] {
+        assert_eq!(fields(with(text)), ["server.metrics_listen"], "{text}");
+    }
+}
+
+#[test]
 fn others_must_be_able_to_dial_what_a_server_advertises() {
     let with = |lines: &str| parse(&format!("[server]\ndata_dir = \"/d\"\n{lines}")).server();
     for (lines, advertised) in [

@@ -296,6 +296,9 @@ pub(crate) async fn stream(
                 }
             }
         }
+        if let Some(problem) = &submitter.end.problem {
+            submitter.node.meters.refused(problem.code);
+        }
         drop(answers.send(Ok(line(&submitter.end))).await);
     });
     Ok(typed("application/x-ndjson", Body::from_stream(ReceiverStream::new(body))))

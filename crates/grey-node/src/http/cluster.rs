@@ -30,6 +30,7 @@ pub(crate) async fn show(
     let data_dir = node.data_dir.display().to_string();
     let refusing = node.disk.refusal().map(|problem| problem.detail);
     let (retention, server) = (node.keeping.status(&node.records), node.server);
+    let (ended, pressure) = (node.rate.in_last_minute(), node.pressure.level().name().to_owned());
     let question = move |replica: &Replica| {
         let state = replica.state();
         let membership = replica.membership();
@@ -39,10 +40,13 @@ pub(crate) async fn show(
             node: worker.node.to_string(),
             name: worker.name.as_ref().to_owned(),
             sandbox: worker.sandbox.name().to_owned(),
+            presence: worker.presence.name().to_owned(),
             held: worker.held,
             slots: worker.slots,
             cpu_millicores: worker.capacity.cpu_millicores,
             memory_bytes: worker.capacity.memory_bytes,
+            asked_cpu_millicores: worker.charged.cpu_millicores,
+            asked_memory_bytes: worker.charged.memory_bytes,
             tier: worker.tier.name().to_owned(),
             labels: worker.labels.iter().cloned().collect(),
             devices: worker.devices.iter().map(devices).collect(),
@@ -64,6 +68,8 @@ pub(crate) async fn show(
             jobs_live: state.jobs().len() as u64,
             stale_placements: meta.stale_placements,
             refused_results: meta.refused_results,
+            attempts_ended_in_last_minute: ended,
+            pressure,
             refusing,
             retention,
             workers: workers.collect(),

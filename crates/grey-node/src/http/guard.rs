@@ -44,8 +44,21 @@ pub(crate) struct Keeper {
     pub(crate) node: Arc<Node>,
 }
 
-/// Lets a request in or refuses it, counts it as activity, sees that it is answered in time, and says how full the door is.
+/// Stands before every request, and counts how they are answered.
 pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let response = let_in(&keeper, request, next).await;
+    let meters = &keeper.node.meters;
+    meters.answered(&method, response.status());
+    // What another server refused is counted there.
+    if let Some(code) = response.extensions().get::<ErrorCode>() {
+        meters.refused(*code);
+    }
+    response
+}
+
+/// Lets a request in or refuses it, counts it as activity, sees that it is answered in time, and says how full the door is.
+async fn let_in(keeper: &Keeper, request: Request, next: Next) -> Response {
     if let Err(problem) = take(&keeper.entrance, request.headers(), request.uri().path()) {
         return Refusal(problem).into_response();
     }
@@ -53,10 +66,10 @@ pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, n
     let is_read = request.method().is_safe();
     let deadline = deadline(request.uri().path(), request.uri().query().unwrap_or_default());
     let answering = async {
-        match elsewhere(&keeper, &request) {
+        match elsewhere(keeper, &request) {
             // The leader decides who may ask what: it alone knows what was decided last.
             Some(forwarder) => forwarder.forward(&keeper.node, request).await,
-            None => answer_here(&keeper, request, next).await,
+            None => answer_here(keeper, request, next).await,
         }
     };
     let response = match deadline {
