@@ -4,6 +4,8 @@
 #[path = "cluster/house.rs"]
 mod house;
 mod support;
+#[path = "cluster/switch.rs"]
+mod switch;
 
 use house::House;
 use serde_json::Value;
@@ -43,7 +45,7 @@ fn a_token_lets_one_node_in_once() {
     let token = house.token("worker");
     house.start_worker_with("w1", &token);
     wait_until("the worker is there", || house.workers() == 1);
-    let mut second = house.worker_command("w2", &token);
+    let mut second = house.worker_command("w2", Some(&token));
     let ran = second.output().unwrap();
     let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
     assert_eq!(ran.status.code(), Some(1), "{errors}");
@@ -426,7 +428,7 @@ fn an_operator_sees_every_node_and_only_the_leader_exposes_what_concerns_the_clu
     wait_until("the first server leads", || leader(&house).is_some());
     let (command, following) = with_metrics(house.server_command(2, Some(&house.token("server"))));
     house.spawn("s2", command);
-    let (command, working) = with_metrics(house.worker_command("w1", &house.token("worker")));
+    let (command, working) = with_metrics(house.worker_command("w1", Some(&house.token("worker"))));
     house.spawn("w1", command);
     wait_until("all are there", || house.workers() == 1 && house.voters() == 2);
     assert_eq!(leader(&house).as_deref(), Some("s1"));

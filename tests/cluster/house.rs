@@ -1,5 +1,7 @@
 //! Servers and workers of one cluster on the loopback interface, each a process of its own.
 
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,11 +10,14 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
-use crate::support::{Home, Ran, wait_until};
+use crate::support::{Home, Ran, kill, wait_until};
+use crate::switch::Switch;
 
 pub struct House {
     home: Home,
     ports: Vec<u16>,
+    /// What lies between the nodes; nothing where they dial one another.
+    switch: Option<Switch>,
     running: Mutex<BTreeMap<String, Child>>,
 }
 
@@ -25,12 +30,16 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl House {
     /// Room for so many servers; nothing runs.
     pub fn new(servers: usize) -> House {
-        House { home: Home::new(), ports: free_ports(servers), running: Mutex::default() }
+        House { home: Home::new(), ports: free_ports(servers), switch: None, running: Mutex::default() }
     }
 
     /// A cluster of its first server, with room for others.
     pub fn founded(servers: usize) -> House {
-        let house = House::new(servers);
+        House::new(servers).begun()
+    }
+
+    fn begun(self) -> House {
+        let house = self;
         house.init();
         house.start_server("s1");
         wait_until("the first server leads", || {
@@ -41,7 +50,22 @@ impl House {
 
     /// A cluster of three servers that vote, with room for a fourth.
     pub fn of_three() -> House {
-        let house = House::founded(4);
+        House::founded(4).grown()
+    }
+
+    /// The same, where nodes reach a server through a switch only; whoever runs the cluster reaches them all.
+    pub fn of_three_behind_a_switch() -> House {
+        let mut house = House::new(3);
+        house.switch = Some(Switch::before(&house.ports));
+        house.begun().grown()
+    }
+
+    pub fn switch(&self) -> &Switch {
+        self.switch.as_ref().unwrap()
+    }
+
+    fn grown(self) -> House {
+        let house = self;
         for number in 2..=3 {
             let token = house.token("server");
             house.start_new_server(number, &token);
@@ -56,10 +80,16 @@ impl House {
     }
 
     pub fn init(&self) -> Value {
-        let arguments = ["cluster", "init", "--json", "--name", "s1", "--listen", &self.listen(1)];
+        let (listen, advertise) = (self.listen(1), self.advertise(1));
+        let arguments =
+            ["cluster", "init", "--json", "--name", "s1", "--listen", &listen, "--advertise", &advertise];
         let mut command = self.home.command(&arguments);
         let ran = Ran::of(command.env("GREY_DATA", self.path("s1")).output().unwrap());
         assert_eq!(ran.status, 0, "{}", ran.errors);
+        // Whoever runs the cluster does so from elsewhere.
+        for name in ["ca.pem", "operator.token"] {
+            std::fs::copy(self.path("s1").join(name), self.path(name)).unwrap();
+        }
         serde_json::from_slice(&ran.stdout).unwrap()
     }
 
@@ -67,9 +97,17 @@ impl House {
         format!("127.0.0.1:{}", self.ports[number - 1])
     }
 
+    /// What other nodes dial.
+    fn advertise(&self, number: usize) -> String {
+        match &self.switch {
+            Some(switch) => format!("127.0.0.1:{}", switch.ports()[number - 1]),
+            None => self.listen(number),
+        }
+    }
+
     /// Where a new node asks: at every server that there is room for, whether it runs or not.
     fn join(&self) -> String {
-        (1..=self.ports.len()).map(|number| self.listen(number)).collect::<Vec<_>>().join(",")
+        (1..=self.ports.len()).map(|number| self.advertise(number)).collect::<Vec<_>>().join(",")
     }
 
     pub fn address(&self, number: usize) -> String {
@@ -80,11 +118,11 @@ impl House {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.home.command(arguments);
         let addresses: Vec<String> = (1..=self.ports.len()).map(|number| self.address(number)).collect();
-        let token = std::fs::read_to_string(self.path("s1/operator.token")).unwrap_or_default();
+        let token = std::fs::read_to_string(self.path("operator.token")).unwrap_or_default();
         command
             .env_remove("GREY_DATA")
             .env("GREY_ADDR", addresses.join(","))
-            .env("GREY_CA", self.path("s1/ca.pem"))
+            .env("GREY_CA", self.path("ca.pem"))
             .env("GREY_TOKEN", token.trim());
         command
     }
@@ -127,7 +165,9 @@ impl House {
 
     pub fn server_command(&self, number: usize, token: Option<&str>) -> Command {
         let name = format!("s{number}");
-        let mut command = self.home.command(&["server", "--name", &name, "--listen", &self.listen(number)]);
+        let (listen, advertise) = (self.listen(number), self.advertise(number));
+        let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
+        let mut command = self.home.command(&arguments);
         command.env("GREY_DATA", self.path(&name));
         if let Some(token) = token {
             command.env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
@@ -135,9 +175,12 @@ impl House {
         command
     }
 
-    pub fn worker_command(&self, name: &str, token: &str) -> Command {
+    pub fn worker_command(&self, name: &str, token: Option<&str>) -> Command {
         let mut command = self.home.command(&["worker", "--name", name]);
-        command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
+        command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join());
+        if let Some(token) = token {
+            command.env("GREY_JOIN_TOKEN", token);
+        }
         command
     }
 
@@ -163,7 +206,19 @@ impl House {
     }
 
     pub fn start_worker_with(&self, name: &str, token: &str) {
-        self.spawn(name, self.worker_command(name, token));
+        self.spawn(name, self.worker_command(name, Some(token)));
+    }
+
+    /// Starts a worker that has entered before.
+    pub fn restart_worker(&self, name: &str) {
+        self.spawn(name, self.worker_command(name, None));
+    }
+
+    /// Ends a process in order.
+    pub fn terminate(&self, name: &str) {
+        kill(self.process_id(name), "TERM");
+        let mut child = self.running.lock().unwrap().remove(name).unwrap();
+        child.wait().unwrap();
     }
 
     pub fn process_id(&self, name: &str) -> i32 {

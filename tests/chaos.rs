@@ -1,0 +1,244 @@
+//! A cluster of several processes under faults of processes and network, one after another, while tenants submit: nothing that was
+//! acknowledged is lost, nothing is done twice, and all servers come to agree.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "cluster/house.rs"]
+mod house;
+mod support;
+#[path = "cluster/switch.rs"]
+mod switch;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use house::House;
+use support::{Ran, kill, wait_until};
+use switch::Weather;
+
+/// For how many minutes faults go on, where more than one round is wanted (`cargo xtask chaos --minutes 10`).
+const MINUTES: &str = "GREY_CHAOS_MINUTES";
+/// Which faults, where not all are wanted: their names, with commas.
+const CHOSEN: &str = "GREY_CHAOS_FAULTS";
+/// How long everything that was accepted may take to end after a fault.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a fault lasts that does not end by itself.
+const LASTS: Duration = Duration::from_millis(1_500);
+/// Longer than a worker's lease.
+const PAST_THE_LEASE: Duration = Duration::from_secs(12);
+/// How long a tenant rests between two submissions.
+const PACE: Duration = Duration::from_millis(100);
+/// Tasks of each submission.
+const TASKS: u64 = 3;
+
+/// What is done to the cluster.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    KillLeader,
+    KillFollower,
+    StopLeader,
+    KillWorker,
+    StopWorkerPastItsLease,
+    CutOffLeaderInwards,
+    CutOffFollower,
+    BadWeather,
+    RestartAll,
+    WipeFollower,
+}
+
+const FAULTS: [Fault; 10] = [
+    Fault::KillLeader,
+    Fault::KillFollower,
+    Fault::StopLeader,
+    Fault::KillWorker,
+    Fault::StopWorkerPastItsLease,
+    Fault::CutOffLeaderInwards,
+    Fault::CutOffFollower,
+    Fault::BadWeather,
+    Fault::RestartAll,
+    Fault::WipeFollower,
+];
+
+struct Chaos {
+    house: House,
+    /// Names of the three servers that vote.
+    servers: Vec<String>,
+}
+
+impl Chaos {
+    fn leader(&self) -> Option<String> {
+        let found = self.house.rows(&["node", "list"]).into_iter().find(|node| node["leads"] == true)?;
+        found["name"].as_str().map(str::to_owned)
+    }
+
+    fn a_leader(&self) -> String {
+        wait_until("somebody leads", || self.leader().is_some_and(|name| self.servers.contains(&name)));
+        self.leader().unwrap_or_else(|| self.a_leader())
+    }
+
+    fn a_follower(&self) -> String {
+        let leader = self.a_leader();
+        self.servers.iter().find(|name| **name != leader).unwrap().clone()
+    }
+
+    fn number(name: &str) -> usize {
+        name.trim_start_matches('s').parse().unwrap()
+    }
+
+    fn stop_for(&self, name: &str, time: Duration) {
+        let process = self.house.process_id(name);
+        kill(process, "STOP");
+        std::thread::sleep(time);
+        kill(process, "CONT");
+    }
+
+    fn weather_for(&self, name: &str, weather: Weather) {
+        let switch = self.house.switch();
+        switch.set(Chaos::number(name), weather);
+        std::thread::sleep(LASTS);
+        switch.set(Chaos::number(name), Weather::default());
+    }
+
+    fn strike(&self, fault: Fault) {
+        match fault {
+            Fault::KillLeader | Fault::KillFollower => {
+                let name =
+                    if matches!(fault, Fault::KillLeader) { self.a_leader() } else { self.a_follower() };
+                self.house.kill_9(&name);
+                std::thread::sleep(LASTS);
+                self.house.start_server(&name);
+            }
+            Fault::StopLeader => self.stop_for(&self.a_leader(), LASTS),
+            Fault::KillWorker => {
+                self.house.kill_9("w1");
+                self.house.restart_worker("w1");
+            }
+            Fault::StopWorkerPastItsLease => self.stop_for("w2", PAST_THE_LEASE),
+            Fault::CutOffLeaderInwards => {
+                self.weather_for(&self.a_leader(), Weather { cut_inwards: true, ..Weather::default() });
+            }
+            Fault::CutOffFollower => {
+                let weather = Weather { cut_inwards: true, cut_outwards: true, ..Weather::default() };
+                self.weather_for(&self.a_follower(), weather);
+            }
+            Fault::BadWeather => {
+                self.house.switch().set_all(Weather {
+                    jitter_ms: 50,
+                    loss_percent: 10,
+                    ..Weather::default()
+                });
+                std::thread::sleep(2 * LASTS);
+                self.house.switch().set_all(Weather::default());
+            }
+            Fault::RestartAll => {
+                for name in self.servers.clone() {
+                    self.house.terminate(&name);
+                    self.house.start_server(&name);
+                    wait_until("it is back", || self.house.states_agree(3));
+                }
+            }
+            Fault::WipeFollower => {
+                let name = self.a_follower();
+                self.house.kill_9(&name);
+                let removed = self.house.grey(&["node", "remove", &name]);
+                assert_eq!(removed.status, 0, "{}", removed.errors);
+                std::fs::remove_dir_all(self.house.path(&name)).unwrap();
+                // Whoever lost its disk is nobody that the cluster knows, and enters like anybody else.
+                wait_until("it is forgotten", || self.house.node(&name).is_none());
+                let token = self.house.token("server");
+                self.house.start_new_server(Chaos::number(&name), &token);
+                wait_until("it votes", || self.house.voters() == 3);
+            }
+        }
+    }
+
+    /// Everything that was acknowledged is done, once, and all servers agree.
+    fn settle(&self, acknowledged: &BTreeSet<u64>) {
+        let begun = Instant::now();
+        loop {
+            let jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+            let left: Vec<_> = jobs.iter().filter(|job| job["ended"] != true).collect();
+            if left.is_empty() && !jobs.is_empty() {
+                break;
+            }
+            if begun.elapsed() > PATIENCE {
+                let nodes = self.house.grey(&["node", "list"]).text;
+                let tasks = self.house.grey(&["task", "list", "-o", "wide", "--limit", "100"]).text;
+                let why = left.first().and_then(|job| job["first_task"].as_str());
+                let why = why.map(|task| self.house.grey(&["task", "explain", task]).text);
+                panic!("{} job(s) do not end: {left:?}\n{nodes}\n{tasks}\n{why:?}", left.len());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+        let names: Vec<u64> = jobs.iter().map(|job| job["name"].as_str().unwrap().parse().unwrap()).collect();
+        let distinct: BTreeSet<u64> = names.iter().copied().collect();
+        assert_eq!(distinct.len(), names.len(), "a key is one job's");
+        assert!(distinct.is_superset(acknowledged), "lost: {:?}", acknowledged - &distinct);
+        for job in &jobs {
+            assert_eq!(job["counts"]["completed"], TASKS, "{job}");
+        }
+        wait_until("all servers have the same state", || self.house.states_agree(3));
+    }
+}
+
+/// Submits one job after another, each under a key, until it is told to end; the keys that were acknowledged.
+fn submit(house: &House, ends: &AtomicBool, from: u64) -> BTreeSet<u64> {
+    let mut acknowledged = BTreeSet::new();
+    for key in from.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        // About half of what two workers can do on two processors.
+        std::thread::sleep(PACE);
+        let file = house.path(&format!("{key}.json"));
+        let task = serde_json::json!({
+            "name": "t", "count": TASKS, "command": ["sh", "-c", "sleep 0.05"],
+            "retries": { "infrastructure": 50 },
+        });
+        let job = serde_json::json!({ "version": 1, "name": key.to_string(), "task": [task] });
+        std::fs::write(&file, job.to_string()).unwrap();
+        let arguments = ["submit", "-q", "--key", &key.to_string(), file.to_str().unwrap()];
+        if Ran::of(house.command(&arguments).output().unwrap()).status == 0 {
+            acknowledged.insert(key);
+        }
+    }
+    acknowledged
+}
+
+#[test]
+fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_twice() {
+    let minutes = std::env::var(MINUTES).map_or(0, |text| text.parse::<u64>().unwrap());
+    let house = House::of_three_behind_a_switch();
+    house.start_worker("w1");
+    house.start_worker("w2");
+    wait_until("the workers are there", || house.workers() == 2);
+    let chosen = std::env::var(CHOSEN).unwrap_or_default();
+    let is_chosen =
+        |fault: &Fault| chosen.is_empty() || chosen.split(',').any(|name| name == format!("{fault:?}"));
+    let faults: Vec<Fault> = FAULTS.into_iter().filter(is_chosen).collect();
+    assert!(!faults.is_empty(), "none of {FAULTS:?} is called {chosen}");
+    let servers = (1..=3).map(|number| format!("s{number}")).collect();
+    let chaos = Chaos { house, servers };
+    let (begun, mut rounds, mut keys, mut all) = (Instant::now(), 0, 1, BTreeSet::new());
+    while rounds == 0 || begun.elapsed() < Duration::from_secs(60 * minutes) {
+        for fault in faults.iter().copied() {
+            let struck = Instant::now();
+            let ends = AtomicBool::new(false);
+            let acknowledged = std::thread::scope(|scope| {
+                let tenant = scope.spawn(|| submit(&chaos.house, &ends, keys));
+                chaos.strike(fault);
+                ends.store(true, Ordering::Relaxed);
+                tenant.join().unwrap()
+            });
+            keys = acknowledged.last().map_or(keys, |last| last + 1) + 1;
+            let count = acknowledged.len();
+            all.extend(acknowledged);
+            chaos.settle(&all);
+            println!("{fault:?}: {count} jobs acknowledged meanwhile, settled after {:?}", struck.elapsed());
+        }
+        rounds += 1;
+    }
+    assert!(all.len() > faults.len(), "next to nothing was acknowledged: {}", all.len());
+    println!("{rounds} round(s) of {} faults, {} jobs", faults.len(), all.len());
+}
