@@ -476,7 +476,7 @@ fn test_worker_registration() {
     let (again, row) = cluster.scenario.worker_row(number).unwrap();
     assert_eq!((again, row.incarnation), (id, before.incarnation + 1));
     cluster.finish();
-    let epochs = cluster.scenario.ledger().accepted.into_values().map(|all| all.last().unwrap().0);
+    let epochs = cluster.scenario.ledger().accepted.values().map(|all| all.last().unwrap().0);
     assert_eq!(epochs.filter(|epoch| *epoch == Epoch(2)).count(), held as usize);
     workers_are_let_in();
 }
@@ -495,7 +495,7 @@ fn workers_are_let_in() {
     // When: whichever does the work is blocked. Then: everything after that runs on the other one.
     let nodes = [0, 1].map(|worker| cluster.scenario.worker_node(worker).unwrap());
     let ran = |cluster: &Cluster, from_us: u64| -> BTreeSet<Digest> {
-        let runs = cluster.scenario.ledger().runs.into_values();
+        let runs = cluster.scenario.ledger().runs.values();
         runs.filter(|run| run.from_us >= from_us).map(|run| run.worker).collect()
     };
     cluster.scenario.load(0, load(20, 2_000, 20 * MS));

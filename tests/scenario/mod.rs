@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use grey_core::{Answer, Command, Rejection};
-use grey_sim::{LinkOptions, LoadOptions, NodeIndex, Scenario, ScenarioOptions, Told, links};
+use grey_sim::{LinkOptions, LoadOptions, LoadReport, NodeIndex, Scenario, ScenarioOptions, Told, links};
 
 /// In microseconds.
 pub const MS: u64 = 1_000;
@@ -140,9 +140,9 @@ impl Cluster {
         let states: BTreeSet<_> =
             (0..self.servers).filter_map(|server| self.scenario.state(server)).collect();
         assert_eq!(states.len(), 1, "all servers agree");
+        let reports: Vec<LoadReport> = (0..self.clients).map(|client| self.scenario.report(client)).collect();
         let ledger = self.scenario.ledger();
-        for client in 0..self.clients {
-            let report = self.scenario.report(client);
+        for (client, report) in reports.iter().enumerate() {
             assert_eq!(
                 (report.unknown, report.open),
                 (0, 0),

@@ -124,7 +124,8 @@ impl<K: Ord + Clone> PhiDetector<K> {
         Ok(PhiDetector { options, observer, unsure_until_ms: 0, peers: BTreeMap::new() })
     }
 
-    /// Takes in a peer as if it were heard now, with two assumed samples. One that is registered already starts anew.
+    /// Takes in a peer as if it were heard now, with two assumed samples. One that is registered already starts anew; after a failover it
+    /// stays with the fixed time-out for as many intervals as before.
     ///
     /// # Errors
     /// [`HealthError::Full`] at the bound of peers.
@@ -132,7 +133,8 @@ impl<K: Ord + Clone> PhiDetector<K> {
         if !self.peers.contains_key(&peer) && self.peers.len() >= self.options.peers {
             return Err(HealthError::Full { part: "phi detector", limit: self.options.peers });
         }
-        let fresh = self.fresh(now_ms, 0);
+        let failover_samples_left = self.peers.get(&peer).map_or(0, |known| known.failover_samples_left);
+        let fresh = self.fresh(now_ms, failover_samples_left);
         self.peers.insert(peer, fresh);
         Ok(())
     }
@@ -274,6 +276,14 @@ mod tests {
         first_suspicion(&mut detector, 10_100, 10_500);
         detector.heartbeat(&1, 10_500);
         assert_eq!(first_suspicion(&mut detector, 10_600, 14_000), Some(12_600), "ten samples: phi again");
+    }
+
+    #[test]
+    fn who_announces_itself_to_a_new_observer_is_no_better_known_than_before() {
+        let mut detector = detector();
+        detector.failed_over(0);
+        detector.register(1, 0).unwrap();
+        assert_eq!(first_suspicion(&mut detector, 100, 5_000), Some(3_100));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Run {
     pub from_us: u64,
     /// When it ended or was stopped, in microseconds; absent while it runs, and where its process died.
     pub to_us: Option<u64>,
+    /// What it came to, where it ended.
+    pub outcome: Option<Outcome>,
 }
 
 /// What was decided so far.
@@ -28,7 +30,7 @@ pub struct Ledger {
     pub ended: BTreeMap<JobId, (TaskRange, Counts)>,
     /// Results that were accepted, of each task in order.
     pub accepted: BTreeMap<TaskId, Vec<(Epoch, Outcome)>>,
-    /// Attempts whose results were refused, since they were the task's no longer.
+    /// Attempts whose results were refused, since they were the task's no longer: in a report or already when the worker announced itself.
     pub refused: BTreeSet<AttemptId>,
     /// Attempts that were started.
     pub runs: BTreeMap<AttemptId, Run>,
@@ -48,10 +50,13 @@ impl Ledger {
     pub(crate) fn note(&mut self, at_us: u64, fact: &Fact<'_>) {
         match fact {
             Fact::Started { worker, attempt, .. } => {
-                self.runs.insert(*attempt, Run { worker: *worker, from_us: at_us, to_us: None });
+                self.runs
+                    .insert(*attempt, Run { worker: *worker, from_us: at_us, to_us: None, outcome: None });
             }
-            Fact::Stopped { attempt, .. } => {
-                self.runs.entry(*attempt).and_modify(|run| run.to_us = Some(at_us));
+            Fact::Stopped { attempt, outcome, .. } => {
+                self.runs
+                    .entry(*attempt)
+                    .and_modify(|run| (run.to_us, run.outcome) = (Some(at_us), *outcome));
             }
             Fact::Applied { first: true, applied, .. } => {
                 for effect in &applied.effects {
@@ -70,8 +75,11 @@ impl Ledger {
 
     /// A server tells a worker something.
     pub(crate) fn told(&mut self, message: &WorkerMessage) {
-        if let WorkerMessage::Reported(_, ReportAnswer::NotHeld(attempts)) = message {
-            self.refused.extend(attempts);
+        match message {
+            WorkerMessage::Reported(_, ReportAnswer::NotHeld(attempts)) => self.refused.extend(attempts),
+            // Whatever they came to is not asked for any more.
+            WorkerMessage::Registered { unknown, .. } => self.refused.extend(unknown),
+            _ => {}
         }
     }
 

@@ -33,7 +33,7 @@ pub use checkers::Broken;
 pub use faults::{Counters, Fault, UnknownFault};
 #[cfg(feature = "mutants")]
 pub use grey_core::Mutant;
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Run};
 pub use load::{LoadOptions, LoadReport, Refused, Work};
 pub use message::Told;
 pub use network::{LinkOptions, NodeIndex};

@@ -202,7 +202,7 @@ impl Scenario {
     }
 
     /// What was decided so far.
-    pub fn ledger(&self) -> Ledger {
-        self.world.ledger.clone().unwrap_or_default()
+    pub fn ledger(&self) -> &Ledger {
+        &self.world.ledger
     }
 }

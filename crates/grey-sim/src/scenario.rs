@@ -11,7 +11,6 @@ use grey_proof::Digest;
 use grey_replica::{DoorOptions, LinkOptions as PeerOptions, Peer, ServerOptions, WatchOptions};
 
 use crate::checkers::Broken;
-use crate::ledger::Ledger;
 use crate::load::{Load, LoadOptions, LoadReport};
 use crate::network::{LinkOptions, NodeIndex};
 use crate::server::Server;
@@ -137,7 +136,7 @@ impl Scenario {
             world.founders = 1;
             world.nodes.iter_mut().take(servers + workers).skip(1).for_each(|node| node.stays_down = true);
         }
-        world.ledger = Some(Ledger::default());
+        world.keeps_ledger = true;
         for index in 0..servers + workers {
             world.queue.push(index as u64, Event::Start { node: index });
         }

@@ -199,8 +199,9 @@ pub struct World {
     pub counters: Counters,
     pub trace: Trace,
     pub checkers: Checkers,
-    /// What was decided, for those who ask for it.
-    pub ledger: Option<Ledger>,
+    /// What was decided, where it is kept.
+    pub ledger: Ledger,
+    pub keeps_ledger: bool,
     pub cluster: Digest,
     pub keys: Arc<BTreeMap<NodeIndex, VerifyingKey>>,
     pub by_node: Arc<BTreeMap<Digest, NodeIndex>>,
@@ -278,7 +279,8 @@ impl World {
             counters,
             trace,
             checkers: Checkers::new(),
-            ledger: None,
+            ledger: Ledger::default(),
+            keeps_ledger: false,
             cluster,
             broken: None,
             calm: false,
@@ -312,8 +314,8 @@ impl World {
 
     /// Tells the checkers; what they find broken ends the run.
     pub fn tell(&mut self, fact: &Fact<'_>) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.note(self.now_us, fact);
+        if self.keeps_ledger {
+            self.ledger.note(self.now_us, fact);
         }
         if self.broken.is_none() {
             self.broken = self.checkers.observe(self.now_us, fact).err();
@@ -552,8 +554,8 @@ impl World {
             let placed = &placed;
             let fact =
                 Fact::Applied { server, term, index: at, first, state, applied, placed, stopping: &stopping };
-            if let Some(ledger) = &mut self.ledger {
-                ledger.note(self.now_us, &fact);
+            if self.keeps_ledger {
+                self.ledger.note(self.now_us, &fact);
             }
             self.broken = self.checkers.observe(self.now_us, &fact).err();
         }
@@ -723,8 +725,10 @@ impl World {
     }
 
     pub fn send(&mut self, from: NodeIndex, to: NodeIndex, packet: Packet) {
-        if let (Some(ledger), Packet::ToWorker(told)) = (&mut self.ledger, &packet) {
-            ledger.told(&told.message);
+        if let Packet::ToWorker(told) = &packet
+            && self.keeps_ledger
+        {
+            self.ledger.told(&told.message);
         }
         let traffic = match packet {
             Packet::Reply { .. } => Traffic::Answer,
