@@ -15,6 +15,7 @@ mod disk;
 mod documents;
 mod engine;
 mod health;
+mod identities;
 mod mutate;
 mod proofs;
 mod rows;
@@ -63,6 +64,12 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "task_file", run: documents::task_file, corpus: documents::task_file_corpus, runs: 300 },
     Target { name: "words", run: documents::words, corpus: documents::words_corpus, runs: 5_000 },
+    Target {
+        name: "trust_documents",
+        run: identities::documents,
+        corpus: identities::documents_corpus,
+        runs: 1_000,
+    },
     Target { name: "health", run: health::sequence, corpus: health::corpus, runs: 400 },
 ];
 

@@ -110,6 +110,7 @@ targets![
     task_stream,
     task_file,
     words,
+    trust_documents,
     health,
 ];
 
