@@ -23,7 +23,10 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
         "node",
         &["proof", "core", "agent", "health", "replica", "store", "blob", "exec", "api", "trust", "wire"],
     ),
-    ("fuzz", &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node"]),
+    (
+        "fuzz",
+        &["proof", "core", "health", "agent", "replica", "store", "exec", "api", "node", "trust", "wire"],
+    ),
 ];
 
 /// Crates whose code is a pure function of its inputs.

@@ -11,6 +11,7 @@ use grey_core::{
 use grey_proof::{Digest, SigningKey};
 
 use crate::bytes::Bytes;
+use crate::identities;
 
 /// The most steps of a sequence.
 const STEPS: usize = 64;
@@ -80,7 +81,7 @@ pub(crate) fn entry(data: &[u8]) {
             assert!(check_report(&busy(), report, &key).is_err() || report.signed.is_none());
         }
     }
-    for state in [State::new(), busy()] {
+    for state in [State::new(), busy(), identities::enrolled()] {
         let mut first = state.clone();
         let mut second = state;
         let answer = applied(&mut first, 2, data);
@@ -140,6 +141,7 @@ pub(crate) fn entry_corpus() -> Vec<Vec<u8>> {
     {
         corpus.push(next(&state, &mut Bytes::new(step)).encode().expect("a command is encoded"));
     }
+    corpus.extend(identities::entries());
     corpus
 }
 
@@ -193,7 +195,8 @@ pub(crate) fn sequence_corpus() -> Vec<Vec<u8>> {
     let whole: Vec<u8> = BUSY_STEPS.iter().skip(1).flat_map(|step| [&[0][..], step].concat()).collect();
     let twice = [whole.clone(), whole.clone()].concat();
     let mut random = crate::Random::seeded(21);
-    let mut corpus = vec![whole, twice];
+    let joined = identities::STEPS.iter().flat_map(|step| [&[0, 0, 0, 11][..], step].concat()).collect();
+    let mut corpus = vec![whole, twice, joined];
     corpus.extend((0..6).map(|_| random.bytes(400)));
     corpus
 }
@@ -206,7 +209,7 @@ pub(crate) fn next(state: &State, bytes: &mut Bytes<'_>) -> Entry {
         2 => bytes.near(0),
         _ => u64::from(bytes.byte()) * 100,
     };
-    let command = match bytes.below(11) {
+    let command = match bytes.below(12) {
         0 => Command::Submit(submit(state, bytes)),
         1 => register(state, bytes),
         2 => Command::Plan(planned(state, u32::from(bytes.byte()))),
@@ -223,6 +226,7 @@ pub(crate) fn next(state: &State, bytes: &mut Bytes<'_>) -> Entry {
             Command::ChangeTimeout(ChangeTimeout { tenant, target, timeout_ms: bytes.near(60_000) })
         }
         8 | 9 => presence(state, bytes),
+        11 => identities::command(bytes),
         _ => Command::Tick,
     };
     Entry { time_ms: state.meta().time_ms.saturating_add(passed_ms), command }

@@ -15,11 +15,13 @@ mod disk;
 mod documents;
 mod engine;
 mod health;
+mod identities;
 mod mutate;
 mod proofs;
 mod rows;
 mod shell;
 mod store;
+mod wire;
 
 pub use mutate::{Random, mutated};
 
@@ -69,6 +71,14 @@ pub const TARGETS: &[Target] = &[
         runs: 1_500,
     },
     Target { name: "words", run: documents::words, corpus: documents::words_corpus, runs: 5_000 },
+    Target {
+        name: "trust_documents",
+        run: identities::documents,
+        corpus: identities::documents_corpus,
+        runs: 1_000,
+    },
+    Target { name: "node_plane", run: wire::node_plane, corpus: wire::node_plane_corpus, runs: 5_000 },
+    Target { name: "snapshot", run: store::snapshot, corpus: store::snapshot_corpus, runs: 200 },
     Target { name: "health", run: health::sequence, corpus: health::corpus, runs: 400 },
 ];
 

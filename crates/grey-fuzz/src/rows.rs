@@ -6,17 +6,19 @@ use grey_core::{Command, Entry, State};
 
 use crate::bytes::Bytes;
 use crate::commands::{applied, busy, next};
+use crate::identities::enrolled;
 use crate::mutate::variable;
 
 /// What a fuzzer changes: which row, and what its value becomes.
 pub(crate) fn load(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    let mut rows: BTreeMap<Vec<u8>, Vec<u8>> = busy().all_rows().into_iter().collect();
+    let state = if bytes.chance(4) { enrolled() } else { busy() };
+    let mut rows: BTreeMap<Vec<u8>, Vec<u8>> = state.all_rows().into_iter().collect();
     let keys: Vec<Vec<u8>> = rows.keys().cloned().collect();
     let changes = bytes.below(4);
     for _ in 0..changes {
         // A table first: of live tasks there are many rows, of the others few.
-        let table = bytes.byte() % 12;
+        let table = bytes.byte() % 13;
         let of_table: Vec<&Vec<u8>> = keys.iter().filter(|key| key.first() == Some(&table)).collect();
         let Some(key) = bytes.pick(&of_table) else { continue };
         match bytes.below(8) {
@@ -66,7 +68,8 @@ pub(crate) fn corpus() -> Vec<Vec<u8>> {
     let mut random = crate::Random::seeded(15);
     // Each table's first row with a number in its beginning changed.
     let mut corpus: Vec<Vec<u8>> =
-        (0..12).map(|table| [vec![1, table, 0, 3, table, 1, 0, 2], random.bytes(30)].concat()).collect();
+        (0..12).map(|table| [vec![0, 1, table, 0, 3, table, 1, 0, 2], random.bytes(30)].concat()).collect();
+    corpus.extend((0..6).map(|row| [vec![1, 1, 12, row, 3, row, 1, 0, 2], random.bytes(30)].concat()));
     corpus.extend((0..6).map(|_| random.bytes(120)));
     corpus
 }

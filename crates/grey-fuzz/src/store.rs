@@ -9,7 +9,10 @@ use grey_proof::Digest;
 use grey_replica::{
     Checkpoint, HardState, LogEntry, LogEntryKind, LogReader, Membership, Options, PersistBatch, Replica,
 };
-use grey_store::{Disk, Journal, RecordKey, RecordKind, Storage, StorageOptions, StoreError};
+use grey_store::{
+    Disk, Journal, RecordKey, RecordKind, Restoring, SnapshotPart, SnapshotReader, SnapshotWriter, Storage,
+    StorageOptions, StoreError,
+};
 
 use crate::Random;
 use crate::bytes::Bytes;
@@ -236,4 +239,118 @@ pub(crate) fn journal(data: &[u8]) {
 pub(crate) fn journal_corpus() -> Vec<Vec<u8>> {
     let mut random = Random::seeded(13);
     (0..10).map(|number| [vec![number], random.bytes(160)].concat()).collect()
+}
+
+/// A snapshot of the same disk.
+static SNAPSHOT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let disk = MemoryDisk::holding(&FILES);
+    let taken = || -> Result<Vec<u8>, StoreError> {
+        let (storage, _) = Storage::open(Arc::new(disk), &OPTIONS)?;
+        let mut writer = SnapshotWriter::begin(Vec::new(), b"{}")?;
+        let frozen = storage.side.freeze()?.expect("there is a checkpoint");
+        writer.frozen(&frozen, |_, _| Ok(()))?;
+        writer.content(&Digest::of(b"content"))?;
+        writer.piece(b"content")?;
+        writer.end()
+    };
+    taken().expect("a snapshot is taken")
+});
+
+/// Its parts: each one's kind and content.
+fn parts(snapshot: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let (mut parts, mut rest) = (Vec::new(), snapshot.get(8..).unwrap_or_default());
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let [kind, l0, l1, l2, l3, ..] = *head;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let (content, next) = after.split_at(length.min(after.len()));
+        parts.push((kind, content.to_vec()));
+        rest = next;
+    }
+    parts
+}
+
+/// The parts as a snapshot again, with checksums that hold.
+fn joined(parts: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = b"GREYSNP1".to_vec();
+    for (kind, content) in parts {
+        let digest = Digest::of(&bytes);
+        // The last part is the digest of all before it.
+        let content: &[u8] = if *kind == 8 { &digest.0 } else { content };
+        bytes.push(*kind);
+        bytes.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&crc32c::crc32c_append(crc32c::crc32c(&[*kind]), content).to_le_bytes());
+        bytes.extend_from_slice(content);
+    }
+    bytes
+}
+
+/// A snapshot that was changed is refused; one whose parts are others, with checksums that hold, is refused or leaves a directory that opens
+/// or says what is wrong.
+pub(crate) fn snapshot(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let mut changed = SNAPSHOT.clone();
+    if bytes.chance(3) {
+        let before = changed.clone();
+        for _ in 0..=bytes.below(3) {
+            let at = bytes.near(0) as usize % changed.len();
+            changed[at] ^= bytes.byte();
+        }
+        if bytes.chance(2) {
+            changed.truncate(bytes.near(200) as usize);
+        }
+        assert!(restored(&changed).is_err() || changed == before, "a changed snapshot is taken");
+        return;
+    }
+    let mut parts = parts(&changed);
+    for _ in 0..=bytes.below(4) {
+        let at = usize::from(bytes.byte()) % parts.len();
+        match bytes.below(5) {
+            0 => drop(parts.remove(at)),
+            1 => {
+                let other = usize::from(bytes.byte()) % parts.len();
+                parts.swap(at, other);
+            }
+            2 => parts.insert(at, (bytes.below(10), bytes.slice(40).to_vec())),
+            3 => {
+                let copy = parts[at].clone();
+                parts.push(copy);
+            }
+            _ => {
+                let (place, byte) = (usize::from(bytes.byte()), bytes.byte());
+                let content = &mut parts[at].1;
+                if !content.is_empty() {
+                    let place = place % content.len();
+                    content[place] ^= byte;
+                }
+            }
+        }
+        if parts.is_empty() {
+            break;
+        }
+    }
+    drop(restored(&joined(&parts)));
+}
+
+fn restored(snapshot: &[u8]) -> Result<(), String> {
+    let text = |error: StoreError| error.to_string();
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::default());
+    let mut reader = SnapshotReader::begin(snapshot).map_err(text)?;
+    let mut restoring = None;
+    while let Some(part) = reader.next_part().map_err(text)? {
+        match (&mut restoring, part) {
+            (None, SnapshotPart::Facts(facts)) => {
+                restoring = Some(Restoring::begin(&disk, &OPTIONS, facts).map_err(text)?);
+            }
+            (Some(restoring), part) => drop(Restoring::take(restoring, &part).map_err(text)?),
+            (None, _) => {}
+        }
+    }
+    let restoring = restoring.ok_or("it has no beginning")?;
+    restoring.finish().map_err(text)?;
+    Storage::open(disk, &OPTIONS).map(drop).map_err(text)
+}
+
+pub(crate) fn snapshot_corpus() -> Vec<Vec<u8>> {
+    let mut random = Random::seeded(31);
+    (0..12).map(|_| random.bytes(24)).collect()
 }

@@ -111,6 +111,9 @@ targets![
     task_file,
     node_config,
     words,
+    trust_documents,
+    node_plane,
+    snapshot,
     health,
 ];
 
