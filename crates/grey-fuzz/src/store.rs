@@ -63,7 +63,7 @@ fn written() -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
     let membership = Membership { voters: vec![1], ..Membership::default() };
     let checkpoint = Checkpoint { index: CHECKPOINT, term: 1, membership, rows, truncate_through: TRUNCATED };
     storage.side.write_checkpoint(&checkpoint)?;
-    storage.log.truncate_through(TRUNCATED, 1)?;
+    storage.log.truncate_through(TRUNCATED)?;
     drop(storage);
     Ok(disk.files())
 }

@@ -24,8 +24,8 @@ const QUEUE_LENGTH: usize = 4_096;
 pub(crate) enum LogRequest {
     /// Make a batch durable.
     Persist(PersistBatch),
-    /// Drop entries up to an index with this term.
-    Truncate(u64, u64),
+    /// Drop entries up to an index.
+    Truncate(u64),
 }
 
 /// What the side's thread is asked, in the order of the log.
@@ -80,7 +80,7 @@ fn write_log(
         while let Some(request) = next {
             match request {
                 LogRequest::Persist(batch) => batches.push(batch),
-                LogRequest::Truncate(index, term) => truncate = Some((index, term)),
+                LogRequest::Truncate(index) => truncate = Some(index),
             }
             next = if batches.len() < BATCHES_PER_SYNC { requests.try_recv().ok() } else { None };
         }
@@ -93,8 +93,8 @@ fn write_log(
                 return Ok(());
             }
         }
-        if let Some((index, term)) = truncate {
-            log.truncate_through(index, term)?;
+        if let Some(index) = truncate {
+            log.truncate_through(index)?;
         }
     }
     Ok(())
@@ -175,9 +175,7 @@ fn write_side(
             side.write_checkpoint(&checkpoint)?;
             let through = checkpoint.truncate_through;
             // Only once the checkpoint is durable may the log forget what it covers.
-            if through == checkpoint.index
-                && log.send(LogRequest::Truncate(through, checkpoint.term)).is_err()
-            {
+            if through > 0 && log.send(LogRequest::Truncate(through)).is_err() {
                 return Ok(());
             }
             if control.send(Message::Checkpointed(through)).is_err() {

@@ -98,7 +98,7 @@ impl Replica {
         self.clock_ms = self.clock_ms.max(self.state.meta().time_ms);
         self.engine.advance_apply_to(installing.index);
         self.plan_is_moot = false;
-        self.bytes_since_checkpoint = 0;
+        (self.grown_at, self.bytes_since_growth) = (installing.index, 0);
         let unknown = core::mem::take(&mut self.proposals).into_values().map(|(_, ticket)| ticket);
         self.outputs.extend(unknown.map(Output::Unknown));
         self.outputs.push_back(Output::Installed { index: installing.index });

@@ -80,7 +80,7 @@ pub struct Checkpoint {
     pub membership: Membership,
     /// Changed rows, in key order, no key twice.
     pub rows: Vec<RowChange>,
-    /// Entries up to this index may be dropped from the log once the checkpoint is durable; at most `index`.
+    /// Entries up to this index may be dropped from the log once the checkpoint is durable; at most `index`, and 0 where none may.
     pub truncate_through: u64,
 }
 

@@ -156,7 +156,9 @@ pub struct Replica {
     reads: BTreeMap<u64, Ticket>,
     readable: VecDeque<(u64, Ticket)>,
     next_read: u64,
-    pub(crate) bytes_since_checkpoint: u64,
+    pub(crate) bytes_since_growth: u64,
+    /// Up to where the log had grown when it was dropped, or began, the last time.
+    pub(crate) grown_at: u64,
     checkpoint_in_flight: bool,
     plan_in_flight: Option<u64>,
     tick_in_flight: Option<u64>,
@@ -227,7 +229,8 @@ impl Replica {
             reads: BTreeMap::new(),
             readable: VecDeque::new(),
             next_read: 1,
-            bytes_since_checkpoint: 0,
+            bytes_since_growth: 0,
+            grown_at: recovered.checkpoint_index,
             checkpoint_in_flight: false,
             plan_in_flight: None,
             tick_in_flight: None,
@@ -471,13 +474,24 @@ impl Replica {
         self.engine.mut_store().truncate_through(truncate_through);
     }
 
-    /// The state's changes since the last checkpoint, now; `None` when one is under way or nothing was applied.
+    /// The state's changes since the last checkpoint, now; `None` when one is under way or nothing was applied. The log stays as it is.
     pub fn checkpoint_now(&mut self) -> Option<Checkpoint> {
+        self.checkpoint(0)
+    }
+
+    /// A checkpoint because the log has grown: it may be dropped up to where it had grown as far the last time. So whoever is less than that
+    /// behind is sent entries, which bring history along, and not a whole state.
+    fn checkpoint_of_growth(&mut self) -> Option<Checkpoint> {
+        let checkpoint = self.checkpoint(self.grown_at)?;
+        (self.grown_at, self.bytes_since_growth) = (checkpoint.index, 0);
+        Some(checkpoint)
+    }
+
+    fn checkpoint(&mut self, truncate_through: u64) -> Option<Checkpoint> {
         if self.checkpoint_in_flight || self.state.applied_index() == 0 {
             return None;
         }
         self.checkpoint_in_flight = true;
-        self.bytes_since_checkpoint = 0;
         let index = self.state.applied_index();
         let rows: Vec<RowChange> = self.state.take_dirty_rows();
         Some(Checkpoint {
@@ -485,7 +499,7 @@ impl Replica {
             term: self.state.applied_term(),
             membership: self.membership(),
             rows,
-            truncate_through: index,
+            truncate_through,
         })
     }
 
@@ -655,10 +669,9 @@ impl Replica {
         };
         let leads = self.engine.raft.state == StateRole::Leader && self.engine.raft.term == term;
         self.outputs.push_back(Output::Applied { term, index, ticket, leads, applied });
-        self.bytes_since_checkpoint =
-            self.bytes_since_checkpoint.saturating_add(entry.data.len() as u64 + 64);
-        if self.bytes_since_checkpoint >= self.checkpoint_bytes
-            && let Some(checkpoint) = self.checkpoint_now()
+        self.bytes_since_growth = self.bytes_since_growth.saturating_add(entry.data.len() as u64 + 64);
+        if self.bytes_since_growth >= self.checkpoint_bytes
+            && let Some(checkpoint) = self.checkpoint_of_growth()
         {
             self.outputs.push_back(Output::Checkpoint(checkpoint));
         }

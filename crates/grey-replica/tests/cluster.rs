@@ -51,8 +51,11 @@ impl Disk {
         let found = &mut self.recovered;
         (found.checkpoint_index, found.checkpoint_term) = (checkpoint.index, checkpoint.term);
         found.membership = checkpoint.membership;
-        found.truncated = (checkpoint.truncate_through, checkpoint.term);
-        self.log = self.log.split_off(&(checkpoint.truncate_through + 1));
+        let through = checkpoint.truncate_through;
+        if let Some(last) = self.log.get(&through) {
+            found.truncated = (through, last.term);
+            self.log = self.log.split_off(&(through + 1));
+        }
     }
 
     fn recover(&self) -> Recovered {
@@ -170,7 +173,7 @@ impl Cluster {
     /// Submits so much that every server that is up has made a checkpoint and cut its log.
     fn outrun(&mut self) {
         let leader = self.leader();
-        for count in 1..40 {
+        for count in 1..60 {
             self.propose(leader, submit(count));
         }
         self.elapse(500);
@@ -568,6 +571,28 @@ fn a_server_that_missed_what_the_log_no_longer_has_gets_the_whole_state_and_goes
     let next = cluster.leader();
     let ticket = cluster.propose(next, submit(1));
     assert!(cluster.answer(next, ticket).is_some(), "with it there is a quorum");
+}
+
+#[test]
+fn who_is_a_little_behind_is_sent_entries_whatever_checkpoints_are_asked_for() {
+    let mut cluster = forgetful();
+    let behind = 1 + cluster.leader() % 3;
+    cluster.kill(behind);
+    // Given: less than a checkpoint's worth of log, and a checkpoint right behind it, as before a snapshot.
+    let leader = cluster.leader();
+    cluster.propose(leader, submit(1));
+    cluster.elapse(200);
+    for id in [leader, 1 + (behind % 3)] {
+        let replica = cluster.replica(id);
+        if let Some(checkpoint) = replica.checkpoint_now() {
+            assert_eq!(checkpoint.truncate_through, 0);
+            replica.checkpointed(0);
+        }
+    }
+    cluster.start(behind);
+    cluster.elapse(2_000);
+    assert_eq!(cluster.servers[&behind].installed, 0);
+    assert_eq!(cluster.hashes().len(), 1, "{:?}", cluster.hashes());
 }
 
 #[test]

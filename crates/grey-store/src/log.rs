@@ -209,9 +209,14 @@ impl LogStore {
         Ok(())
     }
 
-    /// Drops entries up to `index`, whose term is `term`, once a checkpoint covers them.
-    pub fn truncate_through(&mut self, index: u64, term: u64) -> Result<(), StoreError> {
+    /// Drops entries up to `index`, once a checkpoint covers them. Where they are gone already nothing happens.
+    pub fn truncate_through(&mut self, index: u64) -> Result<(), StoreError> {
         let mut facts = self.facts;
+        if index <= facts.truncated.0 {
+            return Ok(());
+        }
+        let term = self.reader().term(index);
+        let term = term.map_err(|error| StoreError::damaged(LOG_FILE, format!("entry {index}"), error))?;
         facts.truncated = (index, term);
         facts.last_index = facts.last_index.max(index);
         self.guarded(|database| {

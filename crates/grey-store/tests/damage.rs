@@ -49,7 +49,7 @@ fn prepared() -> ForgetfulDisk {
     let membership = Membership { voters: vec![1], ..Membership::default() };
     let checkpoint = Checkpoint { index: 20, term: 1, membership, rows, truncate_through: 10 };
     storage.side.write_checkpoint(&checkpoint).unwrap();
-    storage.log.truncate_through(10, 1).unwrap();
+    storage.log.truncate_through(10).unwrap();
     drop(storage);
     let mut journal = Journal::open(Arc::new(disk.clone())).unwrap();
     for key in 0..10 {

@@ -44,7 +44,7 @@ fn lagging() -> ForgetfulDisk {
     let membership = Membership { voters: vec![1, 2, 3], ..Membership::default() };
     let checkpoint = Checkpoint { index: 5, term: 1, membership, rows: changed, truncate_through: 5 };
     storage.side.write_checkpoint(&checkpoint).unwrap();
-    storage.log.truncate_through(5, 1).unwrap();
+    storage.log.truncate_through(5).unwrap();
     disk
 }
 
@@ -118,7 +118,7 @@ fn what_was_installed_is_there_and_the_log_goes_on_behind_it() {
         truncate_through: 101,
     };
     storage.side.write_checkpoint(&checkpoint).unwrap();
-    storage.log.truncate_through(101, 4).unwrap();
+    storage.log.truncate_through(101).unwrap();
     drop(storage);
     let (storage, recovered) = Storage::open(Arc::new(disk), &OPTIONS).unwrap();
     assert_eq!((recovered.truncated, recovered.last_index), ((101, 4), 102));

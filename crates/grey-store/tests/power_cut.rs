@@ -150,7 +150,7 @@ impl Bench {
         let (index, term) = after.checkpoint;
         after.log = after.log.split_off(&(index + 1));
         after.truncated = (index, term);
-        let outcome = self.storage.log.truncate_through(index, term);
+        let outcome = self.storage.log.truncate_through(index);
         (after, outcome)
     }
 
