@@ -551,7 +551,7 @@ fn the_bytes_of_every_command_are_published_and_do_not_change() {
         "5813ff30ca38ce47",
         "e3017314fea5db16",
         "44b178203687602e",
-        "52bc05ae67f32c68",
+        "788ec7a170304736",
     ];
     assert_eq!(found, published);
 }

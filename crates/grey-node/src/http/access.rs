@@ -374,6 +374,7 @@ mod tests {
                     "post /v1/nodes/{id}/block",
                     "post /v1/nodes/{id}/unblock",
                     "post /v1/nodes/{id}/remove",
+                    "get /v1/cluster/snapshot",
                 ],
             ),
             (".....ny", &["post /v1/cluster/shutdown"]),

@@ -1,0 +1,190 @@
+//! A cluster of three servers and two workers, each a process of its own, on this machine's loopback interface and disk: what it costs when
+//! idle, how fast it is, and how long a loss is felt. `cargo bench --bench cluster`; `GREY_BENCH_KILLS` says how many leaders are killed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench fails by panicking")]
+
+#[path = "../tests/cluster/house.rs"]
+mod house;
+#[path = "../tests/support/mod.rs"]
+mod support;
+#[path = "../tests/cluster/switch.rs"]
+mod switch;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use grey_api::{Address, Client, ClusterStatus, JobCreated, Trust};
+use house::House;
+use support::{runtime, wait_until};
+
+/// Tasks of the throughput figure, and how many travel in one request.
+const TASKS: usize = 200_000;
+const BATCH: usize = 1_000;
+/// Connections over which they are submitted.
+const CONNECTIONS: usize = 4;
+/// Submissions of the commit figures.
+const COMMITS: usize = 5_000;
+/// The rate of the paced one, a second.
+const PACE: u64 = 1_000;
+
+fn client(house: &House) -> Client {
+    let mut addresses = (1..=3).map(|number| house.address(number).parse::<Address>().unwrap());
+    let token = std::fs::read_to_string(house.path("operator.token")).unwrap().trim().to_owned();
+    let trust = Trust::from_pem(&std::fs::read(house.path("ca.pem")).unwrap()).unwrap();
+    Client::new(addresses.next().unwrap(), Some(token)).with_others(addresses.collect()).with_trust(trust)
+}
+
+fn shown(name: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |permille: usize| times[(times.len() * permille / 1_000).min(times.len() - 1)];
+    let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1_000.0);
+    println!(
+        "{name}: p50 {}, p99 {}, longest {} ({} samples)",
+        ms(at(500)),
+        ms(at(990)),
+        ms(at(1_000)),
+        times.len()
+    );
+}
+
+async fn submit(client: &Client) -> Duration {
+    let begun = Instant::now();
+    let body = "{\"executor\":\"noop\"}";
+    let created: Result<JobCreated, _> =
+        client.post_bytes("/v1/tasks", "application/json", body.into(), None).await;
+    created.unwrap();
+    begun.elapsed()
+}
+
+fn leader(house: &House) -> Option<String> {
+    let found = house.rows(&["node", "list"]).into_iter().find(|node| node["leads"] == true)?;
+    found["name"].as_str().map(str::to_owned)
+}
+
+/// The memory that a process has resident, in KiB.
+fn resident_kib(process: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn idle(house: &House) {
+    std::thread::sleep(Duration::from_secs(5));
+    for name in ["s1", "s2", "s3", "w1", "w2"] {
+        println!(
+            "{name}: {:.1} MiB resident when idle",
+            resident_kib(house.process_id(name)) as f64 / 1_024.0
+        );
+    }
+}
+
+async fn commits(house: &House) {
+    let one = client(house);
+    let mut times = Vec::new();
+    for _ in 0..COMMITS / 5 {
+        times.push(submit(&one).await);
+    }
+    shown("a submission until it is acknowledged, one at a time", times);
+    let clients: Vec<Arc<Client>> = (0..32).map(|_| Arc::new(client(house))).collect();
+    let begun = Instant::now();
+    let mut under_way = Vec::new();
+    for number in 0..COMMITS {
+        let due = Duration::from_micros(number as u64 * 1_000_000 / PACE);
+        tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
+        let client = clients[number % clients.len()].clone();
+        // From when it was due: whoever waits for a connection waits, too.
+        under_way.push(tokio::spawn(async move {
+            submit(&client).await;
+            begun.elapsed() - due
+        }));
+    }
+    let mut times = Vec::new();
+    for one in under_way {
+        times.push(one.await.unwrap());
+    }
+    shown(&format!("a submission until it is acknowledged, at {PACE} a second"), times);
+}
+
+async fn throughput(house: &House) {
+    let begun = Instant::now();
+    let mut lines = Vec::new();
+    for connection in 0..CONNECTIONS {
+        let client = client(house);
+        lines.push(tokio::spawn(async move {
+            for batch in 0..TASKS / BATCH / CONNECTIONS {
+                let task = |number: usize| {
+                    format!("{{\"executor\":\"noop\",\"name\":\"{connection}-{batch}-{number}\"}}\n")
+                };
+                let body: String = (0..BATCH).map(task).collect();
+                let created: Result<JobCreated, _> =
+                    client.post_bytes("/v1/tasks", "application/x-ndjson", body.into(), None).await;
+                created.unwrap();
+            }
+        }));
+    }
+    for line in lines {
+        line.await.unwrap();
+    }
+    let client = client(house);
+    while client.get::<ClusterStatus>("/v1/cluster").await.unwrap().jobs_live > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!(
+        "noop tasks, all different, in batches of {BATCH} end to end: {:.0}/s",
+        TASKS as f64 / begun.elapsed().as_secs_f64()
+    );
+}
+
+async fn failovers(house: &House, kills: usize) {
+    let mut times = Vec::new();
+    for _ in 0..kills {
+        wait_until("all servers agree", || house.states_agree(3));
+        let name = leader(house).unwrap();
+        let client = client(house);
+        submit(&client).await;
+        let killed = Instant::now();
+        house.kill_9(&name);
+        submit(&client).await;
+        times.push(killed.elapsed());
+        house.start_server(&name);
+    }
+    shown("a leader is killed until the next acknowledged submission", times);
+}
+
+/// A worker is killed that runs tasks: until each of them runs elsewhere.
+async fn lost_worker(house: &House, name: &str, what: &str) {
+    let client = client(house);
+    let body = "{\"command\":[\"sleep\",\"4\"],\"count\":2,\"cpu_millicores\":1000,\"retries\":{\"infrastructure\":20}}";
+    let created: JobCreated =
+        client.post_bytes("/v1/tasks", "application/json", body.into(), None).await.unwrap();
+    let tasks = || house.rows(&["task", "list", "--job", &created.job]);
+    let worker = house.node(name).unwrap()["worker"].clone();
+    wait_until("they run", || tasks().iter().all(|task| task["state"] == "running"));
+    let held = tasks().iter().filter(|task| task["worker"] == worker).count();
+    let killed = Instant::now();
+    house.kill_9(name);
+    wait_until("they run elsewhere", || {
+        tasks().iter().all(|task| {
+            task["state"] == "completed" || (task["state"] == "running" && task["worker"] != worker)
+        })
+    });
+    println!("{what}: its {held} task(s) ran elsewhere after {:.1} s", killed.elapsed().as_secs_f64());
+    house.restart_worker(name);
+    wait_until("all has ended", || tasks().iter().all(|task| task["state"] == "completed"));
+    wait_until("it is back", || house.workers() == 2);
+}
+
+fn main() {
+    let kills = std::env::var("GREY_BENCH_KILLS").map_or(30, |text| text.parse().unwrap());
+    let house = House::of_three();
+    house.start_worker("w1");
+    house.start_worker("w2");
+    wait_until("the workers are there", || house.workers() == 2);
+    idle(&house);
+    runtime().block_on(async {
+        commits(&house).await;
+        throughput(&house).await;
+        lost_worker(&house, "w1", "a worker is killed").await;
+        lost_worker(&house, "w2", "another worker is killed").await;
+        failovers(&house, kills).await;
+    });
+}
