@@ -49,7 +49,6 @@ fn assert_active(now: &Scenario, workers: impl IntoIterator<Item = usize>) {
     }
 }
 
-/// Nothing at all happens to a worker that runs, whatever happens to others.
 fn kill_worker(cluster: &mut Cluster, worker: usize) -> usize {
     let index = cluster.scenario.worker(worker);
     cluster.scenario.kill(index);
@@ -61,25 +60,27 @@ fn test_heartbeat_failure_detection() {
     for length_ms in [1_000, 3_000, 5_000] {
         // Given: leases of some length, and four workers with work.
         let lease = LeaseOptions { length_ms, ..LeaseOptions::default() };
-        let watch = WatchOptions { lease: lease.clone(), ..WatchOptions::default() };
+        let watch = WatchOptions { lease, ..WatchOptions::default() };
         let options = ScenarioOptions { watch, ..ScenarioOptions::new(length_ms, near()) };
+        // A worker's clock may be a hundredth slower than the leader's, and readings are rounded.
+        let period_ms = length_ms * 101 / 100 + 1;
         let mut cluster = Cluster::start(&options);
         cluster.scenario.load(0, load(20, 12_000, 500 * MS));
         cluster.run(5_100);
         // When: a worker's process ends.
         kill_worker(&mut cluster, 0);
-        let took_ms = cluster.until("it is lost", 2 * lease.period_ms(), |now| {
+        let took_ms = cluster.until("it is lost", 2 * period_ms, |now| {
             assert_active(now, 1..4);
             presence(now, 0) == Some(Presence::Lost)
         });
         // Then: it is lost once its lease must be over, which counts from its last heartbeat, and not before.
         println!("heartbeat: lease {length_ms} ms, lost after {took_ms} ms");
-        assert!(took_ms >= lease.period_ms() - HEARTBEAT_MS - LONGEST_LINK_MS, "{took_ms}");
-        assert!(took_ms <= lease.period_ms() + LONGEST_LINK_MS + DECISION_MS, "{took_ms}");
+        assert!(took_ms >= period_ms - HEARTBEAT_MS - LONGEST_LINK_MS, "{took_ms}");
+        assert!(took_ms <= period_ms + LONGEST_LINK_MS + DECISION_MS, "{took_ms}");
         cluster.finish();
     }
     leaders_are_missed_in_time();
-    late_observers_suspect_nobody();
+    late_observers_miss_nobody();
 }
 
 /// Between servers: a leader that is gone is missed after an election time-out, which is drawn from a range.
@@ -97,8 +98,8 @@ fn leaders_are_missed_in_time() {
     cluster.finish();
 }
 
-/// A server that stood still itself says nothing of others.
-fn late_observers_suspect_nobody() {
+/// A server that stood still itself takes nobody for gone whom it could not hear meanwhile.
+fn late_observers_miss_nobody() {
     let options = ScenarioOptions { servers: 1, ..ScenarioOptions::new(12, near()) };
     let mut cluster = Cluster::start(&options);
     cluster.scenario.load(0, load(20, 20_000, 300 * MS));
@@ -670,8 +671,8 @@ fn test_cascading_failure_prevention() {
     let mut by_load: Vec<usize> = (0..WORKERS).collect();
     by_load.sort_by_key(|worker| std::cmp::Reverse(held(&cluster.scenario, *worker).len()));
     let place = |worker: &usize| by_load.iter().position(|other| other == worker).unwrap();
-    let (gone, left): (Vec<usize>, Vec<usize>) =
-        (0..WORKERS).partition(|worker| place(worker) < 12 && place(worker) % 2 == 0);
+    let gone: Vec<usize> =
+        (0..WORKERS).filter(|worker| place(worker) < 12 && place(worker).is_multiple_of(2)).collect();
     let lost: usize = gone.iter().map(|worker| held(&cluster.scenario, *worker).len()).sum();
     assert!(lost > 200, "{lost}");
     let began_us = cluster.scenario.now_us();
@@ -681,9 +682,20 @@ fn test_cascading_failure_prevention() {
     // Then: at no time are more than a tenth in quarantine, and whoever is not gone is neither suspected nor left alone.
     let room = WORKERS * QuarantineOptions::default().at_most_permille as usize / 1_000;
     let mut most = 0;
+    let gone_nodes: BTreeSet<_> =
+        gone.iter().filter_map(|worker| cluster.scenario.worker_node(*worker)).collect();
     let mut look = |now: &Scenario| {
-        assert_active(now, left.iter().copied());
-        let quarantined = (0..WORKERS).filter(|worker| is_quarantined(now, *worker)).count();
+        let workers = now.leader().and_then(|leader| now.state_of(leader)).unwrap().workers();
+        let mut quarantined = 0;
+        for row in workers.values() {
+            let standing = row.quarantine.standing;
+            quarantined += usize::from(matches!(standing, Standing::Quarantined { .. }));
+            assert!(
+                gone_nodes.contains(&row.node) || standing == Standing::Active,
+                "{}: {standing:?}",
+                row.name
+            );
+        }
         assert!(quarantined <= room, "{quarantined}");
         most = most.max(quarantined);
     };
