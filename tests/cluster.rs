@@ -6,6 +6,8 @@ mod house;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/upkeep.rs"]
+mod upkeep;
 
 use house::House;
 use serde_json::Value;

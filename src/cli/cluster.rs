@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use grey_api::{ClusterStatus, JoinTokenCreated, JoinTokenRequest, RetentionStatus};
+use grey_api::{
+    ClusterStatus, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, RetentionStatus,
+    TransferRequest,
+};
 use serde::Serialize;
 
 use super::error::CliError;
@@ -25,6 +28,10 @@ const SNAPSHOT_EXAMPLES: &str = "\
 Examples:
   grey cluster snapshot monday.snapshot
   grey cluster snapshot --check monday.snapshot";
+const TRANSFER_EXAMPLES: &str = "\
+Examples:
+  grey cluster transfer
+  grey cluster transfer grey2";
 const RESTORE_EXAMPLES: &str = "\
 Examples:
   grey cluster restore monday.snapshot --root-key /safe/root.key --data-dir /var/lib/grey --advertise 10.0.0.1:7654
@@ -97,6 +104,12 @@ pub enum ClusterCommand {
         /// As the server sees it that is asked, which may lag behind
         #[arg(long)]
         here: bool,
+    },
+    /// Have another server lead, such as before work on the one that does; says which one does then
+    #[command(after_help = TRANSFER_EXAMPLES)]
+    Transfer {
+        /// Its name or its number [default: any that votes and has caught up]
+        server: Option<String>,
     },
     /// Write everything that the cluster has into a file, from which it can be restored
     #[command(after_help = SNAPSHOT_EXAMPLES)]
@@ -203,6 +216,14 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
                 let path = if *here { "/v1/cluster?stale=true" } else { "/v1/cluster" };
                 let status: ClusterStatus = client.get(path).await?;
                 output.result(&status, || text(&status))?;
+            }
+            ClusterCommand::Transfer { server } => {
+                let request = TransferRequest { to: server.clone() };
+                let now: LeadershipTransferred = client.post("/v1/cluster/transfer", &request, None).await?;
+                if now.leader == now.before {
+                    output.note("it led already; nothing was changed");
+                }
+                output.result(&now, || format!("{} leads, server {}\n", harmless(&now.name), now.leader))?;
             }
             ClusterCommand::Root => output.bytes(&client.get_bytes("/v1/cluster/root").await?)?,
         }

@@ -8,6 +8,7 @@ use grey_api::{CancelResponse, Client, EventMessage, JobCreated, JobList, JobSta
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{ANSWER_IS_NO, CliError};
+use super::events;
 use super::junit;
 use super::listing;
 use super::output::{Output, harmless, table};
@@ -294,17 +295,7 @@ fn progress(status: &JobStatus, done: u64, rate_per_s: u64) -> String {
 /// Prints what happens to a job, one line an event.
 async fn events(client: &Client, job: &str, output: &Output) -> Result<u8, CliError> {
     let mut body = client.stream(&format!("/v1/jobs/{job}/events")).await?;
-    let mut unread = Vec::new();
-    while let Some(piece) = body.next().await? {
-        unread.extend_from_slice(&piece);
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = unread.drain(..=end).collect();
-            let text = String::from_utf8_lossy(&line);
-            if let Some(data) = text.strip_prefix("data:") {
-                event_line(data.trim(), output)?;
-            }
-        }
-    }
+    events::each(&mut body, output, |data| event_line(data, output)).await?;
     Ok(0)
 }
 
@@ -316,19 +307,7 @@ fn event_line(data: &str, output: &Output) -> Result<(), CliError> {
             Err(_) => output.line(&harmless(data)),
         };
     };
-    output.item(&event, || {
-        let mut line = event.kind.replace('_', " ");
-        for part in [&event.task, &event.outcome].into_iter().flatten() {
-            line.push_str(&format!(" {part}"));
-        }
-        if event.retry == Some(true) {
-            line.push_str(", to be tried again");
-        }
-        if let Some(tasks) = event.tasks {
-            line.push_str(&format!(", {tasks} task(s)"));
-        }
-        format!("{}\n", harmless(&line))
-    })
+    output.item(&event, || format!("{}\n", events::told(&event)))
 }
 
 async fn proofs(

@@ -9,6 +9,7 @@ mod contexts;
 mod dev;
 mod doctor;
 mod error;
+mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inputs;
@@ -51,6 +52,7 @@ Examples:
   grey verify hello.json                     check a proof, offline
   grey job list                              what was submitted
   grey top                                   the cluster at work, live
+  grey events                                what happens to jobs, as it happens
   grey context list                          the clusters that are known by name
   grey doctor                                what is enforced on this machine
 
@@ -128,7 +130,10 @@ enum Command {
     /// Watch a cluster at work: who leads, what tenants run, how full its machines are
     #[command(after_help = top::EXAMPLES)]
     Top(top::TopArguments),
-    /// Look at the machines of a cluster, and keep some out
+    /// What happens to every job, as it happens, a line each, until Ctrl-C
+    #[command(after_help = events::EXAMPLES)]
+    Events,
+    /// Look at the machines of a cluster, free some of work, and keep some out
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Make tenants, and look at them
@@ -212,6 +217,7 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         }
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Top(arguments) => top::top(&arguments, &target()?, output),
+        Command::Events => events::events(&target()?, output),
         Command::Node(command) => node::node(&command, &target()?, output),
         Command::Tenant(command) => tenant::tenant(&command, &target()?, output),
         Command::Token(command) => token::token(&command, &target()?, output),

@@ -1,15 +1,32 @@
 //! `grey node`: the machines of a cluster.
 
-use grey_api::{NodeList, NodeStatus};
+use std::time::{Duration, Instant};
 
-use super::error::CliError;
+use grey_api::{Client, NodeList, NodeStatus};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless, table};
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::tenant::path_of;
+use super::units;
 
 /// How much of a node's identity a table shows: enough to name it.
 const SHOWN_DIGITS: usize = 12;
+/// How often a worker that is drained is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+const CORDON_EXAMPLES: &str = "\
+Examples:
+  grey node cordon worker1
+  grey node uncordon worker1";
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  grey node drain worker1
+  grey node drain worker1 --wait 10m && ssh worker1 systemctl stop grey-worker
+
+Exits with 1 when it still holds work after that time. It stays cordoned: `grey node uncordon` gives it work again.";
 
 /// Subcommands of `grey node`.
 #[derive(clap::Subcommand)]
@@ -20,6 +37,26 @@ pub enum NodeCommand {
     Show {
         /// Its name, its identity, or the first digits of it
         node: String,
+    },
+    /// Give a worker no new work; what runs there goes on, and what it has not started runs elsewhere
+    #[command(after_help = CORDON_EXAMPLES)]
+    Cordon {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+    },
+    /// Give a worker work again
+    Uncordon {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+    },
+    /// Cordon a worker and wait until nothing runs there any more, so that it can be stopped
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+        /// Wait no longer than this, such as 10m [default: until it holds nothing]
+        #[arg(long, value_parser = units::duration_ms, value_name = "TIME")]
+        wait: Option<u64>,
     },
     /// Keep a node out: nobody speaks with it, and what it runs goes elsewhere when its lease has ended
     Block {
@@ -46,7 +83,11 @@ pub fn doing(node: &NodeStatus) -> String {
         (None, Some(_)) => "follows".to_owned(),
         (None, None) => "not announced".to_owned(),
     };
-    if node.standing == "admitted" { does } else { harmless(&node.standing) }
+    match (node.standing.as_str(), node.cordoned) {
+        ("admitted", false) => does,
+        ("admitted", true) => format!("{does}, cordoned"),
+        (standing, _) => harmless(standing),
+    }
 }
 
 fn listed(nodes: &[NodeStatus], wide: bool) -> String {
@@ -90,6 +131,44 @@ fn described(node: &NodeStatus) -> String {
     text
 }
 
+/// How much a node holds; nothing before it announces itself.
+fn held(node: &NodeStatus) -> u32 {
+    node.held.unwrap_or(0)
+}
+
+/// Cordons a worker and waits until it holds nothing, with its progress on a terminal.
+async fn drain(client: &Client, path: &str, wait_ms: Option<u64>, output: &Output) -> Result<u8, CliError> {
+    let mut interrupts =
+        signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
+    let begun = Instant::now();
+    let longest = wait_ms.map(Duration::from_millis);
+    let mut status: NodeStatus = client.post(&format!("{path}/cordon"), &serde_json::json!({}), None).await?;
+    while held(&status) > 0 && longest.is_none_or(|longest| begun.elapsed() < longest) {
+        let left = longest.map_or(LOOK_AGAIN, |longest| longest.saturating_sub(begun.elapsed()));
+        output.progress(&format!("{} attempt(s) are still there", held(&status)));
+        let look = async {
+            tokio::time::sleep(LOOK_AGAIN.min(left)).await;
+            client.get::<NodeStatus>(path).await
+        };
+        status = tokio::select! {
+            looked = look => looked?,
+            _ = interrupts.recv() => {
+                output.progress("");
+                output.note("it stays cordoned");
+                return Ok(130);
+            }
+        };
+    }
+    output.progress("");
+    output.result(&status, || described(&status))?;
+    if held(&status) == 0 {
+        output.note("nothing runs there, and it stays cordoned");
+        return Ok(0);
+    }
+    output.note(&format!("{} attempt(s) are still there, and it stays cordoned", held(&status)));
+    Ok(ANSWER_IS_NO)
+}
+
 /// Does what a subcommand of `grey node` says.
 pub fn node(command: &NodeCommand, target: &Target, output: &Output) -> Result<u8, CliError> {
     let path = |node: &str| path_of("nodes", node, "a node's name or identity");
@@ -106,6 +185,13 @@ pub fn node(command: &NodeCommand, target: &Target, output: &Output) -> Result<u
                 return Ok(0);
             }
             NodeCommand::Show { node } => client.get(&path(node)?).await?,
+            NodeCommand::Drain { node, wait } => return drain(&client, &path(node)?, *wait, output).await,
+            NodeCommand::Cordon { node } => {
+                client.post(&format!("{}/cordon", path(node)?), &nothing, None).await?
+            }
+            NodeCommand::Uncordon { node } => {
+                client.post(&format!("{}/uncordon", path(node)?), &nothing, None).await?
+            }
             NodeCommand::Block { node } => {
                 client.post(&format!("{}/block", path(node)?), &nothing, None).await?
             }
@@ -131,6 +217,7 @@ mod tests {
             name: "n".to_owned(),
             role: "worker".to_owned(),
             standing: standing.to_owned(),
+            cordoned: false,
             server,
             leads,
             address: None,
@@ -147,6 +234,11 @@ mod tests {
         for (node, state) in [
             (status("admitted", Some("present"), None, false), "present"),
             (status("blocked", Some("present"), None, false), "blocked"),
+            (
+                NodeStatus { cordoned: true, ..status("admitted", Some("present"), None, false) },
+                "present, cordoned",
+            ),
+            (NodeStatus { cordoned: true, ..status("blocked", Some("lost"), None, false) }, "blocked"),
             (status("admitted", None, Some(1), true), "leads"),
             (status("admitted", None, Some(1), false), "follows"),
             (status("leaving", None, Some(1), false), "leaving"),

@@ -1,6 +1,7 @@
 //! Results on stdout, everything else on stderr; colour on a terminal only.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -28,6 +29,8 @@ pub struct Output {
     format: Format,
     quiet: bool,
     colour: bool,
+    /// Whether whoever read the results has closed the pipe.
+    closed: AtomicBool,
 }
 
 /// A result about one thing, with its identifier.
@@ -65,7 +68,7 @@ impl Output {
     /// Output as the global options ask for it.
     pub fn new(format: Format, quiet: bool) -> Output {
         let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Output { format, quiet, colour }
+        Output { format, quiet, colour, closed: AtomicBool::new(false) }
     }
 
     /// Whether results are for programs, so that nothing else may stand on stdout.
@@ -93,10 +96,18 @@ impl Output {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             // Whoever closed the pipe has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) => Err(CliError::io("write to", "standard output", &error)),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Whether nobody reads results any more, as far as was noticed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// A line on stdout.

@@ -372,8 +372,17 @@ impl Client {
         self.read(&self.get_bytes(path).await?)
     }
 
-    /// Fetches a body that is read piece by piece, on a connection of its own.
+    /// Fetches a body that is read piece by piece, on a connection of its own. Where another node may answer what this one does not, it
+    /// is asked the next time.
     pub async fn stream(&self, path: &str) -> Result<Body, ClientError> {
+        let opened = self.open_stream(path).await;
+        if opened.as_ref().is_err_and(is_elsewhere_perhaps) {
+            self.leave().await;
+        }
+        opened
+    }
+
+    async fn open_stream(&self, path: &str) -> Result<Body, ClientError> {
         let mut open = self.connect().await?;
         let request = self.request(open.number, &Method::GET, path, &[], Full::new(Bytes::new()))?;
         let response = open.sender.send_request(request).await.map_err(|error| self.broken(error))?;

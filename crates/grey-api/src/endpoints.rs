@@ -13,8 +13,9 @@ use crate::types::{
     TimeoutRequest, WorkerStatus,
 };
 use crate::types_access::{
-    JoinTokenCreated, JoinTokenRequest, NodeList, NodeStatus, TenantDefaults, TenantList, TenantRequest,
-    TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
+    JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus, TenantDefaults,
+    TenantList, TenantRequest, TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
+    TransferRequest,
 };
 
 /// One endpoint.
@@ -178,6 +179,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/nodes/{id}", Right::ReadCluster, "A node, by its identity or its name").gives("NodeStatus"),
     post("/v1/nodes/{id}/block", Right::ChangeNodes, "Keep a node out").gives("NodeStatus"),
     post("/v1/nodes/{id}/unblock", Right::ChangeNodes, "Let a node speak again").gives("NodeStatus"),
+    post(
+        "/v1/nodes/{id}/cordon",
+        Right::ChangeNodes,
+        "Give a worker no new work. What runs there goes on; what it has not started goes back",
+    )
+    .gives("NodeStatus"),
+    post("/v1/nodes/{id}/uncordon", Right::ChangeNodes, "Give a worker work again").gives("NodeStatus"),
     post("/v1/nodes/{id}/remove", Right::ChangeNodes, "Take a node out of the cluster").gives("NodeStatus"),
     get("/v1/cluster", Right::ReadCluster, "The cluster as its leader sees it")
         .query(&[("stale", "true: as the server sees it that is asked, which may lag behind")])
@@ -189,6 +197,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "Everything that the cluster has, from which it can be restored",
     )
     .gives("application/octet-stream"),
+    post(
+        "/v1/cluster/transfer",
+        Right::ChangeNodes,
+        "Have another server lead. Answers once one does, within 10 s",
+    )
+    .takes("TransferRequest")
+    .gives("LeadershipTransferred"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
         .gives("application/json"),
     get("/openapi.json", Right::BeKnown, "This description").gives("application/json"),
@@ -274,6 +289,7 @@ impl Endpoint {
     TenantDefaults,
     JoinTokenCreated,
     JoinTokenRequest,
+    LeadershipTransferred,
     NodeList,
     NodeStatus,
     TenantList,
@@ -282,7 +298,8 @@ impl Endpoint {
     TokenCreated,
     TokenList,
     TokenRequest,
-    TokenStatus
+    TokenStatus,
+    TransferRequest
 )))]
 struct Schemas;
 

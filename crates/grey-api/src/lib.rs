@@ -30,6 +30,7 @@ pub use types::{
     TimeoutRequest, WorkerStatus,
 };
 pub use types_access::{
-    JoinTokenCreated, JoinTokenRequest, NodeList, NodeStatus, TenantDefaults, TenantList, TenantRequest,
-    TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
+    JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus, TenantDefaults,
+    TenantList, TenantRequest, TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
+    TransferRequest,
 };

@@ -196,6 +196,9 @@ pub struct NodeStatus {
     pub role: String,
     /// `admitted`, `leaving` or `blocked`.
     pub standing: String,
+    /// Whether it is a worker that gets no new work, by an operator's decision.
+    #[serde(default)]
+    pub cordoned: bool,
     /// A server's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<u64>,
@@ -224,4 +227,24 @@ pub struct NodeStatus {
 pub struct NodeList {
     /// The nodes.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// Another server is to lead.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// Which one: its name, its number, or its identity. Any voter that has caught up when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Another server leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeadershipTransferred {
+    /// The number of the server that leads.
+    pub leader: u64,
+    /// Its name.
+    pub name: String,
+    /// The number of the server that led before: the same where the one that was named led already.
+    pub before: u64,
 }

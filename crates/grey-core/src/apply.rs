@@ -119,6 +119,7 @@ impl<'a> Application<'a> {
             Command::AdmitNode(body) => self.admit_node(body),
             Command::RenewNode(body) => self.renew_node(body),
             Command::SetNodeStanding(body) => self.set_node_standing(&body),
+            Command::CordonNode(body) => self.cordon_node(&body),
             Command::SetNodeAddress(body) => self.set_node_address(body),
             Command::ForgetNode(body) => self.forget_node(&body),
             Command::CreateJoinToken(body) => self.create_join_token(body),

@@ -7,8 +7,8 @@ use crate::attempt::{AttemptId, Finished, SandboxLevel};
 use crate::constraint::Devices;
 use crate::flow::FlowSubmission;
 use crate::identity::{
-    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, Recover, RenewNode,
-    RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
+    AdmitNode, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, Recover,
+    RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
 };
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::spec::{Resources, TaskSpec};
@@ -278,6 +278,8 @@ pub enum Command {
     RenewNode(RenewNode),
     /// Block a node, or let it leave.
     SetNodeStanding(SetNodeStanding),
+    /// Give a worker no new work, or work again.
+    CordonNode(CordonNode),
     /// Dial a server elsewhere.
     SetNodeAddress(SetNodeAddress),
     /// Forget a node that left.

@@ -37,6 +37,7 @@ const KIND_REVOKE_TOKEN: u16 = 22;
 const KIND_CREATE_TENANT: u16 = 23;
 const KIND_SET_TENANT_SUSPENDED: u16 = 24;
 const KIND_RECOVER: u16 = 25;
+const KIND_CORDON_NODE: u16 = 26;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +112,7 @@ impl Entry {
             Command::CreateTenant(body) => self.encode_as(KIND_CREATE_TENANT, body),
             Command::SetTenantSuspended(body) => self.encode_as(KIND_SET_TENANT_SUSPENDED, body),
             Command::Recover(body) => self.encode_as(KIND_RECOVER, body),
+            Command::CordonNode(body) => self.encode_as(KIND_CORDON_NODE, body),
         }
     }
 
@@ -169,6 +171,7 @@ impl Entry {
             KIND_CREATE_TENANT => Command::CreateTenant(decode_body(kind, body)?),
             KIND_SET_TENANT_SUSPENDED => Command::SetTenantSuspended(decode_body(kind, body)?),
             KIND_RECOVER => Command::Recover(decode_body(kind, body)?),
+            KIND_CORDON_NODE => Command::CordonNode(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })

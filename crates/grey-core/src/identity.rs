@@ -81,6 +81,8 @@ pub struct NodeRow {
     pub admitted_wall_ms: u64,
     /// How it stands.
     pub standing: NodeStanding,
+    /// Whether it gets no new work, by an operator's decision. Only ever of a worker; what it runs goes on.
+    pub cordoned: bool,
 }
 
 /// A right to enter the cluster, once.
@@ -285,6 +287,15 @@ pub struct SetNodeStanding {
     pub node: Digest,
     /// How it stands from now on.
     pub standing: NodeStanding,
+}
+
+/// Gives a worker no new work, or work again. What it runs goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CordonNode {
+    /// Which node.
+    pub node: Digest,
+    /// Whether it is cordoned from now on.
+    pub cordoned: bool,
 }
 
 /// Changes where a server is dialled.

@@ -205,6 +205,9 @@ impl State {
         if row.server.is_some_and(|number| number == 0 || number > self.meta.servers_numbered) {
             return Err(format!("node {node} has a number that was never given"));
         }
+        if row.cordoned && row.role != NodeRole::Worker {
+            return Err(format!("node {node} is a server and is cordoned"));
+        }
         let kept = |id: &Digest| self.certificate(id).is_some_and(|(of, _)| *of == node);
         if row.certificates.len() > limits::NODE_CERTIFICATES || !row.certificates.iter().all(kept) {
             return Err(format!("node {node} has too many certificates, or one that is not kept for it"));

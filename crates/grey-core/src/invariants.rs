@@ -194,6 +194,9 @@ impl State {
             if worker.held != held || worker.charged != charged {
                 return Err(format!("{id} is charged {} attempts and holds {held}", worker.held));
             }
+            if worker.cordoned != self.node(&worker.node).is_some_and(|row| row.cordoned) {
+                return Err(format!("{id} is cordoned and its node is not, or the other way round"));
+            }
             if worker.presence == Presence::Lost && held > 0 {
                 return Err(format!("{id} is lost and holds {held} attempts"));
             }

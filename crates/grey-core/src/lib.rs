@@ -59,9 +59,9 @@ pub use history::{
     AttemptPointer, FlowRecord, HistoryRecord, JobRecord, ReportRecord, ReportedRun, RunContext,
 };
 pub use identity::{
-    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, JoinTokenRow, Keeper,
-    NewNode, NodeRole, NodeRow, NodeStanding, Recover, RenewNode, RevokeJoinToken, RevokeToken,
-    SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRole, TokenRow,
+    AdmitNode, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode,
+    JoinTokenRow, Keeper, NewNode, NodeRole, NodeRow, NodeStanding, Recover, RenewNode, RevokeJoinToken,
+    RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRole, TokenRow,
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
 #[cfg(feature = "mutants")]

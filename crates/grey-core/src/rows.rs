@@ -116,6 +116,8 @@ pub struct Worker {
     pub sandbox: SandboxLevel,
     /// How far it is trusted.
     pub tier: Tier,
+    /// Whether it gets no new work, as its node's row says.
+    pub cordoned: bool,
     /// Its labels, sorted by key.
     pub labels: Vec<(String, String)>,
     /// Its devices, sorted by name.
@@ -162,6 +164,7 @@ impl Worker {
     /// How many attempts it may hold, as things stand.
     pub fn usable_slots(&self) -> u32 {
         match self.presence {
+            Presence::Present if self.cordoned => 0,
             Presence::Present => self.quarantine.slots(self.slots, &QuarantineOptions::default()),
             Presence::Lost => 0,
         }

@@ -12,10 +12,33 @@ use crate::rows::{Phase, Worker};
 use crate::seats::Seat;
 use crate::state::State;
 
-/// Attempts to be asked back, by holder, at most `budget` of them. Nothing while tasks wait that the planner could give
-/// to an idle worker instead.
-pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
+/// Unstarted attempts of cordoned workers, whether another one has room for them or not: until then they wait. Those that have started
+/// and are not yet reported are among them, and stay where they are.
+fn of_cordoned(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     let mut asked: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
+    let freed = |worker: &Worker| worker.cordoned && worker.held > 0;
+    if !state.workers.values().any(freed) {
+        return asked;
+    }
+    let unstarted = state.live.iter().rev().filter_map(|(task, live)| match live.phase {
+        Phase::Assigned { worker } if state.workers.get(&worker).is_some_and(freed) => {
+            Some((worker, AttemptId { task: *task, epoch: live.epoch }))
+        }
+        _ => None,
+    });
+    for (worker, attempt) in unstarted.take(budget as usize) {
+        asked.entry(worker).or_default().push(attempt);
+    }
+    asked
+}
+
+/// Attempts to be asked back, by holder, at most `budget` of them. First those of workers that are cordoned; of others nothing while
+/// tasks wait that the planner could give to an idle worker instead.
+pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
+    let mut asked = of_cordoned(state, budget);
+    if !asked.is_empty() {
+        return asked;
+    }
     if !plan(state, 1).placements.is_empty() {
         return asked;
     }
@@ -30,7 +53,7 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         return asked;
     }
     // More is charged than there is: some of it cannot have been started.
-    let overcharged = state.workers.iter().filter(|(_, worker)| worker.is_overcharged());
+    let overcharged = state.workers.iter().filter(|(_, worker)| worker.is_overcharged() && !worker.cordoned);
     let mut holders: BTreeMap<WorkerId, Worker> =
         overcharged.map(|(id, worker)| (*id, worker.clone())).collect();
     if holders.is_empty() {

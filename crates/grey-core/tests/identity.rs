@@ -6,10 +6,11 @@ mod support;
 use std::collections::BTreeMap;
 
 use grey_core::{
-    AdmitNode, Answer, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry, ForgetNode,
-    JoinTokenRow, Keeper, LoadError, NewNode, NodeRole, NodeRow, NodeStanding, Presence, Recover, Rejection,
-    RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State,
-    TenantId, Tier, TokenRole, TokenRow, limits, plan,
+    AdmitNode, Answer, AttemptId, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken,
+    EnrolFounder, Entry, Epoch, ForgetNode, JoinTokenRow, Keeper, LoadError, NewNode, NodeRole, NodeRow,
+    NodeStanding, PLAN_VERSION, Placement, Plan, Presence, Recover, Rejection, RenewNode, RevokeJoinToken,
+    RevokeToken, Revoked, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TaskId, TaskRange,
+    TenantId, Tier, TokenRole, TokenRow, WorkerId, limits, plan, steal,
 };
 use grey_proof::Digest;
 use serde::Serialize;
@@ -296,6 +297,100 @@ fn nothing_is_placed_on_a_blocked_worker_whatever_tier_a_task_asks_for() {
     assert_eq!(plan(&state, 10).placements.len(), 1);
 }
 
+/// A cluster with two workers, of which the first is node 2.
+fn with_two_workers() -> State {
+    let mut state = enrolled();
+    for node in 2..=3 {
+        let token = join_token(&mut state, node, NodeRole::Worker);
+        applied(&mut state, admit(token, node, new_node(node, NodeRole::Worker), NOW)).answer.unwrap();
+        applied(&mut state, announcement(node)).answer.unwrap();
+    }
+    state
+}
+
+fn cordon(node: u8, cordoned: bool) -> Command {
+    Command::CordonNode(CordonNode { node: Digest::of(&[node; 32]), cordoned })
+}
+
+#[test]
+fn a_cordoned_worker_gets_nothing_new_also_after_it_announced_itself_again() {
+    let mut state = with_two_workers();
+    applied(&mut state, cordon(2, true)).answer.unwrap();
+    assert_rows_are_all(&state);
+    applied(&mut state, Command::Submit(submit(vec![(spec("t"), 20)]))).answer.unwrap();
+    let placed_on = |state: &State| {
+        let mut workers: Vec<u32> =
+            plan(state, 100).placements.iter().map(|placement| placement.worker.0).collect();
+        workers.dedup();
+        workers
+    };
+    assert_eq!(placed_on(&state), [2]);
+    // What a leader had planned before it knew is stale.
+    let placements = vec![Placement {
+        worker: WorkerId(1),
+        tasks: TaskRange { first: TaskId(1), count: 1 },
+        epoch: Epoch(1),
+    }];
+    let answer = applied(&mut state, Command::Plan(Plan { version: PLAN_VERSION, placements })).answer;
+    assert_eq!(answer, Ok(Answer::Planned { placed: 0, stale: 1 }));
+    applied(&mut state, announcement_in(2, 2)).answer.unwrap();
+    assert_eq!(placed_on(&state), [2]);
+    // To be kept out and let in again is another matter.
+    for standing in [NodeStanding::Blocked, NodeStanding::Admitted] {
+        let node = Digest::of(&[2; 32]);
+        applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.unwrap();
+    }
+    assert_eq!(placed_on(&state), [2]);
+    applied(&mut state, cordon(2, false)).answer.unwrap();
+    assert_eq!(placed_on(&state), [1, 2]);
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_cordoned_worker_gives_back_what_it_has_not_started_and_keeps_what_runs() {
+    let mut state = with_two_workers();
+    applied(&mut state, cordon(3, true)).answer.unwrap();
+    applied(&mut state, Command::Submit(submit(vec![(spec("t"), 3)]))).answer.unwrap();
+    let planned = plan(&state, 100);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    let attempt = |task: u64| AttemptId { task: TaskId(task), epoch: Epoch(1) };
+    let started = support::report(&state, WorkerId(1), vec![attempt(1)], Vec::new());
+    applied(&mut state, Command::Report(started)).answer.unwrap();
+    assert!(steal(&state, 10).is_empty(), "nobody else may have it");
+    applied(&mut state, cordon(2, true)).answer.unwrap();
+    // No other worker has room: they are to wait for one.
+    let asked = steal(&state, 10);
+    assert_eq!(asked, BTreeMap::from([(WorkerId(1), vec![attempt(3), attempt(2)])]));
+    assert_eq!(steal(&state, 1)[&WorkerId(1)].len(), 1);
+    let attempts = asked[&WorkerId(1)].clone();
+    let given = Revoked { worker: WorkerId(1), incarnation: 1, attempts };
+    assert_eq!(applied(&mut state, Command::Revoked(given)).answer, Ok(Answer::Revoked { revoked: 2 }));
+    assert_eq!(state.workers()[&WorkerId(1)].held, 1);
+    assert!(plan(&state, 10).placements.is_empty() && steal(&state, 10).is_empty());
+    applied(&mut state, cordon(3, false)).answer.unwrap();
+    assert_eq!(plan(&state, 10).placements[0].worker, WorkerId(2));
+    assert_rows_are_all(&state);
+}
+
+#[test]
+fn only_a_worker_is_cordoned_and_one_that_enters_anew_is_not() {
+    let mut state = with_two_workers();
+    for (node, refused) in [(1, "it is a server"), (9, "")] {
+        let answer = applied(&mut state, cordon(node, true)).answer.unwrap_err();
+        assert!(answer.to_string().contains(refused), "{answer}");
+    }
+    applied(&mut state, cordon(2, true)).answer.unwrap();
+    let (node, standing) = (Digest::of(&[2; 32]), NodeStanding::Leaving);
+    applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.unwrap();
+    applied(&mut state, Command::ForgetNode(ForgetNode { node })).answer.unwrap();
+    assert_rows_are_all(&state);
+    let token = join_token(&mut state, 4, NodeRole::Worker);
+    applied(&mut state, admit(token, 4, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    applied(&mut state, announcement_in(2, 2)).answer.unwrap();
+    assert!(state.workers().values().all(|worker| !worker.cordoned));
+    assert_rows_are_all(&state);
+}
+
 #[test]
 fn a_certificate_is_one_node_s_alone() {
     let mut state = enrolled();
@@ -369,7 +464,7 @@ fn moved(rows: &mut Rows, kind: u8) {
 #[test]
 fn rows_that_contradict_one_another_are_refused_with_what_is_wrong() {
     type Change = fn(&mut Rows);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 12] = [
         ("under another key", |rows| moved(rows, 1)),
         ("under another key", |rows| moved(rows, 3)),
         ("under another key", |rows| moved(rows, 4)),
@@ -392,6 +487,7 @@ fn rows_that_contradict_one_another_are_refused_with_what_is_wrong() {
             }
             changed::<NodeRow>(rows, 1, |row| row.tls_key = keys[1]);
         }),
+        ("is cordoned", |rows| changed::<NodeRow>(rows, 1, |row| row.cordoned = true)),
         ("certificate", |rows| moved(rows, 2)),
         ("of no tenant", |rows| {
             changed::<TokenRow>(rows, 4, |row| {
@@ -529,6 +625,7 @@ fn the_bytes_of_every_command_are_published_and_do_not_change() {
         Command::SetTenantSuspended(SetTenantSuspended { tenant: TENANT, suspended: true }),
         Command::Recover(Recover { keeper: Keeper::Survivor(node), wall_ms: NOW }),
         Command::Recover(Recover { keeper: newcomer(3), wall_ms: NOW }),
+        Command::CordonNode(CordonNode { node, cordoned: true }),
     ];
     let mut found = Vec::new();
     for command in commands {
@@ -552,6 +649,7 @@ fn the_bytes_of_every_command_are_published_and_do_not_change() {
         "e3017314fea5db16",
         "44b178203687602e",
         "788ec7a170304736",
+        "36f41e4c9f34976f",
     ];
     assert_eq!(found, published);
 }

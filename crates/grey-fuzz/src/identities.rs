@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 
 use grey_core::{
-    AdmitNode, Command, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry, ForgetNode,
-    JoinTokenRow, Keeper, NewNode, NodeRole, NodeStanding, Recover, RenewNode, RevokeJoinToken, RevokeToken,
-    SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TaskDefaults, TenantId, Tier, TokenRole,
-    TokenRow,
+    AdmitNode, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry,
+    ForgetNode, JoinTokenRow, Keeper, NewNode, NodeRole, NodeStanding, Recover, RenewNode, RevokeJoinToken,
+    RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TaskDefaults, TenantId, Tier,
+    TokenRole, TokenRow,
 };
 use grey_proof::{Digest, SigningKey};
 use grey_trust::join::{Challenge, Evidence, Hello, JoinMessage, Reject, RejectCode, software_evidence};
@@ -51,7 +51,7 @@ fn token(bytes: &mut Bytes<'_>) -> TokenRow {
 
 /// A command of this kind that bytes choose.
 pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
-    let (kind, seed) = (bytes.below(14), bytes.below(5));
+    let (kind, seed) = (bytes.below(15), bytes.below(5));
     let role = if seed.is_multiple_of(2) { NodeRole::Server } else { NodeRole::Worker };
     let (id, which) = (Digest([seed; 32]), node(seed, role).node);
     match kind {
@@ -114,6 +114,7 @@ pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
             let keeper = Keeper::Newcomer { node: Box::new(node(seed, role)), token: token(bytes), issuers };
             Command::Recover(Recover { keeper, wall_ms: WALL_MS })
         }
+        13 => Command::CordonNode(CordonNode { node: which, cordoned: bytes.chance(2) }),
         _ => Command::SetTenantSuspended(SetTenantSuspended {
             tenant: TenantId(seed.into()),
             suspended: bytes.chance(2),
@@ -148,7 +149,7 @@ pub(crate) fn enrolled() -> State {
 
 /// One entry of each kind.
 pub(crate) fn entries() -> Vec<Vec<u8>> {
-    let commands = (0..14).map(|kind| command(&mut Bytes::new(&[kind, 1, 5, 5, 5, 5, 5, 5])));
+    let commands = (0..15).map(|kind| command(&mut Bytes::new(&[kind, 1, 5, 5, 5, 5, 5, 5])));
     let entries = commands.map(|command| Entry { time_ms: 9, command });
     entries.map(|entry| entry.encode().expect("a command is encoded")).collect()
 }

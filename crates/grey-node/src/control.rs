@@ -61,8 +61,8 @@ pub(crate) enum Message {
     FromServer(u64, Bytes),
     /// Something happened to a connection.
     Peer(PeerEvent),
-    /// Hand leadership on, if there is anybody to hand it to.
-    HandOver(oneshot::Sender<()>),
+    /// Hand leadership on, to a server or to any, if it can lead; says to which.
+    HandOver(Option<u64>, oneshot::Sender<Result<u64, ReplicaError>>),
     /// The log is durable up to this batch.
     Persisted(u64),
     /// A checkpoint is durable.
@@ -246,11 +246,15 @@ impl Control {
             Message::Look(question) => question(self.server.replica()),
             // Whoever asked and left need not be told.
             Message::Measure(reply) => drop(reply.send(ServerSample::of(&self.server, &self.tally))),
-            Message::HandOver(reply) => {
-                self.server.hand_over()?;
+            Message::HandOver(to, reply) => match self.server.hand_over(to) {
+                Err(error)
+                    if !matches!(error, ReplicaError::NotLeader { .. } | ReplicaError::NoSuccessor(_)) =>
+                {
+                    return Err(error.into());
+                }
                 // Whoever waited and left need not be told.
-                let _ = reply.send(());
-            }
+                answer => drop(reply.send(answer)),
+            },
             Message::Persisted(number) => self.server.replica_mut().persisted(number)?,
             Message::Checkpointed(through) => {
                 self.server.replica_mut().checkpointed(through);

@@ -146,6 +146,7 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
         ReplicaError::Overloaded => {
             Problem::new(ErrorCode::Overloaded, error.to_string()).retry_after_ms(200)
         }
+        ReplicaError::NoSuccessor(_) => Problem::new(ErrorCode::Conflict, error.to_string()),
         _ => Problem::new(ErrorCode::Internal, error.to_string()),
     }
 }
@@ -239,6 +240,15 @@ impl Node {
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(Problem::new(ErrorCode::Overloaded, "history lags behind").retry_after_ms(1_000)),
         }
+    }
+
+    /// Asks another server to lead, a certain one or any, and says which one was asked; it may yet fail to.
+    pub(crate) async fn hand_over(&self, to: Option<u64>) -> Result<u64, ReplicaError> {
+        let (reply, answer) = oneshot::channel();
+        // A node that is stopping leads no longer.
+        let gone = || ReplicaError::NotLeader { leader: 0 };
+        self.control.send(Message::HandOver(to, reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Waits until a job, or one task of it, has ended.

@@ -362,6 +362,9 @@ fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
     if state.workers().is_empty() {
         return "no worker is registered".to_owned();
     }
+    if any(&|worker| worker.suits(spec)) && !any(&|worker| worker.suits(spec) && !worker.cordoned) {
+        return "every worker that could run it is cordoned".to_owned();
+    }
     if any(&|worker| worker.suits(spec)) {
         return "every worker that could run it is full".to_owned();
     }

@@ -5,6 +5,23 @@ use grey_core::{EntryError, LoadError};
 use crate::door::DoorRefusal;
 use crate::replica::UNCOMMITTED_BYTES;
 
+/// Why another server cannot lead now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSuccessor {
+    /// It is none of the voters.
+    #[error("server {0} does not vote")]
+    DoesNotVote(u64),
+    /// It has not answered within an election time-out.
+    #[error("server {0} is out of touch")]
+    OutOfTouch(u64),
+    /// It lacks something that is committed.
+    #[error("server {0} has not caught up")]
+    Behind(u64),
+    /// None was named, and none of the others can.
+    #[error("no other voter is in touch and has caught up")]
+    Nobody,
+}
+
 /// Why a replica cannot go on, or would not take something.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -35,6 +52,9 @@ pub enum ReplicaError {
     /// A change of membership that changes nothing, or leaves no voter.
     #[error("a change of membership must name servers, and leave at least one voter")]
     BadReconfiguration,
+    /// Leadership cannot be handed on as asked. Nothing changed.
+    #[error(transparent)]
+    NoSuccessor(#[from] NoSuccessor),
     /// A whole state from another server does not decode.
     #[error("the state that another server sent does not decode")]
     BadInstallation,

@@ -20,7 +20,7 @@ mod watch;
 mod window;
 
 pub use door::{DoorOptions, DoorRefusal};
-pub use error::ReplicaError;
+pub use error::{NoSuccessor, ReplicaError};
 pub use installation::Installation;
 pub use links::{LinkOptions, Parcel, Peer, PeerMessage};
 pub use ports::{

@@ -4,7 +4,7 @@
 
 use grey_core::{Command, ForgetNode, NodeRole, NodeStanding};
 
-use crate::error::ReplicaError;
+use crate::error::{NoSuccessor, ReplicaError};
 use crate::reconfigure::MemberChange;
 use crate::replica::Ticket;
 use crate::server::{Pending, Server};
@@ -21,16 +21,38 @@ enum Step {
 }
 
 impl Server {
-    /// Hands leadership on to a voter that is in touch and has everything that is committed; nothing happens where there is none, or
-    /// where this server does not lead.
-    pub fn hand_over(&mut self) -> Result<(), ReplicaError> {
+    /// Hands leadership on to a voter that is in touch and has everything that is committed: to the one that is named, else to any.
+    /// Returns which it is; that it leads shows later, and it may yet fail to.
+    ///
+    /// # Errors
+    /// [`ReplicaError::NotLeader`], and [`ReplicaError::NoSuccessor`] where that one, or none, can lead.
+    pub fn hand_over(&mut self, to: Option<u64>) -> Result<u64, ReplicaError> {
+        if !self.replica().leads() {
+            return Err(ReplicaError::NotLeader { leader: self.replica().leader() });
+        }
         let own = self.replica().id();
-        let voters = self.replica().membership().voters;
-        let successor = voters.into_iter().find(|voter| {
-            *voter != own && self.replica().has_caught_up(*voter) && self.replica().is_in_touch(*voter)
-        });
-        match successor {
-            Some(successor) if self.replica().leads() => self.replica_mut().transfer_leadership(successor),
+        let successor = match to {
+            Some(named) => self.can_lead(named).map(|()| named)?,
+            None => {
+                let voters = self.replica().membership().voters;
+                let mut others = voters.into_iter().filter(|voter| *voter != own);
+                others.find(|voter| self.can_lead(*voter).is_ok()).ok_or(NoSuccessor::Nobody)?
+            }
+        };
+        // To name the one that leads is no request to change anything.
+        if successor != own {
+            self.replica_mut().transfer_leadership(successor)?;
+        }
+        Ok(successor)
+    }
+
+    fn can_lead(&self, number: u64) -> Result<(), NoSuccessor> {
+        let replica = self.replica();
+        match number {
+            _ if !replica.membership().voters.contains(&number) => Err(NoSuccessor::DoesNotVote(number)),
+            _ if number == replica.id() => Ok(()),
+            _ if !replica.is_in_touch(number) => Err(NoSuccessor::OutOfTouch(number)),
+            _ if !replica.has_caught_up(number) => Err(NoSuccessor::Behind(number)),
             _ => Ok(()),
         }
     }
@@ -42,7 +64,11 @@ impl Server {
         }
         match self.next_step() {
             None => Ok(()),
-            Some(Step::HandOver) => self.hand_over(),
+            Some(Step::HandOver) => match self.hand_over(None) {
+                // It leads on until there is somebody.
+                Ok(_) | Err(ReplicaError::NoSuccessor(_)) => Ok(()),
+                Err(error) => Err(error),
+            },
             Some(Step::Forget(node)) => {
                 self.propose_own(Pending::Member, Command::ForgetNode(ForgetNode { node }));
                 Ok(())

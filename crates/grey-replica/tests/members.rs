@@ -263,7 +263,7 @@ fn leadership_is_handed_on_and_a_message_speaks_for_its_sender_only() {
     house.admit(2);
     house.elapse(2_000);
     assert_eq!((house.leader(), house.voters().len()), (1, 2));
-    house.servers.get_mut(&1).unwrap().hand_over().unwrap();
+    house.servers.get_mut(&1).unwrap().hand_over(None).unwrap();
     house.settle();
     house.elapse(200);
     assert_eq!(house.leader(), 2);
@@ -276,4 +276,33 @@ fn leadership_is_handed_on_and_a_message_speaks_for_its_sender_only() {
     let refused =
         house.servers.get_mut(&1).unwrap().replica_mut().receive_from(3, &bytes.expect("a heartbeat"));
     assert!(matches!(refused, Err(ReplicaError::Refused { from: 2, .. })), "{refused:?}");
+}
+
+#[test]
+fn leadership_is_handed_to_the_voter_that_is_named_if_it_can_lead() {
+    // Given three voters.
+    let mut house = House::founded();
+    for number in 2..=3 {
+        house.admit(number);
+        house.elapse(2_000);
+    }
+    let hand_over = |house: &mut House, from: u64, to: u64| {
+        let answer = house.servers.get_mut(&from).unwrap().hand_over(Some(to));
+        house.settle();
+        house.elapse(200);
+        answer.map_err(|error| error.to_string())
+    };
+    assert_eq!((house.leader(), hand_over(&mut house, 1, 1)), (1, Ok(1)), "it leads already");
+    assert_eq!((hand_over(&mut house, 1, 3), house.leader()), (Ok(3), 3));
+    assert!(hand_over(&mut house, 1, 2).unwrap_err().contains("does not lead"));
+    // When one is not there, then it is not asked, and neither is one that does not vote.
+    house.off.insert(2);
+    house.set_standing(1, NodeStanding::Admitted);
+    assert_eq!(hand_over(&mut house, 3, 2), Err("server 2 has not caught up".to_owned()));
+    house.elapse(3_000);
+    for (to, why) in [(2, "server 2 is out of touch"), (9, "server 9 does not vote")] {
+        assert_eq!(hand_over(&mut house, 3, to), Err(why.to_owned()));
+    }
+    let any = house.servers.get_mut(&3).unwrap().hand_over(None);
+    assert_eq!(any.unwrap(), 1, "the only other one that is there");
 }

@@ -233,6 +233,7 @@ mod tests {
             name: name.to_owned(),
             role: if server.is_some() { "server" } else { "worker" }.to_owned(),
             standing: standing.to_owned(),
+            cordoned: false,
             server,
             leads: server == Some(1),
             address: None,

@@ -7,7 +7,7 @@ use crate::command::TaskDefaults;
 use crate::constraint::Tier;
 use crate::effect::Answer;
 use crate::identity::{
-    AdmitNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, IdentityKey,
+    AdmitNode, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, ForgetNode, IdentityKey,
     IdentityRow, JoinTokenRow, NewNode, NodeRole, NodeRow, NodeStanding, RenewNode, RevokeJoinToken,
     RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRow,
 };
@@ -145,6 +145,7 @@ impl Application<'_> {
             certificates: vec![certificate],
             admitted_wall_ms: wall_ms,
             standing: NodeStanding::Admitted,
+            cordoned: false,
         };
         self.rows.identity.insert(IdentityKey::Node(row.node), IdentityRow::Node(row));
         Ok(server)
@@ -235,6 +236,18 @@ impl Application<'_> {
         Ok(Answer::Identity)
     }
 
+    pub(super) fn cordon_node(&mut self, body: &CordonNode) -> Result<Answer, Stop> {
+        let row = self.node_row(body.node)?;
+        if row.role != NodeRole::Worker {
+            return not_admitted("it is a server, and runs no work of which it could be freed");
+        }
+        row.cordoned = body.cordoned;
+        if let Some(worker) = self.worker_of(&body.node) {
+            worker.cordoned = body.cordoned;
+        }
+        Ok(Answer::Identity)
+    }
+
     pub(super) fn set_node_address(&mut self, body: SetNodeAddress) -> Result<Answer, Stop> {
         check_address(&body.address)?;
         let row = self.node_row(body.node)?;
@@ -251,6 +264,10 @@ impl Application<'_> {
             return not_admitted("it belongs to the cluster; it has to leave first");
         }
         self.rows.identity.remove(&IdentityKey::Node(body.node));
+        // Should it enter anew, nobody has cordoned it.
+        if let Some(worker) = self.worker_of(&body.node) {
+            worker.cordoned = false;
+        }
         Ok(Answer::Identity)
     }
 

@@ -72,7 +72,7 @@ impl Application<'_> {
         }
         for worker in self.rows.base.workers.keys().copied().collect::<Vec<WorkerId>>() {
             let row = self.worker_mut(worker)?;
-            (row.presence, row.tier) = (Presence::Lost, Tier::Blocked);
+            (row.presence, row.tier, row.cordoned) = (Presence::Lost, Tier::Blocked, false);
         }
         for job in jobs {
             let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);

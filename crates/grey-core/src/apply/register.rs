@@ -19,6 +19,7 @@ impl Application<'_> {
     pub(super) fn register_worker(&mut self, body: RegisterWorker) -> Result<Answer, Stop> {
         bounds(&body)?;
         let tier = self.admitted_tier(&body.node, &body.certificate)?;
+        let cordoned = self.rows.base.node(&body.node).is_some_and(|row| row.cordoned);
         let known = self.rows.base.workers.iter().find(|(_, worker)| worker.node == body.node);
         let worker = match known {
             Some((worker, row)) if body.incarnation < row.incarnation => {
@@ -39,17 +40,17 @@ impl Application<'_> {
                 let (charged, held, quarantine) = (row.charged, row.held, row.quarantine);
                 let kept = Kept { last_sequence: sequence, charged, held, devices, quarantine };
                 let worker = *worker;
-                self.rows.workers.insert(worker, worker_row(&body, tier, kept));
+                self.rows.workers.insert(worker, worker_row(&body, (tier, cordoned), kept));
                 worker
             }
-            None => self.first_registration(&body, tier)?,
+            None => self.first_registration(&body, (tier, cordoned))?,
         };
         self.judge(worker, HealthEvent::Heard)?;
         let unknown = self.reconcile(worker, &body)?;
         Ok(Answer::Registered { worker, unknown })
     }
 
-    fn first_registration(&mut self, body: &RegisterWorker, tier: Tier) -> Result<WorkerId, Stop> {
+    fn first_registration(&mut self, body: &RegisterWorker, node: OfNode) -> Result<WorkerId, Stop> {
         let registered = self.rows.meta.workers_registered;
         if self.rows.base.workers.len() >= limits::WORKERS {
             return Err(
@@ -58,7 +59,7 @@ impl Application<'_> {
         }
         let number = registered.checked_add(1).ok_or_else(|| Rejection::Exhausted("worker".to_owned()))?;
         self.rows.meta.workers_registered = number;
-        self.rows.workers.insert(WorkerId(number), worker_row(body, tier, Kept::default()));
+        self.rows.workers.insert(WorkerId(number), worker_row(body, node, Kept::default()));
         Ok(WorkerId(number))
     }
 
@@ -129,6 +130,9 @@ impl Application<'_> {
     }
 }
 
+/// What a worker's row repeats of its node's: how far it is trusted, and whether it is cordoned.
+type OfNode = (Tier, bool);
+
 /// What a worker's row keeps over a new announcement.
 #[derive(Default)]
 struct Kept {
@@ -154,7 +158,7 @@ fn devices(announced: &[Devices], kept: Vec<WorkerDevices>) -> Vec<WorkerDevices
     rows
 }
 
-fn worker_row(body: &RegisterWorker, tier: Tier, kept: Kept) -> Worker {
+fn worker_row(body: &RegisterWorker, (tier, cordoned): OfNode, kept: Kept) -> Worker {
     Worker {
         node: body.node,
         name: body.name.as_str().into(),
@@ -169,6 +173,7 @@ fn worker_row(body: &RegisterWorker, tier: Tier, kept: Kept) -> Worker {
         held: kept.held,
         sandbox: body.sandbox,
         tier,
+        cordoned,
         labels: body.labels.clone(),
         devices: devices(&body.devices, kept.devices),
         certificate: body.certificate,

@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use grey_core::{
-    AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CreateJoinToken, CreateTenant,
-    CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission, ForgetNode,
-    GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
+    AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CordonNode, CreateJoinToken,
+    CreateTenant, CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission,
+    ForgetNode, GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
     NodeStanding, Outcome, Phase, Recover, RegisterWorker, RenewNode, Report, Resources, Retries,
     RevokeJoinToken, RevokeToken, Revoked, SandboxLevel, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
     SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange,
@@ -442,6 +442,7 @@ fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
             certificate: (other > 1).then(|| (Digest::of(&[other + 50, 2]), vec![1])),
             wall_ms,
         }),
+        4 if other > 2 => Command::CordonNode(CordonNode { node, cordoned: other == 3 }),
         4 => Command::SetNodeStanding(SetNodeStanding { node, standing: standing[usize::from(other) % 3] }),
         5 => Command::SetNodeAddress(SetNodeAddress { node, address: format!("h{other}:{other}") }),
         6 => Command::ForgetNode(ForgetNode { node }),

@@ -343,7 +343,7 @@ async fn serve(
 /// Before a server ends, another one leads, so that nobody waits for an election.
 async fn hand_over(engine: &Engine) {
     let (reply, done) = oneshot::channel();
-    if !engine.role.borrow().leads || engine.control.send(Message::HandOver(reply)).is_err() {
+    if !engine.role.borrow().leads || engine.control.send(Message::HandOver(None, reply)).is_err() {
         return;
     }
     let mut role = engine.role.clone();

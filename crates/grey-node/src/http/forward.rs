@@ -209,6 +209,7 @@ mod tests {
             certificates: Vec::new(),
             admitted_wall_ms: 0,
             standing: grey_core::NodeStanding::Admitted,
+            cordoned: false,
         };
         let blocked =
             grey_core::NodeRow { standing: grey_core::NodeStanding::Blocked, ..row(3, "c.example.com:1") };

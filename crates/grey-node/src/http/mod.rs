@@ -18,6 +18,7 @@ mod submit;
 mod tasks;
 mod tenants;
 mod tokens;
+mod transfer;
 
 use std::sync::Arc;
 
@@ -71,10 +72,13 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/nodes/{id}", get(nodes::show))
         .route("/v1/nodes/{id}/block", post(nodes::block))
         .route("/v1/nodes/{id}/unblock", post(nodes::unblock))
+        .route("/v1/nodes/{id}/cordon", post(nodes::cordon))
+        .route("/v1/nodes/{id}/uncordon", post(nodes::uncordon))
         .route("/v1/nodes/{id}/remove", post(nodes::remove))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))
         .route("/v1/cluster/snapshot", get(snapshot::take))
+        .route("/v1/cluster/transfer", post(transfer::leadership))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
         .route("/openapi.json", get(cluster::openapi))
         .route("/health/live", get(cluster::live))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use grey_api::{ErrorCode, NodeList, NodeStatus, Problem};
-use grey_core::{Command, NodeRole, NodeRow, NodeStanding, SetNodeStanding, WorkerId};
+use grey_core::{Command, CordonNode, NodeRole, NodeRow, NodeStanding, SetNodeStanding, WorkerId};
 use grey_proof::Digest;
 
 use super::reply::{Refusal, json};
@@ -27,6 +27,7 @@ fn status(row: &NodeRow, leader: u64, announced: Option<&Announced>) -> NodeStat
         name: row.name.clone(),
         role: row.role.name().to_owned(),
         standing: row.standing.name().to_owned(),
+        cordoned: row.cordoned,
         server: row.server,
         leads: leader != 0 && row.server == Some(leader),
         address: Some(row.address.clone()).filter(|address| !address.is_empty()),
@@ -39,7 +40,7 @@ fn status(row: &NodeRow, leader: u64, announced: Option<&Announced>) -> NodeStat
 }
 
 /// Every node as the state has it now, servers first, and what it says of itself.
-async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Problem> {
+pub(super) async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Problem> {
     let found = node.ask(|replica| {
         let state = replica.state();
         let announced = state.workers().iter().map(|(id, worker)| {
@@ -57,7 +58,10 @@ async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Problem> {
 }
 
 /// The node of an identity, of the beginning of one, or of a name that only one has.
-fn find<'a>(all: &'a [(Digest, NodeStatus)], text: &str) -> Result<&'a (Digest, NodeStatus), Problem> {
+pub(super) fn find<'a>(
+    all: &'a [(Digest, NodeStatus)],
+    text: &str,
+) -> Result<&'a (Digest, NodeStatus), Problem> {
     let mut named = all.iter().filter(|(_, status)| status.name == text);
     match (named.next(), named.next()) {
         (Some(one), None) => Ok(one),
@@ -110,6 +114,39 @@ pub(crate) async fn remove(
     set_standing(&node, &id, NodeStanding::Leaving).await
 }
 
+/// A server does nothing that it could be spared by a cordon.
+fn is_worker(status: &NodeStatus) -> Result<(), Problem> {
+    if status.server.is_none() {
+        return Ok(());
+    }
+    Err(Problem::new(ErrorCode::Conflict, "it is a server, and no tasks run on servers").field("id").hint(
+        "`grey cluster transfer` has another server lead; `grey node remove NAME` takes this one out of the cluster",
+    ))
+}
+
+async fn set_cordoned(node: &Node, id: &str, cordoned: bool) -> Result<Response, Refusal> {
+    let (digest, status) = find(&all(node).await?, id)?.clone();
+    is_worker(&status)?;
+    node.propose(Command::CordonNode(CordonNode { node: digest, cordoned })).await?;
+    json(&find(&all(node).await?, &digest.to_string())?.1)
+}
+
+/// `POST /v1/nodes/{id}/cordon`.
+pub(crate) async fn cordon(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    set_cordoned(&node, &id, true).await
+}
+
+/// `POST /v1/nodes/{id}/uncordon`.
+pub(crate) async fn uncordon(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    set_cordoned(&node, &id, false).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +167,7 @@ mod tests {
             certificates: Vec::new(),
             admitted_wall_ms: 1,
             standing: NodeStanding::Admitted,
+            cordoned: false,
         }
     }
 
@@ -154,5 +192,15 @@ mod tests {
         let server = status(&row(1, "s", Some(2)), 2, None);
         assert_eq!((server.address.as_deref(), server.leads, server.worker), (Some("a:1"), true, None));
         assert!(!status(&row(1, "s", Some(2)), 0, None).leads);
+        let cordoned = NodeRow { cordoned: true, ..row(1, "w", None) };
+        assert!(status(&cordoned, 1, None).cordoned && !worker.cordoned);
+    }
+
+    #[test]
+    fn a_server_is_not_cordoned_and_what_to_do_instead_is_said() {
+        assert!(is_worker(&status(&row(1, "w", None), 1, None)).is_ok());
+        let refused = is_worker(&status(&row(1, "s", Some(1)), 1, None)).unwrap_err();
+        let hint = refused.hint.unwrap();
+        assert!(hint.contains("grey cluster transfer") && hint.contains("grey node remove"), "{hint}");
     }
 }
