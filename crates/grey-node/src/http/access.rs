@@ -376,6 +376,7 @@ mod tests {
                     "post /v1/nodes/{id}/remove",
                     "post /v1/nodes/{id}/cordon",
                     "post /v1/nodes/{id}/uncordon",
+                    "get /v1/cluster/snapshot",
                     "post /v1/cluster/transfer",
                 ],
             ),
