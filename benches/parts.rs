@@ -270,7 +270,7 @@ fn store(criterion: &mut Criterion) {
                     }])
                     .unwrap();
                 if index.is_multiple_of(64) {
-                    storage.log.truncate_through(index, 1).unwrap();
+                    storage.log.truncate_through(index).unwrap();
                 }
             });
         });

@@ -377,7 +377,6 @@ mod tests {
                     "get /v1/cluster/snapshot",
                     "post /v1/nodes/{id}/cordon",
                     "post /v1/nodes/{id}/uncordon",
-                    "get /v1/cluster/snapshot",
                     "post /v1/cluster/transfer",
                 ],
             ),
