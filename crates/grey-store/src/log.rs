@@ -209,9 +209,13 @@ impl LogStore {
         Ok(())
     }
 
-    /// Drops entries up to `index`, whose term is `term`, once a checkpoint covers them.
+    /// Drops entries up to `index`, whose term is `term`, once a checkpoint covers them. Does nothing where the log begins behind them, as
+    /// after a whole state that came since the checkpoint.
     pub fn truncate_through(&mut self, index: u64, term: u64) -> Result<(), StoreError> {
         let mut facts = self.facts;
+        if index <= facts.truncated.0 {
+            return Ok(());
+        }
         facts.truncated = (index, term);
         facts.last_index = facts.last_index.max(index);
         self.guarded(|database| {
