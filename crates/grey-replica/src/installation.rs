@@ -86,6 +86,8 @@ impl Replica {
         let rows = installation.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
         let mut state = State::load(rows)?;
         state.take_dirty_rows();
+        #[cfg(feature = "mutants")]
+        state.mutate(self.mutant);
         let (index, term) = (installation.index, installation.term);
         let membership = snapshot.get_metadata().get_conf_state().clone();
         self.engine.mut_store().install(index, term, membership);

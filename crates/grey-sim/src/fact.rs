@@ -56,8 +56,10 @@ pub enum Fact<'a> {
         /// Cancelled attempts that have yet to stop, after an entry that cancelled any.
         stopping: &'a [AttemptId],
     },
-    /// A replica came back with what its checkpoint covers.
-    Restored { server: u64, index: u64, hash: Option<Digest> },
+    /// A replica came back with what its checkpoint covers; how many reports that are.
+    Restored { server: u64, index: u64, reports: u64, hash: Option<Digest> },
+    /// A replica took over a whole state, without what had led to it; how many reports are in it.
+    Installed { server: u64, index: u64, reports: u64, hash: Option<Digest> },
     /// A replica believes that it leads.
     Leads { server: u64, term: u64 },
     /// A client began an operation.

@@ -95,6 +95,8 @@ faults! {
     Cancel = "cancel",
     /// Changes of time-outs.
     TimeoutChange = "timeout-change",
+    /// A follower is cut off until the others have no log for it any more, and takes over a whole state.
+    WholeState = "whole-state",
 }
 
 /// A name that is no class of fault.

@@ -9,7 +9,7 @@ use crate::network::NodeIndex;
 use crate::server::{Ended, Server, StartOptions};
 use crate::worker::Worker;
 use crate::workload::WALL_MS;
-use crate::world::{Event, Input, Process, World};
+use crate::world::{Event, Input, Node, Process, World};
 
 impl World {
     /// Starts whatever belongs on a node.
@@ -53,11 +53,12 @@ impl World {
                 let applied = server.restored_index;
                 // What was known to be committed may have been applied already.
                 let hash = (state.applied_index() == applied).then(|| state.hash());
+                let reports = server.restored_reports;
                 node.begin_life(now_us, Process::Server(Box::new(server)));
                 self.trace.fold(&[now_us, 10, index as u64, applied]);
                 let name = self.name(index);
                 self.trace.say(now_us, || format!("{name} starts from index {applied}"));
-                self.tell(&Fact::Restored { server: index as u64 + 1, index: applied, hash });
+                self.tell(&Fact::Restored { server: index as u64 + 1, index: applied, reports, hash });
                 let first_us = now_us + 1 + self.chance.clock.below(50_000);
                 self.later(first_us, index, Input::Timer);
             }
@@ -70,6 +71,19 @@ impl World {
                 self.break_promise("undamaged-starts", format!("{name} does not start: {ended:?}"));
             }
         }
+    }
+
+    /// A server took over a whole state.
+    pub fn installed(&mut self, index: NodeIndex, at: u64) {
+        let Some(server) = self.nodes.get(index).and_then(Node::server) else { return };
+        let state = server.replica().state();
+        let hash = (state.applied_index() == at).then(|| state.hash());
+        let reports = state.meta().log.size();
+        self.counters.count(Fault::WholeState);
+        self.trace.fold(&[self.now_us, 14, index as u64, at]);
+        let name = self.name(index);
+        self.trace.say(self.now_us, || format!("{name} takes over the whole state at index {at}"));
+        self.tell(&Fact::Installed { server: index as u64 + 1, index: at, reports, hash });
     }
 
     fn start_worker(&mut self, index: NodeIndex) {

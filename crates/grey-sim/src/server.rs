@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Effect, HistoryRecord, JobId, ToWorker};
+use grey_core::{Applied, Effect, HistoryRecord, JobId, State, ToWorker};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{
     Checkpoint, Options, Output, Peer, PeerMessage, PersistBatch, Replica, ReplicaError,
@@ -20,10 +20,19 @@ pub const SEGMENT_BYTES: u64 = 32 * 1024;
 /// The kind under which a report's record is kept.
 pub const REPORTS: RecordKind = RecordKind(1);
 
+/// What the log's thread is asked.
+enum LogRequest {
+    Persist(PersistBatch),
+    /// Drop entries up to an index.
+    Truncate(u64),
+}
+
 /// What the side's thread is asked, in the order of the log.
 enum SideRequest {
     Effects(Vec<Effect>),
     Checkpoint(Box<Checkpoint>),
+    /// Put a whole state in the place of what is here; the log gets the same batch.
+    Install(Box<PersistBatch>),
 }
 
 /// What a server asks of the world.
@@ -36,6 +45,8 @@ pub enum Ordered {
     SideWork,
     /// An entry was applied.
     Applied { term: u64, index: u64, applied: Applied },
+    /// A whole state took the place of what was here.
+    Installed { index: u64 },
     /// It believes that it leads, or no longer.
     Role { leads: bool, leader: u64, term: u64 },
 }
@@ -85,10 +96,12 @@ pub struct Server {
     server: Replicated,
     /// The index of the checkpoint from which it came back.
     pub restored_index: u64,
+    /// How many reports that covers.
+    pub restored_reports: u64,
     storage: Storage,
-    log_queue: VecDeque<PersistBatch>,
+    log_queue: VecDeque<LogRequest>,
     log_busy: bool,
-    /// Batches of the write that is under way, where those after them wait for the next.
+    /// Requests of the write that is under way, where those after them wait for the next.
     writing: usize,
     pub paced: bool,
     /// The other servers, where it has links.
@@ -120,6 +133,10 @@ impl Server {
             recovered.membership.voters = founding(options.founders);
         }
         let restored_index = recovered.checkpoint_index;
+        // The replica may apply more than that at once.
+        let rows = recovered.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
+        let restored = State::load(rows).map_err(|error| Ended::Replica(error.to_string()))?;
+        let restored_reports = restored.meta().log.size();
         let replica = Replica::new(
             &Options {
                 id: options.id,
@@ -136,6 +153,7 @@ impl Server {
         Ok(Server {
             server: Replicated::with_options(replica, options.behaviour)?,
             restored_index,
+            restored_reports,
             storage,
             log_queue: VecDeque::new(),
             log_busy: false,
@@ -301,10 +319,11 @@ impl Server {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Persist(batch) => {
-                self.log_queue.push_back(batch);
-                self.wake_log();
+            // A whole state goes to both, in that order.
+            Output::Persist(batch) if batch.installation.is_some() => {
+                self.tell_side(SideRequest::Install(Box::new(batch)));
             }
+            Output::Persist(batch) => self.tell_log(LogRequest::Persist(batch)),
             Output::Send { to, bytes, .. } => self.send_engine(to, bytes),
             Output::Applied { term, index, ticket, applied, .. } => {
                 let kept = applied
@@ -331,15 +350,25 @@ impl Server {
             Output::Role { leads, leader, term } => {
                 self.ordered.push(Ordered::Role { leads, leader, term });
             }
-            Output::Revoke { .. } | Output::Reconfigured { .. } | Output::Installed { .. } => {}
+            Output::Installed { index } => self.ordered.push(Ordered::Installed { index }),
+            Output::Revoke { .. } | Output::Reconfigured { .. } => {}
         }
+    }
+
+    fn tell_log(&mut self, request: LogRequest) {
+        self.log_queue.push_back(request);
+        self.wake_log();
     }
 
     fn wake_log(&mut self) {
         if !self.log_busy && !self.log_queue.is_empty() {
             self.log_busy = true;
             self.writing = self.log_queue.len();
-            let entries = self.log_queue.iter().map(|batch| batch.entries.len() as u64).sum();
+            let length = |request: &LogRequest| match request {
+                LogRequest::Persist(batch) => batch.entries.len() as u64,
+                LogRequest::Truncate(_) => 0,
+            };
+            let entries = self.log_queue.iter().map(length).sum();
             self.ordered.push(Ordered::LogWork { entries });
         }
     }
@@ -372,15 +401,24 @@ impl Server {
 
     fn write_log(&mut self) -> Result<(), Ended> {
         let count = if self.paced { self.writing.min(self.log_queue.len()) } else { self.log_queue.len() };
-        let batches: Vec<PersistBatch> = self.log_queue.drain(..count).collect();
-        if let Some(last) = batches.last().map(|batch| batch.number) {
+        let (mut batches, mut truncate) = (Vec::new(), None);
+        for request in self.log_queue.drain(..count) {
+            match request {
+                LogRequest::Persist(batch) => batches.push(batch),
+                LogRequest::Truncate(index) => truncate = Some(index),
+            }
+        }
+        if let Some(last) = batches.last().map(|batch: &PersistBatch| batch.number) {
             self.storage.log.append(&batches)?;
             self.server.replica_mut().persisted(last)?;
+        }
+        if let Some(index) = truncate {
+            self.storage.log.truncate_through(index)?;
         }
         Ok(())
     }
 
-    /// The side's thread is through with what waits, up to and with the first checkpoint.
+    /// The side's thread is through with what waits, up to and with the first checkpoint or whole state.
     pub fn side_done(&mut self) -> Result<(), Ended> {
         self.write_side()?;
         self.side_busy = false;
@@ -409,8 +447,17 @@ impl Server {
                 SideRequest::Checkpoint(checkpoint) => {
                     side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
                     side.write_checkpoint(&checkpoint)?;
-                    // Without snapshots a follower that is behind needs the whole log.
-                    self.server.replica_mut().checkpointed(0);
+                    let through = checkpoint.truncate_through;
+                    self.tell_log(LogRequest::Truncate(through));
+                    self.server.replica_mut().checkpointed(through);
+                    return Ok(());
+                }
+                SideRequest::Install(batch) => {
+                    side.history.append(records.iter().map(|(key, value)| (*key, value.as_slice())))?;
+                    if let Some(installation) = &batch.installation {
+                        side.install(installation)?;
+                    }
+                    self.tell_log(LogRequest::Persist(*batch));
                     return Ok(());
                 }
             }
@@ -422,8 +469,7 @@ impl Server {
     /// Starts the writes that were under way when the power went; they get as far as the disk lets them.
     pub fn write_in_vain(&mut self) {
         if self.log_busy {
-            let batches: Vec<PersistBatch> = self.log_queue.drain(..).collect();
-            drop(self.storage.log.append(&batches));
+            drop(self.write_log());
         }
         if self.side_busy {
             drop(self.write_side());

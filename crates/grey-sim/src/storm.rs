@@ -341,6 +341,16 @@ impl World {
                 self.nodes.get_mut(server).into_iter().for_each(|node| node.late_until_us = until_us);
                 return false;
             }
+            Fault::WholeState => {
+                // Counted when it takes one over.
+                let (leader, all) = (self.leader(), self.server_indexes());
+                let followers: Vec<NodeIndex> =
+                    servers.into_iter().filter(|server| Some(*server) != leader).collect();
+                let Some(victim) = chance.pick(&followers).copied() else { return false };
+                let others: Vec<NodeIndex> = all.into_iter().filter(|other| *other != victim).collect();
+                self.network.separate(&[victim], &others, now_us + chance.between(2_000_000, 6_000_000));
+                return false;
+            }
             Fault::Burst => {
                 for index in self.clients() {
                     let operations = chance.between(1, 4);
@@ -498,7 +508,7 @@ struct Contents {
     rows: Vec<(Vec<u8>, Vec<u8>)>,
     log: Vec<(u64, u64, Bytes)>,
     history: Vec<(RecordKey, Vec<u8>)>,
-    tree: Vec<Digest>,
+    tree: Vec<Option<Digest>>,
 }
 
 impl Contents {
@@ -512,12 +522,15 @@ impl Contents {
 
     /// Whether this is what a power cut before the last write could have left of the other.
     fn is_older_than(&self, other: &Contents) -> bool {
-        let common = self.log.iter().zip(&other.log).take_while(|(mine, theirs)| mine == theirs).count();
+        // The other may have dropped the first of them meanwhile, behind a checkpoint.
+        let dropped = other.log.first().map_or(u64::MAX, |(first, ..)| *first);
+        let mine = self.log.iter().skip_while(|(index, ..)| *index < dropped);
+        let differ = mine.zip(&other.log).skip_while(|(mine, theirs)| mine == theirs);
         // The last write may have replaced entries, so what differs must lie at the end.
         self.checkpoint_index <= other.checkpoint_index
             && other.history.starts_with(&self.history)
             && self.hard_state.term <= other.hard_state.term
-            && common + MOST_IN_ONE_WRITE >= self.log.len()
+            && differ.count() <= MOST_IN_ONE_WRITE
     }
 }
 
@@ -545,8 +558,12 @@ fn contents(disk: &SimulatedDisk) -> Result<Contents, StoreError> {
     let first = RecordKey { kind: RecordKind(0), key: 0, subkey: 0 };
     let end = RecordKey { kind: RecordKind(u8::MAX), key: u64::MAX, subkey: u32::MAX };
     let history = storage.side.history.reader().scan(first, end, usize::MAX, false)?;
-    let tree: Result<Vec<Digest>, StoreError> =
-        (0..storage.side.tree.hashes()).map(|at| storage.side.tree.read(at)).collect();
+    let hash = |at: u64| match storage.side.tree.read(at) {
+        // It came with a whole state.
+        Err(StoreError::Absent { .. }) => Ok(None),
+        read => read.map(Some),
+    };
+    let tree: Result<Vec<Option<Digest>>, StoreError> = (0..storage.side.tree.hashes()).map(hash).collect();
     Ok(Contents {
         hard_state: recovered.hard_state,
         checkpoint_index: recovered.checkpoint_index,

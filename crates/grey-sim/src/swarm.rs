@@ -42,7 +42,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 24] = [
+const BLOWS: [Fault; 25] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -67,6 +67,7 @@ const BLOWS: [Fault; 24] = [
     Fault::WorkerCrash,
     Fault::WorkerChange,
     Fault::Burst,
+    Fault::WholeState,
 ];
 
 /// Numbers that each class has for its own.
@@ -80,10 +81,18 @@ impl Plan {
     pub fn new(seed: u64, seconds: u64, only: Option<&BTreeSet<Fault>>) -> Plan {
         let mut chance = Streams::swarm(seed);
         // Every class draws, whether it is taken or not, so that a restriction changes nothing else.
-        let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|_| chance.chance(550_000)).collect();
+        let mut taken = |fault: &Fault| match fault {
+            // It came later, and draws for itself: what a seed has otherwise stays as it was.
+            Fault::WholeState => Stream::new(seed, 3_000).chance(550_000),
+            _ => chance.chance(550_000),
+        };
+        let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();
         let faults = only.cloned().unwrap_or(drawn);
         let links = links(&mut chance, &faults);
-        let checkpoint_bytes = 1 << chance.between(13, 18);
+        // With the lower ones the log of a follower that is cut off for seconds is gone when it comes back.
+        let seldom = 1 << chance.between(13, 18);
+        let often = 1 << Stream::new(seed, 3_001).between(10, 13);
+        let checkpoint_bytes = if faults.contains(&Fault::WholeState) { often } else { seldom };
         let fast_us = chance.between(1_000, 8_000);
         let slow_us = fast_us * chance.between(2, 6);
         let drift_ppm = chance.between(10, 4_900) * u64::from(faults.contains(&Fault::Drift));

@@ -507,6 +507,7 @@ impl World {
                 server::Ordered::Applied { term, index: at, applied } => {
                     self.applied(index, term, at, &applied)
                 }
+                server::Ordered::Installed { index: at } => self.installed(index, at),
                 server::Ordered::Role { leads, leader, term } => {
                     self.trace.fold(&[self.now_us, 3, index as u64, u64::from(leads), leader, term]);
                     let name = self.name(index);

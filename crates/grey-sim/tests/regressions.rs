@@ -9,7 +9,8 @@ fn holds(options: &Options) {
     assert_eq!(outcome.broken, None, "again: grey sim {}", options.arguments());
 }
 
-/// An attempt that a worker gave back and was assigned again stood in its line twice, and was started twice.
+/// An attempt that a worker gave back and was assigned again stood in its line twice, and was started twice. Since servers cut their logs and
+/// send whole states the seed is another run than the one that showed it; `grey-agent` has the test that does.
 #[test]
 fn an_attempt_that_was_given_back_and_assigned_again_starts_once() {
     holds(&Options::new(1_236));

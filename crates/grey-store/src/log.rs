@@ -209,7 +209,8 @@ impl LogStore {
         Ok(())
     }
 
-    /// Drops entries up to `index`, once a checkpoint covers them. Where they are gone already nothing happens.
+    /// Drops entries up to `index`, once a checkpoint covers them. Does nothing where the log begins behind them, as after a whole
+    /// state that came since the checkpoint.
     pub fn truncate_through(&mut self, index: u64) -> Result<(), StoreError> {
         let mut facts = self.facts;
         if index <= facts.truncated.0 {

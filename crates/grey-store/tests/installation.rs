@@ -157,3 +157,17 @@ fn a_power_cut_leaves_the_old_state_or_the_new_one_as_a_whole() {
     }
     assert!(old > 10 && new > 10, "cuts fell on both sides: {old} and {new}");
 }
+
+/// A checkpoint of before a whole state may have its log dropped only after the whole state came: both wait for the same thread.
+#[test]
+fn dropping_what_lies_before_a_whole_state_drops_nothing_behind_it() {
+    let disk = lagging();
+    let (mut storage, _) = Storage::open(Arc::new(disk.clone()), &OPTIONS).unwrap();
+    install(&mut storage).unwrap();
+    let entries = vec![entry(4, 101)];
+    storage.log.append(&[PersistBatch { number: 2, entries, ..PersistBatch::default() }]).unwrap();
+    storage.log.truncate_through(8).unwrap();
+    drop(storage);
+    let (_, recovered) = Storage::open(Arc::new(disk), &OPTIONS).unwrap();
+    assert_eq!((recovered.truncated, recovered.last_index), ((100, 4), 101));
+}

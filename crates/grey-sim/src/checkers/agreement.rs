@@ -58,7 +58,7 @@ impl Checker for Agreement {
                     Ok(())
                 }
             }
-            Fact::Restored { server, index, hash } => {
+            Fact::Restored { server, index, hash, .. } | Fact::Installed { server, index, hash, .. } => {
                 self.servers.insert(*server, *index);
                 match hash {
                     Some(hash) if *index > 0 => self.agree(*server, *index, *hash),
