@@ -89,6 +89,11 @@ pub(crate) async fn leadership(
     let request: TransferRequest = parse(&whole(body)?, "")?;
     let to = named(&node, request.to.as_deref()).await?;
     let leader = transfer(&node, to).await?;
+    if let Some(to) = to.filter(|to| *to != leader) {
+        // An election came between.
+        let detail = format!("server {leader} leads now, and not server {to}");
+        return Err(Refusal(Problem::new(ErrorCode::Conflict, detail).hint("ask again")));
+    }
     let directory = node.directory();
     let name = directory.nodes().find(|row| row.server == Some(leader)).map(|row| row.name.clone());
     json(&LeadershipTransferred { leader, name: name.unwrap_or_default(), before: node.server })
