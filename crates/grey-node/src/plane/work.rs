@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grey_core::{FromWorker, ToWorker, WorkerMessage as Told};
 use grey_health::{Backoff, BackoffOptions, Chance};
@@ -20,6 +20,12 @@ use crate::worker::WorkerMessage;
 const WAITING: usize = 256;
 /// How long a server may take to begin to answer.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// The longest wait before the next server is tried, in milliseconds: a worker that does not find the new leader within its lease ends what it
+/// runs, and an election takes up to a third of that.
+const LONGEST_WAIT_MS: u64 = 400;
+/// For how long a server that is gone is not gone to again because another one still takes it for the leader.
+const GONE_FOR: Duration = Duration::from_secs(1);
 
 /// Why a stream ended.
 enum Ended {
@@ -41,8 +47,11 @@ pub(crate) async fn link_to_leader(
     seed: u64,
 ) {
     let mut chance = Chance::seeded(seed);
-    let Ok(mut backoff) = Backoff::new(BackoffOptions { first_ms: 50, longest_ms: 2_000 }) else { return };
+    let Ok(mut backoff) = Backoff::new(BackoffOptions { first_ms: 50, longest_ms: LONGEST_WAIT_MS }) else {
+        return;
+    };
     let (mut leader, mut turn) = (0u64, 0usize);
+    let mut gone: Option<(u64, Instant)> = None;
     loop {
         let known = servers.places();
         let place = known.iter().find(|place| place.number == leader).or_else(|| {
@@ -61,7 +70,10 @@ pub(crate) async fn link_to_leader(
         }
         match ended {
             Ended::Stopping => return,
-            Ended::Elsewhere(number) if number != 0 && number != place.number => leader = number,
+            Ended::Elsewhere(number) if number != 0 && number != place.number => {
+                let is_gone = gone.is_some_and(|(one, at)| one == number && at.elapsed() < GONE_FOR);
+                leader = if is_gone { 0 } else { number };
+            }
             Ended::Elsewhere(_) => leader = 0,
             Ended::Broken(reason) => {
                 tracing::info!(
@@ -71,6 +83,7 @@ pub(crate) async fn link_to_leader(
                     "the connection to a server ended"
                 );
                 leader = 0;
+                gone = Some((place.number, Instant::now()));
             }
         }
         let wait = Duration::from_millis(backoff.wait_ms(None, &mut chance));
