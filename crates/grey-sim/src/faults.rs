@@ -97,6 +97,8 @@ faults! {
     TimeoutChange = "timeout-change",
     /// A follower is cut off until the others have no log for it any more, and takes over a whole state.
     WholeState = "whole-state",
+    /// A server leaves, perhaps since its disk is gone, and a new one enters in its place.
+    Replace = "replace",
 }
 
 /// A name that is no class of fault.

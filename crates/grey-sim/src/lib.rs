@@ -13,6 +13,7 @@ mod load;
 mod message;
 mod network;
 mod operations;
+mod operator;
 mod queue;
 mod random;
 mod scenario;
@@ -158,18 +159,23 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
     let plan = Plan::new(options.seed, options.seconds, options.faults.as_ref());
     let trace = Trace::new(options.seed, file);
     let (blows, faults) = (plan.blows.clone(), plan.faults.clone());
-    let mut world = World::new(options.seed, options.servers, options.workers, CLIENTS, plan, trace);
+    let replaces = plan.has(Fault::Replace);
+    let servers = options.servers + if replaces { operator::SPARES } else { 0 };
+    let mut world = World::new(options.seed, servers, options.workers, CLIENTS, plan, trace);
+    if replaces {
+        world.form_of(options.servers);
+    }
     world.skipped_blows = options.without_blows.clone();
     world.skipped_operations = options.without_operations.clone();
     #[cfg(feature = "mutants")]
     {
         world.mutant = options.mutant;
     }
-    for index in 0..options.servers + options.workers {
+    for index in 0..servers + options.workers {
         world.queue.push(index as u64, Event::Start { node: index });
     }
     for client in 0..CLIENTS {
-        let node = options.servers + options.workers + client;
+        let node = servers + options.workers + client;
         world.later(1_000_000 + 100_000 * client as u64, node, world::Input::Next);
     }
     for (position, blow) in blows.iter().enumerate() {

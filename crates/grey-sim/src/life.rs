@@ -220,7 +220,10 @@ impl World {
 
     /// Whether one more server may lose what it has: a majority always keeps it.
     pub fn may_lose(&self) -> bool {
-        let lost = self.nodes.iter().take(self.servers).filter(|node| node.lost || node.at_risk).count();
-        2 * (lost + 1) < self.servers
+        let members = self.members();
+        let is_lost =
+            |index: &&NodeIndex| self.nodes.get(**index).is_some_and(|node| node.lost || node.at_risk);
+        // Which majority it would be is open while the membership changes.
+        !self.is_changing() && 2 * (members.iter().filter(is_lost).count() + 1) < members.len()
     }
 }

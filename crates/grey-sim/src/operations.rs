@@ -1,9 +1,6 @@
 //! What an operator and misfortune do to a cluster under conditions of one's choosing, and what one sees of it.
 
-use grey_core::{
-    AdmitNode, Command, CreateJoinToken, EnrolFounder, JoinTokenRow, NewNode, NodeRole, NodeStanding,
-    SetNodeStanding, State, Tier, TokenRole, TokenRow, WorkerId,
-};
+use grey_core::{Command, NodeStanding, State, WorkerId};
 use grey_proof::Digest;
 use grey_replica::Membership;
 
@@ -12,42 +9,9 @@ use crate::load::Work;
 use crate::message::{Packet, Told};
 use crate::network::NodeIndex;
 use crate::scenario::Scenario;
-use crate::workload::WALL_MS;
 use crate::world::{Event, Process};
 
-/// How long tokens are good, in milliseconds.
-const GOOD_MS: u64 = 3_600_000;
-
 impl Scenario {
-    /// What a server or a worker brings along when it enters. A server's keys are no more than names here: nothing is encrypted.
-    fn newcomer(&self, index: NodeIndex) -> NewNode {
-        let name = self.world.name(index);
-        let worker =
-            index.checked_sub(self.world.servers).and_then(|number| self.world.identities.get(number));
-        let public_key = match worker {
-            Some(identity) => identity.key().verifying_key().to_bytes(),
-            None => Digest::of(name.as_bytes()).0,
-        };
-        let node = Digest::of(&public_key);
-        let (role, address) = match worker {
-            Some(_) => (NodeRole::Worker, String::new()),
-            None => (NodeRole::Server, format!("{name}:7654")),
-        };
-        NewNode {
-            node,
-            public_key,
-            tls_key: Digest::of(format!("the TLS key of {name}").as_bytes()),
-            name,
-            role,
-            address,
-            tier: Tier::Software,
-            evidence: Digest::ZERO,
-            serial: index as u64 + 1,
-            // The one that a worker names in its statements.
-            certificate: (Digest::of(&node.0), vec![1]),
-        }
-    }
-
     /// A client asks a server to propose a command, once and over their link. The number under which [`Scenario::told`] finds the answer.
     pub fn ask(&mut self, client: usize, server: usize, command: Command) -> u64 {
         let index = self.client(client);
@@ -62,32 +26,17 @@ impl Scenario {
 
     /// The command with which the first server takes its place among the nodes.
     pub fn enrolment(&self) -> Command {
-        let token = TokenRow {
-            id: Digest::of(b"the operator's token"),
-            name: "operator".to_owned(),
-            role: TokenRole::Operator,
-            tenant: None,
-            expires_wall_ms: WALL_MS + GOOD_MS,
-            created_wall_ms: WALL_MS,
-            created_by: String::new(),
-        };
-        Command::EnrolFounder(EnrolFounder { node: self.newcomer(0), token, wall_ms: WALL_MS })
+        self.world.enrolment()
     }
 
     /// The commands that make a right to enter for a server or a worker, and let it in with that.
     pub fn admission(&self, index: NodeIndex) -> (Command, Command) {
-        let node = self.newcomer(index);
-        let id = Digest::of(format!("the secret for {}", node.name).as_bytes());
-        let nonce = Digest::of(format!("the challenge to {}", node.name).as_bytes()).0;
-        let (created_wall_ms, expires_wall_ms) = (WALL_MS, WALL_MS + GOOD_MS);
-        let token = JoinTokenRow { id, role: node.role, expires_wall_ms, created_wall_ms };
-        let admit = AdmitNode { token: id, nonce, node, wall_ms: WALL_MS };
-        (Command::CreateJoinToken(CreateJoinToken { token }), Command::AdmitNode(admit))
+        self.world.admission(index)
     }
 
     /// The command that changes how a server or a worker stands with the cluster.
     pub fn standing(&self, index: NodeIndex, standing: NodeStanding) -> Command {
-        Command::SetNodeStanding(SetNodeStanding { node: self.newcomer(index).node, standing })
+        self.world.standing(index, standing)
     }
 
     /// The command that a client's next submission is.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Effect, HistoryRecord, JobId, State, ToWorker};
+use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, State, ToWorker};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{
     Checkpoint, Options, Output, Peer, PeerMessage, PersistBatch, Replica, ReplicaError,
@@ -484,10 +484,12 @@ impl Server {
         Ok(found.into_iter().map(|(key, value)| (key.key, Digest::of(&value))).collect())
     }
 
-    /// Proposes the founding. Whoever leads next tries again where this comes to nothing.
-    pub fn found(&mut self, cluster: Digest) -> Result<(), Ended> {
-        let ticket = self.ticket();
-        self.server.propose(ticket, crate::workload::bootstrap(cluster));
+    /// Proposes commands of whoever runs the cluster, who looks into the state for what became of them.
+    pub fn propose(&mut self, commands: Vec<Command>) -> Result<(), Ended> {
+        for command in commands {
+            let ticket = self.ticket();
+            self.server.propose(ticket, command);
+        }
         self.act()
     }
 }

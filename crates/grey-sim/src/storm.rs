@@ -62,6 +62,9 @@ impl World {
         if self.calm || self.skipped_blows.contains(&blow.number) {
             return;
         }
+        if blow.fault == Fault::Replace && self.is_changing() {
+            return self.queue.push(self.now_us + 500_000, Event::Blow(position));
+        }
         let mut chance = Stream::new(self.seed, 10_000_000 + blow.number);
         self.trace.fold(&[self.now_us, 20, blow.number, blow.fault as u64]);
         self.trace.say(self.now_us, || format!("blow {}: {}", blow.number, blow.fault));
@@ -78,6 +81,11 @@ impl World {
             Fault::SyncError | Fault::SlowDisk => self.strike_disk(blow.fault, &mut chance),
             Fault::WorkerCrash | Fault::WorkerChange | Fault::ZombieWorker => {
                 self.strike_worker(blow.fault, &mut chance)
+            }
+            Fault::Replace => {
+                // Counted when it has come about.
+                self.replace(&mut chance);
+                false
             }
             _ => self.strike_process(blow.fault, &mut chance),
         };
@@ -389,15 +397,17 @@ impl World {
                 self.lose(index);
             }
         }
-        let mut sound: Vec<NodeIndex> = self
-            .server_indexes()
+        let members = self.members();
+        let majority = members.len() / 2 + 1;
+        let mut sound: Vec<NodeIndex> = members
             .into_iter()
             .filter(|index| self.nodes.get(*index).is_some_and(|node| !node.lost))
             .collect();
-        let majority = self.servers / 2 + 1;
         self.chance.process.shuffle(&mut sound);
         let spread = sound.len().saturating_sub(majority) as u64;
-        let kept = majority + usize::try_from(self.chance.process.between(0, spread)).unwrap_or(0);
+        let more = usize::try_from(self.chance.process.between(0, spread)).unwrap_or(0);
+        // While the membership changes all are needed: which of them vote is open.
+        let kept = if self.is_changing() { sound.len() } else { majority + more };
         let leaving: Vec<NodeIndex> = sound.iter().skip(kept).copied().collect();
         for index in leaving {
             self.kill(index);
@@ -444,6 +454,9 @@ impl World {
     /// What is still to come until all agree and nothing is under way; none when that is so.
     pub fn missing(&self) -> Option<String> {
         let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
+        if self.is_changing() {
+            return Some("the membership is not what was agreed on".to_owned());
+        }
         for index in self.clients() {
             if let Some(Process::Client(client)) = self.nodes.get(index).map(|node| &node.process)
                 && !client.is_idle()

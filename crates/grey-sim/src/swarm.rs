@@ -42,7 +42,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 25] = [
+const BLOWS: [Fault; 26] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -68,6 +68,7 @@ const BLOWS: [Fault; 25] = [
     Fault::WorkerChange,
     Fault::Burst,
     Fault::WholeState,
+    Fault::Replace,
 ];
 
 /// Numbers that each class has for its own.
@@ -82,8 +83,9 @@ impl Plan {
         let mut chance = Streams::swarm(seed);
         // Every class draws, whether it is taken or not, so that a restriction changes nothing else.
         let mut taken = |fault: &Fault| match fault {
-            // It came later, and draws for itself: what a seed has otherwise stays as it was.
+            // They came later, and draw for themselves: what a seed has otherwise stays as it was.
             Fault::WholeState => Stream::new(seed, 3_000).chance(550_000),
+            Fault::Replace => Stream::new(seed, 3_002).chance(550_000),
             _ => chance.chance(550_000),
         };
         let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();

@@ -15,13 +15,14 @@ use crate::ledger::Ledger;
 use crate::load::Load;
 use crate::message::Packet;
 use crate::network::{Network, NodeIndex, Traffic};
+use crate::operator::Operator;
 use crate::queue::Queue;
 use crate::random::Streams;
 use crate::server::{self, Server};
 use crate::swarm::Plan;
 use crate::trace::Trace;
 use crate::worker::{self, Identity, Worker};
-use crate::workload::{Client, PATIENCE_US, Step};
+use crate::workload::{Client, PATIENCE_US, Step, bootstrap};
 
 /// How often a server looks at its clock, in microseconds.
 const TICK_US: u64 = 50_000;
@@ -190,6 +191,8 @@ pub struct World {
     /// The first so many servers vote from the beginning; the others are let in.
     pub founders: usize,
     pub workers: usize,
+    /// Who replaces servers, where that is done.
+    pub operator: Option<Operator>,
     pub identities: Vec<Identity>,
     pub network: Network,
     pub chance: Streams,
@@ -270,6 +273,7 @@ impl World {
             servers,
             founders: servers,
             workers,
+            operator: None,
             keys: Arc::new(keys.collect()),
             by_node: Arc::new(by_node.collect()),
             identities,
@@ -476,15 +480,19 @@ impl World {
     /// Whoever leads first founds the cluster.
     fn found(&mut self, index: NodeIndex) -> Result<(), server::Ended> {
         let (cluster, founded_term) = (self.cluster, self.founded_term);
-        let Some(Process::Server(server)) = self.nodes.get_mut(index).map(|node| &mut node.process) else {
-            return Ok(());
-        };
+        let Some(server) = self.nodes.get(index).and_then(Node::server) else { return Ok(()) };
         let replica = server.replica();
         if replica.state().meta().cluster.is_none() && replica.leads() && replica.term() > founded_term {
             self.founded_term = replica.term();
-            return server.found(cluster);
+            // Before there is any work, or it is too late for it.
+            let enrolment = self.operator.is_some().then(|| self.enrolment());
+            let commands = std::iter::once(bootstrap(cluster)).chain(enrolment).collect();
+            return match self.nodes.get_mut(index).map(|node| &mut node.process) {
+                Some(Process::Server(server)) => server.propose(commands),
+                _ => Ok(()),
+            };
         }
-        Ok(())
+        self.operate(index)
     }
 
     fn carry_out_server(&mut self, index: NodeIndex) {
