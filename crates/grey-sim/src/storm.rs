@@ -356,7 +356,7 @@ impl World {
                     servers.into_iter().filter(|server| Some(*server) != leader).collect();
                 let Some(victim) = chance.pick(&followers).copied() else { return false };
                 let others: Vec<NodeIndex> = all.into_iter().filter(|other| *other != victim).collect();
-                self.network.separate(&[victim], &others, now_us + chance.between(2_000_000, 6_000_000));
+                self.network.separate(&[victim], &others, now_us + chance.between(4_000_000, 10_000_000));
                 return false;
             }
             Fault::Burst => {

@@ -93,7 +93,7 @@ impl Plan {
         let links = links(&mut chance, &faults);
         // With the lower ones the log of a follower that is cut off for seconds is gone when it comes back.
         let seldom = 1 << chance.between(13, 18);
-        let often = 1 << Stream::new(seed, 3_001).between(10, 13);
+        let often = 1 << Stream::new(seed, 3_001).between(10, 12);
         let checkpoint_bytes = if faults.contains(&Fault::WholeState) { often } else { seldom };
         let fast_us = chance.between(1_000, 8_000);
         let slow_us = fast_us * chance.between(2, 6);
