@@ -15,7 +15,11 @@ fn leadership_goes_to_the_server_that_is_named_and_to_none_that_cannot_lead() {
     wait_until("the worker is there", || house.workers() == 1);
     let first = leader(&house).unwrap();
     let others: Vec<&str> = ["s1", "s2", "s3"].into_iter().filter(|name| **name != first).collect();
-    let transfer = |to: &str| house.json(&["cluster", "transfer", to]).expect("it is handed on");
+    let transfer = |to: &str| {
+        let ran = house.grey(&["cluster", "transfer", to, "--json"]);
+        assert_eq!(ran.status, 0, "it is not handed on to {to}: {}", ran.errors);
+        serde_json::from_slice::<Value>(&ran.stdout).unwrap()
+    };
     // When: a server is named, by its name or its number.
     let now = transfer(others[0]);
     assert_eq!((now["name"].as_str(), leader(&house).as_deref()), (Some(others[0]), Some(others[0])));

@@ -18,7 +18,8 @@ use crate::handle::{Node, not_leading};
 const LEADS_WITHIN: Duration = Duration::from_secs(10);
 /// For how long a server that is asked to lead may fail to, before it is asked again: longer than an election takes.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
-/// For how long a server may lack what was committed last: under load every follower does for a moment.
+/// For how long a server may lack what was committed last, or seem out of touch: under load every follower does for a moment, and the engine
+/// begins to count anew at every election time-out who has answered.
 const CATCHES_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked at meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -49,8 +50,8 @@ async fn ask(node: &Node, to: Option<u64>) -> Result<u64, ReplicaError> {
     let begun = Instant::now();
     loop {
         match node.hand_over(to).await {
-            Err(ReplicaError::NoSuccessor(NoSuccessor::Behind(_) | NoSuccessor::Nobody))
-                if begun.elapsed() < CATCHES_UP_WITHIN =>
+            Err(ReplicaError::NoSuccessor(reason))
+                if !matches!(reason, NoSuccessor::DoesNotVote(_)) && begun.elapsed() < CATCHES_UP_WITHIN =>
             {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
