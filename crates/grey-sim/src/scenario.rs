@@ -18,6 +18,9 @@ use crate::swarm::Plan;
 use crate::trace::Trace;
 use crate::world::{Event, Input, Node, Process, World};
 
+/// Log after which a checkpoint is due, in bytes, as on a real node.
+const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+
 /// How long everything that was accepted may take to end once all is whole, in milliseconds.
 const RECOVERY_MS: u64 = 60_000;
 /// What each worker may hold: enough that servers are the narrow place.
@@ -110,6 +113,7 @@ impl Scenario {
     pub fn new(options: &ScenarioOptions) -> Scenario {
         let mut plan = Plan::new(options.seed, 0, Some(&BTreeSet::new()));
         (plan.links, plan.sync_us) = (options.links, (200, 800));
+        plan.checkpoint_bytes = CHECKPOINT_BYTES;
         let (servers, workers, clients) = (options.servers, options.workers, options.clients);
         let mut world =
             World::new(options.seed, servers, workers, clients, plan, Trace::new(options.seed, None));
