@@ -63,21 +63,7 @@ fn work_goes_on_when_the_leader_is_killed_and_every_result_is_there_afterwards()
     let house = House::of_three();
     house.start_worker("w1");
     wait_until("the worker is there", || house.workers() == 1);
-    std::fs::write(house.path("big"), vec![7; 200_000]).unwrap();
-    let before = house.grey(&[
-        "run",
-        "--in",
-        "big",
-        "--out",
-        "o*",
-        "--results",
-        "r",
-        "--",
-        "sh",
-        "-c",
-        "cp big $GREY_OUT/o",
-    ]);
-    assert_eq!(before.status, 0, "{}", before.errors);
+    run_large(&house);
     let go = house.path("go");
     let script = format!("echo begun; until test -e '{}'; do sleep 0.05; done; echo over", go.display());
     let submitted = house.json(&["submit", house.task_file("long", &script).to_str().unwrap()]).unwrap();
@@ -97,13 +83,7 @@ fn work_goes_on_when_the_leader_is_killed_and_every_result_is_there_afterwards()
     let new = leader(&house).unwrap();
     assert_ne!(new, killed);
     // What only the killed one and one other had can be read, and so can its proof.
-    let output = house.grey(&["task", "result", "t1", "--results", "again"]);
-    assert_eq!(output.status, 0, "{}", output.errors);
-    assert_eq!(std::fs::read(house.path("again/o")).unwrap(), vec![7; 200_000]);
-    assert_eq!(house.grey(&["task", "proof", "t1", "--out", "p.json"]).status, 0);
-    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
-    let verified = house.grey(&["verify", "--root", "root.json", "--results", "again", "p.json"]);
-    assert_eq!(verified.status, 0, "{}", verified.errors);
+    check_large(&house, "again");
     // The killed one comes back, catches up, and agrees.
     house.start_server(&killed);
     wait_until("all servers have the same state", || house.states_agree(3));
