@@ -4,6 +4,8 @@
 
 #[path = "../tests/cluster/house.rs"]
 mod house;
+#[path = "../tests/cluster/machine.rs"]
+mod machine;
 #[path = "../tests/support/mod.rs"]
 mod support;
 #[path = "../tests/cluster/switch.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "cluster/house.rs"]
 mod house;
+#[path = "cluster/machine.rs"]
+mod machine;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
@@ -12,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use house::House;
+use house::{House, ON_SMALL_DISK};
 use support::{Ran, kill, wait_until};
 use switch::Weather;
 
@@ -26,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LASTS: Duration = Duration::from_millis(1_500);
 /// Longer than a worker's lease.
 const PAST_THE_LEASE: Duration = Duration::from_secs(12);
+/// How far a clock is moved: further than certificates are good for.
+const DAYS_S: i64 = 30 * 24 * 3_600;
 /// How long a tenant rests between two submissions.
 const PACE: Duration = Duration::from_millis(100);
 /// Tasks of each submission.
@@ -44,9 +48,11 @@ enum Fault {
     BadWeather,
     RestartAll,
     WipeFollower,
+    FillDisk,
+    MoveClocks,
 }
 
-const FAULTS: [Fault; 10] = [
+const FAULTS: [Fault; 12] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::StopLeader,
@@ -57,6 +63,8 @@ const FAULTS: [Fault; 10] = [
     Fault::BadWeather,
     Fault::RestartAll,
     Fault::WipeFollower,
+    Fault::FillDisk,
+    Fault::MoveClocks,
 ];
 
 struct Chaos {
@@ -142,12 +150,33 @@ impl Chaos {
                 self.house.kill_9(&name);
                 let removed = self.house.grey(&["node", "remove", &name]);
                 assert_eq!(removed.status, 0, "{}", removed.errors);
-                std::fs::remove_dir_all(self.house.path(&name)).unwrap();
+                std::fs::remove_dir_all(self.house.data_seen(&name)).unwrap();
                 // Whoever lost its disk is nobody that the cluster knows, and enters like anybody else.
                 wait_until("it is forgotten", || self.house.node(&name).is_none());
                 let token = self.house.token("server");
                 self.house.start_new_server(Chaos::number(&name), &token);
                 wait_until("it votes", || self.house.voters() == 3);
+            }
+            Fault::FillDisk => {
+                let Some(disk) = self.house.disk() else {
+                    println!("no disk of its own can be mounted here, so none is filled");
+                    return;
+                };
+                disk.fill();
+                std::thread::sleep(2 * LASTS);
+                // The others go on with it or without it.
+                let ran = self.house.grey(&["cluster", "status"]);
+                assert_eq!(ran.status, 0, "{}", ran.errors);
+                disk.free();
+                let ended = self.house.revive(ON_SMALL_DISK);
+                println!("the server on the full disk {}", if ended { "ended" } else { "went on" });
+            }
+            Fault::MoveClocks => {
+                for (name, seconds) in [(self.a_leader(), DAYS_S), (self.a_follower(), -DAYS_S)] {
+                    self.house.clock().set(&name, seconds);
+                    std::thread::sleep(LASTS);
+                    self.house.clock().set(&name, 0);
+                }
             }
         }
     }

@@ -3,9 +3,13 @@
 
 #[path = "cluster/house.rs"]
 mod house;
+#[path = "cluster/machine.rs"]
+mod machine;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 #[path = "cluster/upkeep.rs"]
 mod upkeep;
 

@@ -68,6 +68,9 @@ pub struct ServerArguments {
     /// Submissions under way at once
     #[arg(long, env = "GREY_UNDER_WAY", value_name = "COUNT")]
     under_way: Option<u32>,
+    /// Newest feature level that it is to understand, to rehearse an upgrade [default: all that it does]
+    #[arg(long, env = "GREY_FEATURE_LEVEL_LIMIT", value_name = "LEVEL")]
+    feature_level_limit: Option<u16>,
 }
 
 /// What a worker is told.
@@ -174,6 +177,9 @@ impl ServerArguments {
             if let Some(value) = value {
                 configuration.set(&["server", "intake", name], i64::from(value));
             }
+        }
+        if let Some(level) = self.feature_level_limit {
+            configuration.set(&["server", "feature_level_limit"], i64::from(level));
         }
         configuration.server().map_err(|error| wrong(self.node.source(NodeKind::Server), &error))
     }

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
+use crate::machine::{Clock, SmallDisk};
 use crate::support::{Home, Ran, kill, wait_until};
 use crate::switch::Switch;
 
@@ -19,7 +20,15 @@ pub struct House {
     /// What lies between the nodes; nothing where they dial one another.
     switch: Option<Switch>,
     running: Mutex<BTreeMap<String, Child>>,
+    /// The newest feature level that servers are started with, where they play an earlier version.
+    limit: Mutex<Option<u16>>,
+    /// The disk that the third server has to itself, and the clocks of all: where machines are tormented.
+    disk: Option<SmallDisk>,
+    clock: Option<Clock>,
 }
+
+/// Whose disk can be filled.
+pub const ON_SMALL_DISK: &str = "s3";
 
 /// Ports that are free now. That somebody else takes one before a server does is rare, and fails loudly.
 fn free_ports(count: usize) -> Vec<u16> {
@@ -30,7 +39,15 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl House {
     /// Room for so many servers; nothing runs.
     pub fn new(servers: usize) -> House {
-        House { home: Home::new(), ports: free_ports(servers), switch: None, running: Mutex::default() }
+        House {
+            home: Home::new(),
+            ports: free_ports(servers),
+            switch: None,
+            running: Mutex::default(),
+            limit: Mutex::default(),
+            disk: None,
+            clock: None,
+        }
     }
 
     /// A cluster of its first server, with room for others.
@@ -53,11 +70,50 @@ impl House {
         House::founded(4).grown()
     }
 
+    /// The same, of servers that understand feature levels up to this one, as those of an earlier version do.
+    pub fn of_three_that_understand(level: u16) -> House {
+        let house = House::new(3);
+        house.set_limit(Some(level));
+        house.begun().grown()
+    }
+
+    /// What servers understand that are started from now on.
+    pub fn set_limit(&self, level: Option<u16>) {
+        *self.limit.lock().unwrap() = level;
+    }
+
     /// The same, where nodes reach a server through a switch only; whoever runs the cluster reaches them all.
     pub fn of_three_behind_a_switch() -> House {
         let mut house = House::new(3);
         house.switch = Some(Switch::before(&house.ports));
+        house.disk = SmallDisk::mount(&house.path("disk"));
+        house.clock = Some(Clock::new(&house.path("")));
         house.begun().grown()
+    }
+
+    /// The disk that can be filled, where the machine allows one.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().unwrap()
+    }
+
+    /// Where a node's data is, as it sees it.
+    fn data(&self, name: &str) -> PathBuf {
+        match &self.disk {
+            Some(_) if name == ON_SMALL_DISK => self.path("disk").join("data"),
+            _ => self.path(name),
+        }
+    }
+
+    /// Where a node's data is, as this process sees it.
+    pub fn data_seen(&self, name: &str) -> PathBuf {
+        match &self.disk {
+            Some(disk) if name == ON_SMALL_DISK => disk.seen_at().join("data"),
+            _ => self.path(name),
+        }
     }
 
     pub fn switch(&self) -> &Switch {
@@ -168,11 +224,30 @@ impl House {
         let (listen, advertise) = (self.listen(number), self.advertise(number));
         let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
         let mut command = self.home.command(&arguments);
-        command.env("GREY_DATA", self.path(&name));
+        command.env("GREY_DATA", self.data(&name));
+        if let Some(clock) = &self.clock {
+            clock.wear(&name, &mut command);
+        }
+        if let Some(level) = *self.limit.lock().unwrap() {
+            command.env("GREY_FEATURE_LEVEL_LIMIT", level.to_string());
+        }
         if let Some(token) = token {
             command.env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
         }
-        command
+        match &self.disk {
+            Some(disk) if name == ON_SMALL_DISK => disk.enter(&command),
+            _ => command,
+        }
+    }
+
+    /// Starts a server again that has ended by itself; says whether it had.
+    pub fn revive(&self, name: &str) -> bool {
+        let ended = self.running.lock().unwrap().get_mut(name).unwrap().try_wait().unwrap().is_some();
+        if ended {
+            self.running.lock().unwrap().remove(name);
+            self.start_server(name);
+        }
+        ended
     }
 
     pub fn worker_command(&self, name: &str, token: Option<&str>) -> Command {

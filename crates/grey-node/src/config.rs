@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use grey_api::{Address, DEFAULT_PORT};
-use grey_core::{Devices, validate};
+use grey_core::{Devices, OLDEST_FEATURE_LEVEL, validate};
 use toml::{Table, Value};
 
 use crate::local::{Intake, host_name};
@@ -185,6 +185,8 @@ pub struct ServerConfig {
     pub retention: Retention,
     /// How much it takes in.
     pub intake: Intake,
+    /// The newest feature level that it understands, to rehearse an upgrade; all that it does where nothing is said.
+    pub feature_level_limit: Option<u16>,
     /// Where its metrics are read; nowhere when it is not said.
     pub metrics_listen: Option<SocketAddr>,
     /// Its log.
@@ -370,6 +372,7 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
     let join = join(section.section("join"));
     let retention = retention(section.section("retention"));
     let intake = intake(section.section("intake"));
+    let feature_level_limit = feature_level_limit(&mut section);
     let metrics_listen = section.parsed("metrics_listen", metrics_listen);
     section.end();
     Some(ServerConfig {
@@ -380,9 +383,19 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
         join,
         retention,
         intake,
+        feature_level_limit,
         metrics_listen,
         log,
     })
+}
+
+fn feature_level_limit(section: &mut Section<'_>) -> Option<u16> {
+    let limit = section.number("feature_level_limit")?;
+    let level = u16::try_from(limit).ok().filter(|level| OLDEST_FEATURE_LEVEL <= *level);
+    if level.is_none() {
+        section.wrong("feature_level_limit", format!("the oldest level is {OLDEST_FEATURE_LEVEL}"));
+    }
+    level
 }
 
 fn worker(mut section: Section<'_>, log: LogConfig) -> Option<WorkerConfig> {

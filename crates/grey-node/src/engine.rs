@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::JoinHandle;
 
+use grey_core::NodeVersion;
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Options, Replica, Server, ServerOptions};
 use grey_store::{Disk, HistoryCollector, Storage, StorageOptions};
@@ -64,6 +65,8 @@ pub(crate) struct EngineOptions {
     pub(crate) cluster: Digest,
     /// Bytes of log after which a checkpoint is due.
     pub(crate) checkpoint_bytes: u64,
+    /// What it runs.
+    pub(crate) version: NodeVersion,
     /// How it behaves towards clients, workers and other servers.
     pub(crate) behaviour: ServerOptions,
     /// The key of the worker in the same process, where there is one.
@@ -74,6 +77,13 @@ pub(crate) struct EngineOptions {
     pub(crate) named: Option<tokio::sync::mpsc::Sender<Digest>>,
     /// Whether everything in the log is taken for agreed on. Only where nobody else is left to say so.
     pub(crate) takes_all_for_agreed: bool,
+}
+
+/// What this program is as a server; one that is to understand less than it does plays an earlier version.
+pub(crate) fn own_version(feature_level_limit: Option<u16>) -> NodeVersion {
+    let newest = NodeVersion::newest(env!("CARGO_PKG_VERSION"));
+    let understands = feature_level_limit.map_or(newest.understands, |limit| newest.understands.min(limit));
+    NodeVersion { understands, ..newest }
 }
 
 /// Starts a server's threads on what its disk holds.
@@ -91,8 +101,12 @@ pub(crate) fn start_engine(
     }
     let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
     let history = storage.side.history.collector();
-    let replica_options =
-        Options { id: options.server, seed: seed()?, checkpoint_bytes: options.checkpoint_bytes };
+    let replica_options = Options {
+        id: options.server,
+        seed: seed()?,
+        checkpoint_bytes: options.checkpoint_bytes,
+        version: options.version,
+    };
     let checkpoint_index = recovered.checkpoint_index;
     let replica = Replica::new(&replica_options, recovered, Box::new(storage.log.reader()))?;
     if replica.state().meta().cluster.is_some_and(|cluster| cluster != options.cluster) {

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use grey_blob::BlobStore;
-use grey_core::{Bootstrap, Command, EnrolFounder, NodeRole, TenantRecord};
+use grey_core::{
+    Bootstrap, Command, EnrolFounder, NodeRole, NodeVersion, OLDEST_FEATURE_LEVEL, SetNodeVersion,
+    TenantRecord,
+};
 use grey_proof::{Digest, StreamDigest};
 use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
 use grey_store::{DirectoryLock, Disk, Folder};
@@ -29,17 +32,18 @@ use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
 use crate::directory::{Directory, ServerPlace};
 use crate::disk_room::DiskRoom;
-use crate::engine::{Engine, EngineOptions, FOUNDER, end, start_engine};
+use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::Gatherer;
 use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::items::ItemLists;
+use crate::level::raise;
 use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
 use crate::metrics;
 use crate::peers::Peers;
-use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
+use crate::plane::{Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, dial_servers, listen};
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
 
@@ -158,6 +162,7 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
         server: own,
         cluster: papers.cluster(),
         checkpoint_bytes: CHECKPOINT_BYTES,
+        version: own_version(config.feature_level_limit),
         behaviour: ServerOptions {
             watch: Some(WatchOptions::default()),
             door,
@@ -231,7 +236,8 @@ async fn serve(
     })?;
     let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
     let places = follow_places(engine.directory.clone(), trust.clone(), known.clone());
-    tokio::spawn(dial_servers(dialler.clone(), cluster, asked, engine.control.clone()));
+    let own_hello = OwnHello { cluster, version: own_version(config.feature_level_limit) };
+    tokio::spawn(dial_servers(dialler.clone(), own_hello, asked, engine.control.clone()));
 
     let local = Arc::new(BlobStore::open(&config.data_dir.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
@@ -304,8 +310,9 @@ async fn serve(
     if let Some(founding) = Founding::read(&config.data_dir)? {
         let (engine_control, role, directory) =
             (engine.control.clone(), engine.role.clone(), engine.directory.clone());
+        let version = own_version(config.feature_level_limit);
         tokio::spawn(async move {
-            if let Err(error) = enrol(engine_control, role, directory, cluster, founding).await {
+            if let Err(error) = enrol(engine_control, role, directory, cluster, founding, version).await {
                 tracing::error!(%error, "the cluster could not be founded");
             }
         });
@@ -364,6 +371,7 @@ async fn enrol(
     mut directory: watch::Receiver<Arc<Directory>>,
     cluster: Digest,
     founding: EnrolFounder,
+    version: NodeVersion,
 ) -> Result<(), NodeError> {
     let gone = || NodeError::ThreadEnded("control");
     // The engine names this server before it leads; that another one leads means that the cluster was founded long ago.
@@ -387,8 +395,11 @@ async fn enrol(
         let tenants = vec![tenant("system"), tenant("default")];
         propose(Command::Bootstrap(Bootstrap { cluster, wall_ms: wall_ms(), tenants })).await?;
     }
+    let node = founding.node.node;
     propose(Command::EnrolFounder(founding)).await?;
     directory.wait_for(|directory| directory.nodes().next().is_some()).await.map_err(|_| gone())?;
+    propose(Command::SetNodeVersion(SetNodeVersion { node, version: version.clone() })).await?;
+    raise(&control, OLDEST_FEATURE_LEVEL, version.understands).await?;
     tracing::info!(%cluster, "the cluster is founded");
     Ok(())
 }
