@@ -50,9 +50,10 @@ enum Fault {
     WipeFollower,
     FillDisk,
     MoveClocks,
+    OutrunFollower,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::StopLeader,
@@ -65,6 +66,7 @@ const FAULTS: [Fault; 12] = [
     Fault::WipeFollower,
     Fault::FillDisk,
     Fault::MoveClocks,
+    Fault::OutrunFollower,
 ];
 
 struct Chaos {
@@ -105,6 +107,10 @@ impl Chaos {
         switch.set(Chaos::number(name), weather);
         std::thread::sleep(LASTS);
         switch.set(Chaos::number(name), Weather::default());
+    }
+
+    fn whole_states(&self, name: &str) -> usize {
+        self.house.said(name).matches("took over a whole state").count()
     }
 
     fn strike(&self, fault: Fault) {
@@ -171,6 +177,14 @@ impl Chaos {
                 let ended = self.house.revive(ON_SMALL_DISK);
                 println!("the server on the full disk {}", if ended { "ended" } else { "went on" });
             }
+            Fault::OutrunFollower => {
+                let name = self.a_follower();
+                let before = self.whole_states(&name);
+                self.house.kill_9(&name);
+                self.house.fill_log();
+                self.house.start_server(&name);
+                wait_until("it takes over a whole state", || self.whole_states(&name) > before);
+            }
             Fault::MoveClocks => {
                 for (name, seconds) in [(self.a_leader(), DAYS_S), (self.a_follower(), -DAYS_S)] {
                     self.house.clock().set(&name, seconds);
@@ -199,7 +213,8 @@ impl Chaos {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+        let mut jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+        jobs.retain(|job| job["name"] != "filler");
         let names: Vec<u64> = jobs.iter().map(|job| job["name"].as_str().unwrap().parse().unwrap()).collect();
         let distinct: BTreeSet<u64> = names.iter().copied().collect();
         assert_eq!(distinct.len(), names.len(), "a key is one job's");

@@ -3,6 +3,8 @@
 
 #[path = "cluster/house.rs"]
 mod house;
+#[path = "cluster/lag.rs"]
+mod lag;
 #[path = "cluster/machine.rs"]
 mod machine;
 mod support;

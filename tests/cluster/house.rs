@@ -224,7 +224,7 @@ impl House {
         let (listen, advertise) = (self.listen(number), self.advertise(number));
         let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
         let mut command = self.home.command(&arguments);
-        command.env("GREY_DATA", self.data(&name));
+        command.env("GREY_DATA", self.data(&name)).env("GREY_CHECKPOINT_EVERY", "1MiB");
         if let Some(clock) = &self.clock {
             clock.wear(&name, &mut command);
         }
@@ -293,7 +293,7 @@ impl House {
     pub fn terminate(&self, name: &str) {
         kill(self.process_id(name), "TERM");
         let mut child = self.running.lock().unwrap().remove(name).unwrap();
-        child.wait().unwrap();
+        wait_until("the process ends", || child.try_wait().unwrap().is_some());
     }
 
     pub fn process_id(&self, name: &str) -> i32 {
@@ -329,6 +329,32 @@ impl House {
         let folders = std::fs::read_dir(self.path(name).join("blobs")).into_iter().flatten().flatten();
         let folders = folders.filter(|folder| folder.file_name() != "incoming").map(|folder| folder.path());
         folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()).count()
+    }
+
+    /// Submits so much that every server writes several checkpoints, and takes it back: nobody can run it.
+    pub fn fill_log(&self) {
+        let environment = serde_json::json!({ "FILLER": "x".repeat(100_000) });
+        let tasks: Vec<Value> = (0..15)
+            .map(|number| {
+                serde_json::json!({
+                    "name": format!("f{number}"), "command": ["true"], "env": environment,
+                    "constraints": { "labels": { "nobody": "has-it" } },
+                })
+            })
+            .collect();
+        let job = serde_json::json!({ "version": 1, "name": "filler", "task": tasks });
+        let path = self.path("filler.json");
+        std::fs::write(&path, job.to_string()).unwrap();
+        for _ in 0..4 {
+            let submitted = self.json(&["submit", path.to_str().unwrap()]).expect("the filler is taken");
+            let cancelled = self.grey(&["job", "cancel", submitted["job"].as_str().unwrap()]);
+            assert_eq!(cancelled.status, 0, "{}", cancelled.errors);
+        }
+    }
+
+    /// What a node has written to its log.
+    pub fn said(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap()
     }
 
     /// A task file of one task.

@@ -20,7 +20,7 @@ use crate::peers::Peers;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
-use crate::threads::{SideRequest, log_thread, side_thread, spawn};
+use crate::threads::{SideNews, SideRequest, log_thread, side_thread, spawn};
 use crate::worker::WorkerMessage;
 
 /// The number of the first server: every log begins with it as the only voter.
@@ -45,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) history: HistoryCollector,
     pub(crate) worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
     pub(crate) kept: watch::Receiver<u64>,
+    /// Up to which entry history lacks something; 0 where it lacks nothing.
+    pub(crate) gap: watch::Receiver<u64>,
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     pub(crate) events: broadcast::Sender<grey_core::Event>,
@@ -116,14 +118,15 @@ pub(crate) fn start_engine(
     let (control, messages) = channel();
     let (worker, worker_messages) = channel();
     let (kept_sender, kept) = watch::channel(checkpoint_index);
+    let (gap_sender, gap) = watch::channel(storage.side.gap());
     let (role_sender, role) = watch::channel(Role::default());
     let (directory_sender, directory) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let ended = Arc::new(Notify::new());
     let meters = Arc::new(Meters::new());
     let (log_requests, log) = log_thread(storage.log, control.clone(), meters.clone())?;
-    let (side_requests, side) =
-        side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
+    let news = SideNews { kept: kept_sender, gap: gap_sender };
+    let (side_requests, side) = side_thread(storage.side, log_requests.clone(), control.clone(), news)?;
     let (rate, pressure) = (Arc::new(EndRate::new()), Arc::new(Pressure::default()));
     let wiring = Wiring {
         log: log_requests,
@@ -150,6 +153,7 @@ pub(crate) fn start_engine(
         history,
         worker: (worker, Some(worker_messages)),
         kept,
+        gap,
         role,
         directory,
         events,

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::begin;
 use super::copies::copy;
+use super::fill::fill;
 use super::found::Founding;
 use super::papers::{Papers, node_secret, proof_key, tls_seed};
 use super::renew::renew;
@@ -40,7 +41,7 @@ use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::items::ItemLists;
 use crate::level::raise;
-use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
+use crate::local::{defaults, start_collector, wait_for_end};
 use crate::metrics;
 use crate::peers::Peers;
 use crate::plane::{Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, dial_servers, listen};
@@ -161,7 +162,7 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
     let options = EngineOptions {
         server: own,
         cluster: papers.cluster(),
-        checkpoint_bytes: CHECKPOINT_BYTES,
+        checkpoint_bytes: config.checkpoint_bytes,
         version: own_version(config.feature_level_limit),
         behaviour: ServerOptions {
             watch: Some(WatchOptions::default()),
@@ -328,6 +329,9 @@ async fn serve(
     let data_dir = papers.directory().to_path_buf();
     let papers = Arc::new(Mutex::new(papers));
     tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), places.clone()));
+    // Nothing can end this early any more, so that it is ended below.
+    let others = Servers::new(dialler.clone(), places.clone());
+    let filling = tokio::spawn(fill(engine.gap.clone(), engine.side.clone(), others, places.clone(), own));
     if !admission.is_complete() {
         tokio::spawn(fetch_authority(admission, dialler, places, cluster, own, data_dir));
     }
@@ -344,6 +348,9 @@ async fn serve(
     hand_over(engine).await;
     stop.send_replace(true);
     drop(tokio::time::timeout(GRACE, listens).await);
+    // The side's thread ends when nobody can ask it for anything any more.
+    filling.abort();
+    drop(filling.await);
     ended
 }
 
