@@ -6,6 +6,8 @@
 mod house;
 #[path = "../tests/cluster/machine.rs"]
 mod machine;
+#[path = "../tests/cluster/network.rs"]
+mod network;
 #[path = "../tests/support/mod.rs"]
 mod support;
 #[path = "../tests/cluster/switch.rs"]

@@ -6,6 +6,8 @@
 mod house;
 #[path = "cluster/machine.rs"]
 mod machine;
+#[path = "cluster/network.rs"]
+mod network;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use house::{House, ON_SMALL_DISK};
+use network::Network;
 use support::{Ran, kill, wait_until};
 use switch::Weather;
 
@@ -51,6 +54,11 @@ enum Fault {
     FillDisk,
     MoveClocks,
     OutrunFollower,
+    PullCableOfLeader,
+    PullCableOfFollowerForLong,
+    MuteLeader,
+    NarrowCables,
+    PullCableOfWorkerPastItsLease,
 }
 
 const FAULTS: [Fault; 13] = [
@@ -67,6 +75,15 @@ const FAULTS: [Fault; 13] = [
     Fault::FillDisk,
     Fault::MoveClocks,
     Fault::OutrunFollower,
+];
+
+/// What can be done where each node has a network namespace.
+const CABLE_FAULTS: [Fault; 5] = [
+    Fault::PullCableOfLeader,
+    Fault::PullCableOfFollowerForLong,
+    Fault::MuteLeader,
+    Fault::NarrowCables,
+    Fault::PullCableOfWorkerPastItsLease,
 ];
 
 struct Chaos {
@@ -107,6 +124,12 @@ impl Chaos {
         switch.set(Chaos::number(name), weather);
         std::thread::sleep(LASTS);
         switch.set(Chaos::number(name), Weather::default());
+    }
+
+    fn unplugged_for(&self, name: &str, time: Duration) {
+        self.house.network().pull_cable(name);
+        std::thread::sleep(time);
+        self.house.network().plug_in(name);
     }
 
     fn whole_states(&self, name: &str) -> usize {
@@ -176,6 +199,22 @@ impl Chaos {
                 disk.free();
                 let ended = self.house.revive(ON_SMALL_DISK);
                 println!("the server on the full disk {}", if ended { "ended" } else { "went on" });
+            }
+            Fault::PullCableOfLeader => self.unplugged_for(&self.a_leader(), 2 * LASTS),
+            // Long enough that what is sent again is sent again seldom by then.
+            Fault::PullCableOfFollowerForLong => self.unplugged_for(&self.a_follower(), PAST_THE_LEASE),
+            Fault::PullCableOfWorkerPastItsLease => self.unplugged_for("w2", PAST_THE_LEASE),
+            Fault::MuteLeader => {
+                let (network, name) = (self.house.network(), self.a_leader());
+                network.mute(&name);
+                std::thread::sleep(2 * LASTS);
+                network.unmute(&name);
+            }
+            Fault::NarrowCables => {
+                let network = self.house.network();
+                self.servers.iter().for_each(|name| network.narrow(name, 256));
+                std::thread::sleep(2 * LASTS);
+                self.servers.iter().for_each(|name| network.widen(name));
             }
             Fault::OutrunFollower => {
                 let name = self.a_follower();
@@ -250,22 +289,19 @@ fn submit(house: &House, ends: &AtomicBool, from: u64) -> BTreeSet<u64> {
     acknowledged
 }
 
-#[test]
-fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_twice() {
+/// Faults of a kind, one after another, in as many rounds as were asked for.
+fn torment(house: House, faults: &[Fault]) {
     let minutes = std::env::var(MINUTES).map_or(0, |text| text.parse::<u64>().unwrap());
-    let house = House::of_three_behind_a_switch();
+    // Both tests have their share of the time, where faults of both were chosen.
+    let share = [&FAULTS[..], &CABLE_FAULTS].iter().filter(|kind| !chosen(kind).is_empty()).count() as u64;
+    let lasts = Duration::from_secs(60 * minutes / share);
     house.start_worker("w1");
     house.start_worker("w2");
     wait_until("the workers are there", || house.workers() == 2);
-    let chosen = std::env::var(CHOSEN).unwrap_or_default();
-    let is_chosen =
-        |fault: &Fault| chosen.is_empty() || chosen.split(',').any(|name| name == format!("{fault:?}"));
-    let faults: Vec<Fault> = FAULTS.into_iter().filter(is_chosen).collect();
-    assert!(!faults.is_empty(), "none of {FAULTS:?} is called {chosen}");
     let servers = (1..=3).map(|number| format!("s{number}")).collect();
     let chaos = Chaos { house, servers };
     let (begun, mut rounds, mut keys, mut all) = (Instant::now(), 0, 1, BTreeSet::new());
-    while rounds == 0 || begun.elapsed() < Duration::from_secs(60 * minutes) {
+    while rounds == 0 || begun.elapsed() < lasts {
         for fault in faults.iter().copied() {
             let struck = Instant::now();
             let ends = AtomicBool::new(false);
@@ -285,4 +321,35 @@ fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_
     }
     assert!(all.len() > faults.len(), "next to nothing was acknowledged: {}", all.len());
     println!("{rounds} round(s) of {} faults, {} jobs", faults.len(), all.len());
+}
+
+/// Those of some faults that were chosen.
+fn chosen(faults: &[Fault]) -> Vec<Fault> {
+    let chosen = std::env::var(CHOSEN).unwrap_or_default();
+    let all = FAULTS.iter().chain(&CABLE_FAULTS).map(|fault| format!("{fault:?}")).collect::<Vec<_>>();
+    for name in chosen.split(',').filter(|name| !name.is_empty()) {
+        assert!(all.iter().any(|known| known == name), "none of {all:?} is called {name}");
+    }
+    let is_chosen =
+        |fault: &&Fault| chosen.is_empty() || chosen.split(',').any(|name| name == format!("{fault:?}"));
+    faults.iter().filter(is_chosen).copied().collect()
+}
+
+#[test]
+fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_twice() {
+    let faults = chosen(&FAULTS);
+    if !faults.is_empty() {
+        torment(House::of_three_behind_a_switch(), &faults);
+    }
+}
+
+#[test]
+fn whatever_happens_to_cables_between_machines_nothing_acknowledged_is_lost_or_done_twice() {
+    let faults = chosen(&CABLE_FAULTS);
+    match Network::lay() {
+        Ok(network) if !faults.is_empty() => torment(House::of_three_on(network), &faults),
+        Ok(_) => {}
+        // What a cut does to packets is what the switch of the other test does to what is in them, but for how connections stall.
+        Err(reason) => println!("this machine allows no network namespaces: {reason}"),
+    }
 }

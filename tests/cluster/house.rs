@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use serde_json::Value;
 
 use crate::machine::{Clock, SmallDisk};
+use crate::network::Network;
 use crate::support::{Home, Ran, kill, wait_until};
 use crate::switch::Switch;
 
@@ -24,6 +25,8 @@ pub struct House {
     limit: Mutex<Option<u16>>,
     /// The disk that the third server has to itself, and the clocks of all: where machines are tormented.
     disk: Option<SmallDisk>,
+    /// The network that the nodes are on; this machine's loopback interface where there is none.
+    network: Option<Network>,
     clock: Option<Clock>,
 }
 
@@ -46,6 +49,7 @@ impl House {
             running: Mutex::default(),
             limit: Mutex::default(),
             disk: None,
+            network: None,
             clock: None,
         }
     }
@@ -89,6 +93,17 @@ impl House {
         house.disk = SmallDisk::mount(&house.path("disk"));
         house.clock = Some(Clock::new(&house.path("")));
         house.begun().grown()
+    }
+
+    /// The same, with each node in a network namespace of its own.
+    pub fn of_three_on(network: Network) -> House {
+        let mut house = House::new(3);
+        house.network = Some(network);
+        house.begun().grown()
+    }
+
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().unwrap()
     }
 
     /// The disk that can be filled, where the machine allows one.
@@ -150,7 +165,11 @@ impl House {
     }
 
     fn listen(&self, number: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[number - 1])
+        let port = self.ports[number - 1];
+        match &self.network {
+            Some(network) => format!("{}:{port}", network.address(&format!("s{number}"))),
+            None => format!("127.0.0.1:{port}"),
+        }
     }
 
     /// What other nodes dial.
@@ -224,7 +243,11 @@ impl House {
         let (listen, advertise) = (self.listen(number), self.advertise(number));
         let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
         let mut command = self.home.command(&arguments);
-        command.env("GREY_DATA", self.data(&name)).env("GREY_CHECKPOINT_EVERY", "1MiB");
+        command.env("GREY_DATA", self.data(&name));
+        // Tests see logs dropped that would take minutes to fill; benchmarks measure what is usual.
+        if cfg!(test) {
+            command.env("GREY_CHECKPOINT_EVERY", "1MiB");
+        }
         if let Some(clock) = &self.clock {
             clock.wear(&name, &mut command);
         }
@@ -236,7 +259,14 @@ impl House {
         }
         match &self.disk {
             Some(disk) if name == ON_SMALL_DISK => disk.enter(&command),
-            _ => command,
+            _ => self.on_network(&name, command),
+        }
+    }
+
+    fn on_network(&self, name: &str, command: Command) -> Command {
+        match &self.network {
+            Some(network) => network.enter(name, &command),
+            None => command,
         }
     }
 
@@ -256,7 +286,7 @@ impl House {
         if let Some(token) = token {
             command.env("GREY_JOIN_TOKEN", token);
         }
-        command
+        self.on_network(name, command)
     }
 
     pub fn spawn(&self, name: &str, mut command: Command) {

@@ -39,6 +39,23 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 }
 "#;
 
+/// A command as it is run by another one, which becomes it.
+pub fn within(outer: &[&str], command: &Command) -> Command {
+    let (program, arguments) = outer.split_first().unwrap();
+    let mut run = Command::new(program);
+    run.args(arguments).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => run.env(name, value),
+            None => run.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        run.current_dir(directory);
+    }
+    run
+}
+
 /// A disk of its own for one server, in a mount namespace of its own, where the machine allows one.
 pub struct SmallDisk {
     holder: Child,
@@ -68,17 +85,9 @@ impl SmallDisk {
 
     /// The same command, to be started on this disk.
     pub fn enter(&self, command: &Command) -> Command {
-        let mut entered = Command::new("nsenter");
         let holder = self.holder.id().to_string();
-        entered.args(["--target", &holder, "--user", "--preserve-credentials", "--mount", "--"]);
-        entered.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => entered.env(name, value),
-                None => entered.env_remove(name),
-            };
-        }
-        entered
+        let enter = ["nsenter", "--target", &holder, "--user", "--preserve-credentials", "--mount", "--"];
+        within(&enter, command)
     }
 
     /// Where the disk is seen from outside.

@@ -404,7 +404,18 @@ fn a_server_that_does_not_understand_the_level_in_force_halts_and_says_so() {
     let hard_state = house.hard_states[&1];
     let recovered = Recovered { membership, hard_state, last_index, ..Recovered::default() };
     let options = Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX, version: house.version(1) };
-    let halted = Replica::new(&options, recovered, Box::new(log)).err();
+    let mut replica = Replica::new(&options, recovered, Box::new(log)).unwrap();
+    // What it has to make durable first, it makes durable.
+    let halted = (0..10).find_map(|_| {
+        let numbers: Vec<u64> = replica
+            .outputs()
+            .filter_map(|output| match output {
+                Output::Persist(batch) => Some(batch.number),
+                _ => None,
+            })
+            .collect();
+        numbers.into_iter().find_map(|number| replica.persisted(number).err())
+    });
     match halted {
         Some(ReplicaError::NotUnderstood { level, understands }) => {
             assert_eq!((level, understands), (OLDEST_FEATURE_LEVEL + 1, OLDEST_FEATURE_LEVEL));
