@@ -9,6 +9,7 @@ mod flow;
 mod forward;
 mod guard;
 mod jobs;
+mod linger;
 mod logs;
 mod nodes;
 mod reply;
@@ -92,6 +93,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .with_state(node.clone());
     let keeper = Arc::new(Keeper { entrance, node });
     api.layer(axum::middleware::from_fn_with_state(keeper, guard))
+        .layer(axum::middleware::map_request(linger::linger))
 }
 
 /// Routes for the unix socket: its permissions say who may speak.
