@@ -7,6 +7,8 @@ mod house;
 mod lag;
 #[path = "cluster/machine.rs"]
 mod machine;
+#[path = "cluster/month.rs"]
+mod month;
 #[path = "cluster/network.rs"]
 mod network;
 mod support;

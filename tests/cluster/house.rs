@@ -95,6 +95,20 @@ impl House {
         house.begun().grown()
     }
 
+    /// The same, where every clock can be moved: those of servers and workers, and that of whoever runs the cluster.
+    pub fn of_three_with_clocks() -> House {
+        let mut house = House::new(3);
+        house.clock = Some(Clock::new(&house.path("")));
+        house.begun().grown()
+    }
+
+    /// Has a command see the clock of a machine, where clocks can be moved.
+    fn wear(&self, name: &str, command: &mut Command) {
+        if let Some(clock) = &self.clock {
+            clock.wear(name, command);
+        }
+    }
+
     /// The same, with each node in a network namespace of its own.
     pub fn of_three_on(network: Network) -> House {
         let mut house = House::new(3);
@@ -199,6 +213,7 @@ impl House {
             .env("GREY_ADDR", addresses.join(","))
             .env("GREY_CA", self.path("ca.pem"))
             .env("GREY_TOKEN", token.trim());
+        self.wear("operator", &mut command);
         command
     }
 
@@ -248,9 +263,7 @@ impl House {
         if cfg!(test) {
             command.env("GREY_CHECKPOINT_EVERY", "1MiB");
         }
-        if let Some(clock) = &self.clock {
-            clock.wear(&name, &mut command);
-        }
+        self.wear(&name, &mut command);
         if let Some(level) = *self.limit.lock().unwrap() {
             command.env("GREY_FEATURE_LEVEL_LIMIT", level.to_string());
         }
@@ -283,6 +296,7 @@ impl House {
     pub fn worker_command(&self, name: &str, token: Option<&str>) -> Command {
         let mut command = self.home.command(&["worker", "--name", name]);
         command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join());
+        self.wear(name, &mut command);
         if let Some(token) = token {
             command.env("GREY_JOIN_TOKEN", token);
         }

@@ -153,7 +153,7 @@ impl Clock {
 
     /// Moves the clock of a machine: so many seconds from the true time on.
     pub fn set(&self, name: &str, seconds: i64) {
-        let file = File::options().write(true).open(self.file(name)).unwrap();
+        let file = File::options().write(true).create(true).truncate(false).open(self.file(name)).unwrap();
         file.write_all_at(&seconds.to_le_bytes(), 0).unwrap();
     }
 }

@@ -203,9 +203,10 @@ fn follow_places(
     let (sender, places) = watch::channel(known);
     tokio::spawn(async move {
         loop {
-            let found: Vec<ServerPlace> = directory.borrow_and_update().servers().collect();
+            let known = directory.borrow_and_update().clone();
+            let found: Vec<ServerPlace> = known.servers().collect();
             if !found.is_empty() {
-                trust.pin(found.iter().map(|place| place.tls_key));
+                trust.pin(known.spoken_to().map(|row| row.tls_key));
                 sender.send_replace(found);
             }
             if directory.changed().await.is_err() {
