@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use grey_api::{
-    CancelResponse, Client, FileStatus, TaskExplanation, TaskList, TaskResult, TaskStatus, TimeoutChanged,
-    TimeoutRequest,
+    CancelResponse, Client, ClientError, ErrorCode, FileStatus, TaskExplanation, TaskList, TaskResult,
+    TaskStatus, TimeoutChanged, TimeoutRequest,
 };
 use grey_proof::RootFile;
 use tokio::signal::unix::{SignalKind, signal};
@@ -130,30 +131,109 @@ pub async fn copy_stream(
     Ok(())
 }
 
-/// Prints a stream of a task while it is written, attempt after attempt.
+/// How often a stream that broke is taken up again without anything new having come, and how long is waited before.
+const TAKEN_UP_AGAIN: u32 = 20;
+const TAKE_UP_AFTER: Duration = Duration::from_millis(500);
+
+/// How far a stream of a task was printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Followed {
+    /// The last attempt whose stream was printed to its end.
+    after: u32,
+    /// The attempt whose stream is being printed.
+    attempt: u32,
+    /// How much of it was.
+    offset: u64,
+}
+
+/// What came of following a stream once.
+enum Copied {
+    /// There is another attempt, or more of this one.
+    More,
+    /// The task has ended, and everything was printed.
+    All,
+    /// The connection broke, or the worker is out of touch.
+    Broken(ClientError),
+}
+
+/// Whether a request may come to something a little later.
+fn may_pass(error: &ClientError) -> bool {
+    match error {
+        ClientError::Refused(problem) => {
+            matches!(problem.code, ErrorCode::Unavailable | ErrorCode::Overloaded | ErrorCode::OutcomeUnknown)
+        }
+        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
+        _ => false,
+    }
+}
+
+/// Prints what a stream brings until it ends or breaks.
+async fn copy_followed(
+    client: &Client,
+    (task, stream): (&str, &str),
+    followed: &mut Followed,
+    output: &Output,
+) -> Result<Copied, CliError> {
+    let Followed { after, offset, .. } = *followed;
+    let path = format!("/v1/tasks/{task}/logs?stream={stream}&follow=true&after={after}&offset={offset}");
+    let mut body = match client.stream(&path).await {
+        Ok(body) => body,
+        // Once it was followed, whoever leads next goes on with it.
+        Err(error) if *followed != Followed::default() && may_pass(&error) => {
+            return Ok(Copied::Broken(error));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(attempt) = body.attempt() else { return Ok(Copied::All) };
+    if attempt != followed.attempt {
+        if attempt > 1 {
+            output.note(&format!("attempt {attempt}"));
+        }
+        let from_its_beginning = Followed { after: attempt.saturating_sub(1), attempt, offset: 0 };
+        *followed = from_its_beginning;
+        if offset > 0 {
+            // What was asked for was more of an attempt that came to nothing.
+            return Ok(Copied::More);
+        }
+    }
+    loop {
+        match body.next().await {
+            Ok(Some(piece)) => {
+                output.bytes(&piece)?;
+                followed.offset = followed.offset.saturating_add(piece.len() as u64);
+            }
+            Ok(None) => {
+                *followed = Followed { after: attempt, attempt, offset: 0 };
+                return Ok(Copied::More);
+            }
+            Err(error) => return Ok(Copied::Broken(error)),
+        }
+    }
+}
+
+/// Prints a stream of a task while it is written, attempt after attempt. One that breaks is taken up again where it broke.
 pub async fn follow(client: &Client, task: &str, stream: &str, output: &Output) -> Result<u8, CliError> {
     let mut interrupts =
         signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
-    let mut after = 0;
+    let (mut followed, mut in_vain) = (Followed::default(), 0);
     loop {
-        let path = format!("/v1/tasks/{task}/logs?stream={stream}&follow=true&after={after}");
+        let before = followed;
         let copied = async {
-            let mut body = client.stream(&path).await?;
-            let Some(attempt) = body.attempt() else { return Ok(None) };
-            if attempt > 1 {
-                output.note(&format!("attempt {attempt}"));
+            let copied = copy_followed(client, (task, stream), &mut followed, output).await?;
+            if matches!(copied, Copied::Broken(_)) {
+                tokio::time::sleep(TAKE_UP_AFTER).await;
             }
-            while let Some(piece) = body.next().await? {
-                output.bytes(&piece)?;
-            }
-            Ok::<Option<u32>, CliError>(Some(attempt))
+            Ok::<Copied, CliError>(copied)
         };
-        tokio::select! {
-            copied = copied => match copied? {
-                Some(attempt) => after = attempt,
-                None => return Ok(0),
-            },
+        let copied = tokio::select! {
+            copied = copied => copied?,
             _ = interrupts.recv() => return Ok(130),
+        };
+        in_vain = if followed == before { in_vain + 1 } else { 0 };
+        match copied {
+            Copied::All => return Ok(0),
+            Copied::Broken(error) if in_vain >= TAKEN_UP_AGAIN => return Err(error.into()),
+            Copied::More | Copied::Broken(_) => {}
         }
     }
 }

@@ -106,7 +106,7 @@ pub enum StopReason {
 }
 
 /// One of the two streams of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutputStream {
     /// Standard output.
     Stdout,

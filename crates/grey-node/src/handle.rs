@@ -26,6 +26,7 @@ use crate::http::Forwarder;
 use crate::identity::Signing;
 use crate::items::ItemLists;
 use crate::metrics::Meters;
+use crate::plane::Streams;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
@@ -63,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) items: Arc<ItemLists>,
     /// What runs here, for those who follow it.
     pub(crate) process: Option<Arc<dyn Executor>>,
+    /// What runs on other machines, where there are any.
+    pub(crate) streams: Option<Arc<Streams>>,
     pub(crate) signing: Signing,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,

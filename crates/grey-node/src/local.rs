@@ -228,6 +228,7 @@ async fn serve(
         keeping,
         items,
         process: Some(process),
+        streams: None,
         signing: identity.into_signing(),
         events: engine.events.clone(),
         rate: engine.rate.clone(),

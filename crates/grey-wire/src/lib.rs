@@ -24,11 +24,14 @@ pub use generated::node_plane_server::{NodePlane, NodePlaneServer};
 pub use generated::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
     Hello, JoinMessage, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply, ServersRequest,
-    SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, replicate_request, work_request,
+    SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, replicate_request,
+    work_request,
 };
 
 /// The version of the messages that this build speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The version in which workers answer about streams of what they run.
+pub const STREAMS_VERSION: u32 = 2;
 /// The oldest version that it understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// The most bytes of one message. A whole state of the cluster is the largest.

@@ -44,7 +44,9 @@ use crate::level::raise;
 use crate::local::{defaults, start_collector, wait_for_end};
 use crate::metrics;
 use crate::peers::Peers;
-use crate::plane::{Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, dial_servers, listen};
+use crate::plane::{
+    Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, Streams, dial_servers, listen,
+};
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
 
@@ -253,8 +255,10 @@ async fn serve(
         papers.authority()?,
     ));
     let snapshots = SnapshotSource::new(engine.control.clone(), engine.side.clone());
+    let streams = Arc::new(Streams::default());
     let plane = Plane {
         cluster,
+        streams: streams.clone(),
         snapshots: snapshots.clone(),
         control: engine.control.clone(),
         directory: engine.directory.clone(),
@@ -297,6 +301,7 @@ async fn serve(
         keeping,
         items: Arc::new(ItemLists::default()),
         process: None,
+        streams: Some(streams),
         signing: papers.signing()?,
         events: engine.events.clone(),
         rate: engine.rate.clone(),

@@ -28,7 +28,7 @@ use crate::identity::random;
 use crate::items::ItemLists;
 use crate::local::{ATTEMPTS_AT_ONCE, PROCESSES_AT_ONCE};
 use crate::metrics::{self, Meters};
-use crate::plane::{Dialler, Joining, Servers, certificate_id, link_to_leader};
+use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, link_to_leader};
 use crate::threads::spawn;
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
@@ -135,6 +135,7 @@ async fn work(
     let local = Arc::new(BlobStore::open(&directory.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
     let (say, said) = unbounded_channel();
+    let here = Here { worker: itself.clone(), tails: Arc::new(Tails::new(process.clone())) };
     let wiring = WorkerWiring {
         leader: Leader::Elsewhere(say),
         itself: itself.clone(),
@@ -156,7 +157,7 @@ async fn work(
     })?;
     let link = Servers::new(dialler.clone(), places.clone());
     let seed = crate::engine::seed()?;
-    tokio::spawn(link_to_leader(Arc::new(link), cluster, found, said, itself.clone(), seed));
+    tokio::spawn(link_to_leader(Arc::new(link), cluster, found, said, here, seed));
     tokio::spawn(renew(Arc::new(Mutex::new(papers)), handle, joining, dialler, places));
     let _metrics = match config.metrics_listen {
         None => None,

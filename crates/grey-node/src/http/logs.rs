@@ -11,12 +11,14 @@ use bytes::Bytes;
 use futures_util::stream;
 use grey_agent::{OutputStream, Tail};
 use grey_api::{ErrorCode, Problem};
-use grey_core::{AttemptId, Epoch, TaskId};
+use grey_core::{AttemptId, TaskId};
+use grey_proof::Digest;
 
 use super::jobs::Parameters;
 use super::reply::{Refusal, typed, value};
 use super::tasks::{epoch, serve};
 use crate::handle::Node;
+use crate::plane::{StreamId, Streams};
 use crate::retention::Class;
 use crate::views;
 
@@ -49,15 +51,11 @@ pub(crate) async fn logs(
     let after = query.get("after").map(|text| value::<u32>("after", text)).transpose()?.unwrap_or(0);
     let wanted = epoch(&query)?;
     if !follow {
-        let running = match wanted {
-            Some(_) => None,
-            None => running(&node, id).await?,
-        };
         // Of an attempt under way, what there is so far.
-        if let Some((attempt, Some(tail))) =
-            running.map(|attempt| (attempt, tail(&node, id, attempt, stream)))
+        if wanted.is_none()
+            && let Some((attempt, source)) = running(&node, id, stream).await?
         {
-            return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, tail, offset, false))));
+            return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, false))));
         }
         return kept(&node, id, wanted, stream, offset).await;
     }
@@ -73,8 +71,10 @@ pub(crate) async fn logs(
         let status = views::task_status(&node, &facts, &mut views::LastReport::default())?;
         let ended = status.ended();
         if status.attempt > after {
-            if let Some(tail) = tail(&node, id, status.attempt, stream) {
-                return Ok(of(status.attempt, typed(MEDIA_TYPE, pieces(&node, tail, offset, true))));
+            if let Some((attempt, source)) = running(&node, id, stream).await?
+                && attempt == status.attempt
+            {
+                return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, true))));
             }
             let has_result = status.result.as_ref().is_some_and(|result| result.attempt == status.attempt);
             if ended || has_result {
@@ -88,17 +88,51 @@ pub(crate) async fn logs(
     }
 }
 
-/// The number of the attempt that is under way.
-async fn running(node: &Node, id: TaskId) -> Result<Option<u32>, Problem> {
-    node.view(move |state| {
-        let live = state.live().get(&id)?;
-        live.phase.worker().map(|_| live.epoch.0)
-    })
-    .await
+/// Where a stream of a running attempt is read.
+#[derive(Clone)]
+enum Source {
+    /// In this process.
+    Here(Arc<dyn Tail>),
+    /// At the worker of this identity.
+    There(Arc<Streams>, Digest, StreamId),
 }
 
-fn tail(node: &Node, task: TaskId, attempt: u32, stream: OutputStream) -> Option<Arc<dyn Tail>> {
-    node.process.as_ref()?.tail(AttemptId { task, epoch: Epoch(attempt) }, stream)
+impl Source {
+    /// What the stream has from `offset` on, and whether nothing more will come; nothing where it cannot be read any more.
+    async fn read(&self, offset: u64) -> std::io::Result<Option<(Bytes, bool)>> {
+        match self {
+            Source::Here(tail) => {
+                let source = tail.clone();
+                let read = tokio::task::spawn_blocking(move || source.read(offset, PIECE_BYTES)).await;
+                let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+                read.map(|(piece, is_end)| Some((Bytes::from(piece), is_end)))
+            }
+            Source::There(streams, worker, id) => {
+                streams.read(worker, *id, offset, u32::try_from(PIECE_BYTES).unwrap_or(u32::MAX)).await
+            }
+        }
+    }
+}
+
+/// The attempt that is under way, and where its stream is read.
+async fn running(node: &Node, task: TaskId, stream: OutputStream) -> Result<Option<(u32, Source)>, Problem> {
+    let found = node.view(move |state| {
+        let live = state.live().get(&task)?;
+        let worker = state.workers().get(&live.phase.worker()?)?;
+        Some((live.epoch, worker.node))
+    });
+    let Some((epoch, worker)) = found.await? else { return Ok(None) };
+    let id = StreamId { attempt: AttemptId { task, epoch }, stream };
+    let source = match (&node.process, &node.streams) {
+        (Some(process), _) => process.tail(id.attempt, stream).map(Source::Here),
+        (None, Some(streams)) => {
+            // The worker may not have begun, or have ended it already.
+            let known = streams.read(&worker, id, 0, 0).await.is_ok_and(|read| read.is_some());
+            known.then(|| Source::There(streams.clone(), worker, id))
+        }
+        (None, None) => None,
+    };
+    Ok(source.map(|source| (epoch.0, source)))
 }
 
 fn of(attempt: u32, mut response: Response) -> Response {
@@ -124,22 +158,22 @@ async fn kept(
 }
 
 /// What a stream has brought from `offset` on; with `follow` also what it brings until its end.
-fn pieces(node: &Arc<Node>, tail: Arc<dyn Tail>, offset: u64, follow: bool) -> Body {
+fn pieces(node: &Arc<Node>, source: Source, offset: u64, follow: bool) -> Body {
     // While somebody reads, the node is not idle.
     let open = node.activity.enter();
-    let begin = (tail, offset, false, open);
-    Body::from_stream(stream::unfold(begin, move |(tail, mut offset, ended, open)| async move {
+    let begin = (source, offset, false, open);
+    Body::from_stream(stream::unfold(begin, move |(source, mut offset, ended, open)| async move {
         if ended {
             return None;
         }
         loop {
-            let source = tail.clone();
-            let read = tokio::task::spawn_blocking(move || source.read(offset, PIECE_BYTES)).await;
-            let (piece, is_end) = match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            let gone = || std::io::Error::other("the worker does not answer any more");
+            let (piece, is_end) = match source.read(offset).await.and_then(|read| read.ok_or_else(gone)) {
                 Ok(read) => read,
                 Err(error) => {
-                    tracing::error!(%error, "a stream cannot be followed");
-                    return Some((Err(error), (tail, offset, true, open)));
+                    // Whoever follows asks again, for the attempt that comes next or for what was kept of this one.
+                    tracing::warn!(%error, "a stream cannot be followed");
+                    return Some((Err(error), (source, offset, true, open)));
                 }
             };
             if piece.is_empty() {
@@ -150,7 +184,7 @@ fn pieces(node: &Arc<Node>, tail: Arc<dyn Tail>, offset: u64, follow: bool) -> B
                 continue;
             }
             offset += piece.len() as u64;
-            return Some((Ok(Bytes::from(piece)), (tail, offset, is_end, open)));
+            return Some((Ok(piece), (source, offset, is_end, open)));
         }
     }))
 }

@@ -6,6 +6,8 @@ mod listen;
 mod replicate;
 mod servers;
 mod service;
+mod streams;
+mod tails;
 mod work;
 
 pub(crate) use dial::Dialler;
@@ -14,4 +16,6 @@ pub(crate) use listen::listen;
 pub(crate) use replicate::{OwnHello, dial_servers};
 pub(crate) use servers::{Servers, content_of};
 pub(crate) use service::{Plane, Served};
-pub(crate) use work::link_to_leader;
+pub(crate) use streams::{StreamId, Streams};
+pub(crate) use tails::Tails;
+pub(crate) use work::{Here, link_to_leader};

@@ -1,5 +1,6 @@
 //! What a server does for other nodes. Who may ask for what is settled here, by the key of the connection, on every call.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -12,12 +13,13 @@ use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
-    Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply,
-    ServersRequest, SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest,
-    decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
+    Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, STREAMS_VERSION, ServerAddress,
+    ServersReply, ServersRequest, SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply,
+    WorkRequest, check_hello, decode_digest, decode_from_worker, decode_stage, decode_version,
+    encode_to_worker, replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,6 +27,7 @@ use super::join::Admission;
 use super::listen::Connection;
 use super::replicate::next_connection;
 use super::servers::pieces_of;
+use super::streams::{Connected, Question, Streams, UNANSWERED};
 use crate::blobs::Blobs;
 use crate::control::{Message, Role};
 use crate::directory::Directory;
@@ -51,6 +54,7 @@ pub(crate) struct Plane {
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) snapshots: SnapshotSource,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) gatherer: Gatherer,
     pub(crate) admission: Arc<Admission>,
     /// Servers of which this one was told when it entered: until its own state says more, these may speak.
@@ -109,10 +113,9 @@ impl Plane {
         }
     }
 
-    fn greeted(&self, hello: &Hello) -> Result<(), Status> {
-        check_hello(hello, &self.cluster)
-            .map(|_| ())
-            .map_err(|error| Status::failed_precondition(error.to_string()))
+    /// The version that both sides understand.
+    fn greeted(&self, hello: &Hello) -> Result<u32, Status> {
+        check_hello(hello, &self.cluster).map_err(|error| Status::failed_precondition(error.to_string()))
     }
 
     /// Carries messages both ways until somebody ends it; returns why.
@@ -123,7 +126,10 @@ impl Plane {
         out: &Channel<Result<WorkReply, Status>>,
         talk: Talk,
     ) -> Status {
-        let Talk { peer, connection, key, tls_key } = talk;
+        let Talk { peer, connection, key, tls_key, version } = talk;
+        // One that speaks an earlier version is asked for nothing.
+        let mut asked = (version >= STREAMS_VERSION).then(|| self.streams.connected(key.id(), connection));
+        let (mut unanswered, mut next_question) = (BTreeMap::new(), 1u64);
         let refused = Plane::until_refused(self.directory.clone(), self.clone(), tls_key);
         let mut refused = core::pin::pin!(refused);
         loop {
@@ -134,16 +140,34 @@ impl Plane {
                         return Status::aborted("the server let go of the connection");
                     };
                     if let PeerMessage::Worker(message) = message {
-                        let reply = WorkReply { to_worker: encode_to_worker(&message) };
+                        let reply = WorkReply { to_worker: encode_to_worker(&message), ..WorkReply::default() };
                         if out.send(Ok(reply)).await.is_err() {
                             return Status::cancelled("the worker is gone");
                         }
                     }
                     drop(self.control.send(Message::Peer(PeerEvent::Written { peer, connection, number })));
                 }
+                question = next(&mut asked), if unanswered.len() < UNANSWERED => {
+                    let Question { ask, reply } = question;
+                    let number = next_question;
+                    next_question = number.wrapping_add(1);
+                    // Who gave up waiting makes room.
+                    unanswered.retain(|_, waiting: &mut oneshot::Sender<StreamPiece>| !waiting.is_closed());
+                    unanswered.insert(number, reply);
+                    let stream_request = Some(StreamRequest { number, ..ask });
+                    let reply = WorkReply { stream_request, ..WorkReply::default() };
+                    if out.send(Ok(reply)).await.is_err() {
+                        return Status::cancelled("the worker is gone");
+                    }
+                }
                 message = stream.message() => {
                     let said = match message {
                         Ok(Some(WorkRequest { message: Some(work_request::Message::FromWorker(bytes)) })) => bytes,
+                        Ok(Some(WorkRequest { message: Some(work_request::Message::StreamPiece(piece)) })) => {
+                            // Who asked and went away needs no answer.
+                            unanswered.remove(&piece.number).map(|waiting| waiting.send(piece));
+                            continue;
+                        }
                         Ok(Some(_)) => return Status::invalid_argument("a message of a worker is expected"),
                         Ok(None) => return Status::cancelled("the worker is gone"),
                         Err(status) => return status,
@@ -175,8 +199,19 @@ impl Plane {
     }
 }
 
+/// The next question to a worker; none for ever where it is not asked.
+async fn next(asked: &mut Option<Connected>) -> Question {
+    if let Some(asked) = asked
+        && let Some(question) = asked.questions.recv().await
+    {
+        return question;
+    }
+    core::future::pending().await
+}
+
 /// A worker's conversation.
 struct Talk {
+    version: u32,
     peer: Peer,
     connection: u64,
     key: VerifyingKey,
@@ -242,10 +277,10 @@ impl NodePlane for Served {
         let key = VerifyingKey::from_bytes(&row.public_key)
             .map_err(|error| Status::internal(format!("the node's key: {error}")))?;
         let mut stream = request.into_inner();
-        match first(&mut stream).await?.message {
+        let version = match first(&mut stream).await?.message {
             Some(work_request::Message::Hello(hello)) => plane.greeted(&hello)?,
             _ => return Err(Status::invalid_argument("the first message must be a hello")),
-        }
+        };
         let (peer, connection) = (Peer::Worker(row.node), next_connection());
         let (parcels, written) = unbounded_channel();
         plane
@@ -254,7 +289,8 @@ impl NodePlane for Served {
             .map_err(stopping)?;
         let (out, outgoing) = channel(WAITING);
         tokio::spawn(async move {
-            let status = plane.converse(stream, written, &out, Talk { peer, connection, key, tls_key }).await;
+            let status =
+                plane.converse(stream, written, &out, Talk { version, peer, connection, key, tls_key }).await;
             drop(plane.control.send(Message::Peer(PeerEvent::Disconnected { peer, connection })));
             // Who listened may be gone.
             drop(out.send(Err(status)).await);

@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use grey_core::{FromWorker, ToWorker, WorkerMessage as Told};
 use grey_health::{Backoff, BackoffOptions, Chance};
 use grey_proof::Digest;
-use grey_wire::{ServersRequest, WorkRequest, decode_to_worker, encode_from_worker, hello, work_request};
+use grey_wire::{
+    ServersRequest, StreamRequest, WorkReply, WorkRequest, decode_to_worker, encode_from_worker, hello,
+    work_request,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, channel};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::servers::Servers;
+use super::tails::Tails;
 use crate::directory::ServerPlace;
 use crate::worker::WorkerMessage;
 
@@ -37,13 +41,21 @@ enum Ended {
     Broken(String),
 }
 
+/// Who speaks at a worker's end.
+pub(crate) struct Here {
+    /// The worker's thread.
+    pub(crate) worker: Sender<WorkerMessage>,
+    /// What its attempts write.
+    pub(crate) tails: Arc<Tails>,
+}
+
 /// Carries messages between the worker's thread and the leader until the thread ends.
 pub(crate) async fn link_to_leader(
     servers: Arc<Servers>,
     cluster: Digest,
     places: watch::Sender<Vec<ServerPlace>>,
     mut messages: UnboundedReceiver<FromWorker>,
-    worker: Sender<WorkerMessage>,
+    here: Here,
     seed: u64,
 ) {
     let mut chance = Chance::seeded(seed);
@@ -63,9 +75,9 @@ pub(crate) async fn link_to_leader(
             tracing::error!("no server is known");
             return;
         };
-        let ended = converse(&servers, cluster, &place, &places, &mut messages, &worker, &mut backoff).await;
+        let ended = converse(&servers, cluster, &place, &places, &mut messages, &here, &mut backoff).await;
         // What was under way is lost; the worker announces itself anew.
-        if worker.send(WorkerMessage::Disconnected).is_err() {
+        if here.worker.send(WorkerMessage::Disconnected).is_err() {
             return;
         }
         match ended {
@@ -104,7 +116,7 @@ async fn converse(
     place: &ServerPlace,
     places: &watch::Sender<Vec<ServerPlace>>,
     messages: &mut UnboundedReceiver<FromWorker>,
-    worker: &Sender<WorkerMessage>,
+    here: &Here,
     backoff: &mut Backoff,
 ) -> Ended {
     let mut client = match servers.to(place).await {
@@ -140,7 +152,7 @@ async fn converse(
             });
         }
     }
-    if worker.send(WorkerMessage::Connected).is_err() {
+    if here.worker.send(WorkerMessage::Connected).is_err() {
         return Ended::Stopping;
     }
     loop {
@@ -155,6 +167,10 @@ async fn converse(
             }
             answer = answers.message() => {
                 let told = match answer {
+                    Ok(Some(WorkReply { stream_request: Some(ask), .. })) => {
+                        answer_about_stream(here.tails.clone(), sender.clone(), ask);
+                        continue;
+                    }
                     Ok(Some(reply)) => decode_to_worker(&reply.to_worker),
                     Ok(None) => return Ended::Broken("the server ended the connection".to_owned()),
                     Err(status) => {
@@ -170,12 +186,25 @@ async fn converse(
                     return Ended::Elsewhere(leader);
                 }
                 backoff.reset();
-                if worker.send(WorkerMessage::FromLeader(told)).is_err() {
+                if here.worker.send(WorkerMessage::FromLeader(told)).is_err() {
                     return Ended::Stopping;
                 }
             }
         }
     }
+}
+
+/// Reads a stream beside the conversation. Servers bound how many questions wait for answers.
+fn answer_about_stream(
+    tails: Arc<Tails>,
+    answers: tokio::sync::mpsc::Sender<WorkRequest>,
+    ask: StreamRequest,
+) {
+    tokio::task::spawn_blocking(move || {
+        let message = Some(work_request::Message::StreamPiece(tails.answer(&ask)));
+        // A conversation that has ended needs no answer.
+        drop(answers.blocking_send(WorkRequest { message }));
+    });
 }
 
 /// A server as it is dialled, where what was told of it can be read.
