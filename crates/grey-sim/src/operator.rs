@@ -190,7 +190,7 @@ impl World {
         let name = self.name(index);
         let worker = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
         let public_key = match worker {
-            Some(identity) => identity.key().verifying_key().to_bytes(),
+            Some(identity) => identity.verifying_key.to_bytes(),
             None => Digest::of(name.as_bytes()).0,
         };
         let node = Digest::of(&public_key);

@@ -1,6 +1,7 @@
 //! One server: the real replica over the real store on a simulated disk, and what its threads do for it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, State, ToWorker};
@@ -104,6 +105,8 @@ pub struct Server {
     /// Requests of the write that is under way, where those after them wait for the next.
     writing: usize,
     pub paced: bool,
+    /// Whether it has links.
+    linked: bool,
     /// The other servers, where it has links.
     others: Vec<u64>,
     connected: BTreeSet<Peer>,
@@ -159,6 +162,7 @@ impl Server {
             log_busy: false,
             writing: 0,
             paced: options.paced,
+            linked,
             others,
             connected: BTreeSet::new(),
             away: BTreeSet::new(),
@@ -190,8 +194,8 @@ impl Server {
     /// Time passed by this node's monotonic clock.
     pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), Ended> {
         self.server.elapse(elapsed_ms)?;
-        for other in self.others.clone() {
-            let peer = Peer::Server(other);
+        for position in 0..self.others.len() {
+            let Some(peer) = self.others.get(position).map(|other| Peer::Server(*other)) else { continue };
             if !self.connected.contains(&peer) && self.server.may_connect(peer).is_ok() {
                 if self.away.contains(&peer) {
                     self.server.disconnected(peer);
@@ -204,7 +208,7 @@ impl Server {
     }
 
     fn connect(&mut self, peer: Peer) -> Result<(), Ended> {
-        if self.connected.insert(peer) {
+        if self.linked && self.connected.insert(peer) {
             self.server.connected(peer)?;
         }
         Ok(())
@@ -226,7 +230,13 @@ impl Server {
 
     /// Writes what the links let through; where writing fails the connection is over.
     fn post(&mut self) {
-        for peer in self.connected.clone() {
+        let mut before = None;
+        let next = |connected: &BTreeSet<Peer>, before: Option<Peer>| {
+            let from = before.map_or(Bound::Unbounded, Bound::Excluded);
+            connected.range((from, Bound::Unbounded)).next().copied()
+        };
+        while let Some(peer) = next(&self.connected, before) {
+            before = Some(peer);
             while let Some(parcel) = self.server.take(peer) {
                 if self.away.contains(&peer) {
                     self.server.not_sent(peer, parcel.number);
@@ -408,12 +418,9 @@ impl Server {
                 LogRequest::Truncate(index) => truncate = Some(index),
             }
         }
+        self.storage.log.write(&batches, truncate)?;
         if let Some(last) = batches.last().map(|batch: &PersistBatch| batch.number) {
-            self.storage.log.append(&batches)?;
             self.server.replica_mut().persisted(last)?;
-        }
-        if let Some(index) = truncate {
-            self.storage.log.truncate_through(index)?;
         }
         Ok(())
     }

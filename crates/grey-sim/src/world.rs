@@ -244,8 +244,7 @@ impl World {
             ));
         }
         let place = |number: usize| servers + number;
-        let keys =
-            identities.iter().enumerate().map(|(number, one)| (place(number), one.key().verifying_key()));
+        let keys = identities.iter().enumerate().map(|(number, one)| (place(number), one.verifying_key));
         let by_node = identities.iter().enumerate().map(|(number, one)| (one.node, place(number)));
         let mut counters = Counters::default();
         let nodes = (0..servers + workers + clients).map(|number| {
