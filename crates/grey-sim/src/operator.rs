@@ -43,6 +43,13 @@ pub struct Operator {
     looked_us: u64,
 }
 
+impl Operator {
+    /// Whether a node has yet to be let in.
+    pub fn is_waiting(&self, node: NodeIndex) -> bool {
+        self.waiting.contains(&node)
+    }
+}
+
 impl World {
     /// The first server begins alone, as every cluster does; the other nodes are let in.
     pub fn form_of(&mut self, servers: usize) {

@@ -48,6 +48,10 @@ pub enum Ordered {
     Applied { term: u64, index: u64, applied: Applied },
     /// A whole state took the place of what was here.
     Installed { index: u64 },
+    /// A connection was made.
+    Connected,
+    /// A connection was found broken by what was to be written to it.
+    Disconnected,
     /// It believes that it leads, or no longer.
     Role { leads: bool, leader: u64, term: u64 },
 }
@@ -210,6 +214,7 @@ impl Server {
     fn connect(&mut self, peer: Peer) -> Result<(), Ended> {
         if self.linked && self.connected.insert(peer) {
             self.server.connected(peer)?;
+            self.ordered.push(Ordered::Connected);
         }
         Ok(())
     }
@@ -242,6 +247,7 @@ impl Server {
                     self.server.not_sent(peer, parcel.number);
                     self.server.disconnected(peer);
                     self.connected.remove(&peer);
+                    self.ordered.push(Ordered::Disconnected);
                     break;
                 }
                 self.server.sent(peer, parcel.number);
