@@ -183,17 +183,16 @@ impl World {
     /// What its connections say to a server of their other ends: that nothing can be written while the link is cut or nothing runs there.
     pub fn look_at_connections(&mut self, index: NodeIndex) {
         let now_us = self.now_us;
-        for other in (0..self.servers + self.workers).filter(|other| *other != index) {
-            let cut = self.network.is_cut(now_us, index, other) || self.network.is_cut(now_us, other, index);
-            let away = cut || !self.is_up(other);
+        let cut = |from, to| self.network.is_cut(now_us, from, to);
+        let others = (0..self.servers + self.workers).filter(|other| *other != index);
+        let away = others.filter(|other| cut(index, *other) || cut(*other, index) || !self.is_up(*other));
+        let away = away.map(|other| {
             let worker = other.checked_sub(self.servers).and_then(|number| self.identities.get(number));
-            let peer = match worker {
-                Some(identity) => Peer::Worker(identity.node),
-                None => Peer::Server(other as u64 + 1),
-            };
-            if let Some(Process::Server(server)) = self.nodes.get_mut(index).map(|node| &mut node.process) {
-                server.set_away(peer, away);
-            }
+            worker.map_or(Peer::Server(other as u64 + 1), |identity| Peer::Worker(identity.node))
+        });
+        let away = away.collect();
+        if let Some(Process::Server(server)) = self.nodes.get_mut(index).map(|node| &mut node.process) {
+            server.set_all_away(away);
         }
     }
 }

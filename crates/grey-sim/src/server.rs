@@ -1,7 +1,6 @@
 //! One server: the real replica over the real store on a simulated disk, and what its threads do for it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, State, ToWorker};
@@ -228,6 +227,11 @@ impl Server {
         }
     }
 
+    /// To these nothing can be written, and to all others it can.
+    pub fn set_all_away(&mut self, away: BTreeSet<Peer>) {
+        self.away = away;
+    }
+
     /// The real server.
     pub fn real(&mut self) -> &mut Replicated {
         &mut self.server
@@ -235,13 +239,10 @@ impl Server {
 
     /// Writes what the links let through; where writing fails the connection is over.
     fn post(&mut self) {
-        let mut before = None;
-        let next = |connected: &BTreeSet<Peer>, before: Option<Peer>| {
-            let from = before.map_or(Bound::Unbounded, Bound::Excluded);
-            connected.range((from, Bound::Unbounded)).next().copied()
-        };
-        while let Some(peer) = next(&self.connected, before) {
-            before = Some(peer);
+        for peer in self.server.busy_peers() {
+            if !self.connected.contains(&peer) {
+                continue;
+            }
             while let Some(parcel) = self.server.take(peer) {
                 if self.away.contains(&peer) {
                     self.server.not_sent(peer, parcel.number);
