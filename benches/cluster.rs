@@ -4,11 +4,17 @@
 
 #[path = "../tests/cluster/house.rs"]
 mod house;
+#[path = "../tests/cluster/machine.rs"]
+mod machine;
+#[path = "../tests/cluster/network.rs"]
+mod network;
 #[path = "../tests/support/mod.rs"]
 mod support;
 #[path = "../tests/cluster/switch.rs"]
 mod switch;
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,14 +83,22 @@ fn idle(house: &House) {
     }
 }
 
-async fn commits(house: &House) {
-    let one = client(house);
+/// Writes one after the other, and at a pace, each until it is acknowledged.
+async fn paced(what: &str, client: impl Fn() -> Client, path: &'static str, body: &'static str) {
+    async fn write(client: &Client, path: &str, body: &'static str) {
+        let answer: Result<serde_json::Value, _> =
+            client.post_bytes(path, "application/json", body.into(), None).await;
+        answer.unwrap();
+    }
+    let one = client();
     let mut times = Vec::new();
     for _ in 0..COMMITS / 5 {
-        times.push(submit(&one).await);
+        let begun = Instant::now();
+        write(&one, path, body).await;
+        times.push(begun.elapsed());
     }
-    shown("a submission until it is acknowledged, one at a time", times);
-    let clients: Vec<Arc<Client>> = (0..32).map(|_| Arc::new(client(house))).collect();
+    shown(&format!("{what} until it is acknowledged, one at a time"), times);
+    let clients: Vec<Arc<Client>> = (0..32).map(|_| Arc::new(client())).collect();
     let begun = Instant::now();
     let mut under_way = Vec::new();
     for number in 0..COMMITS {
@@ -93,7 +107,7 @@ async fn commits(house: &House) {
         let client = clients[number % clients.len()].clone();
         // From when it was due: whoever waits for a connection waits, too.
         under_way.push(tokio::spawn(async move {
-            submit(&client).await;
+            write(&client, path, body).await;
             begun.elapsed() - due
         }));
     }
@@ -101,7 +115,73 @@ async fn commits(house: &House) {
     for one in under_way {
         times.push(one.await.unwrap());
     }
-    shown(&format!("a submission until it is acknowledged, at {PACE} a second"), times);
+    shown(&format!("{what} until it is acknowledged, at {PACE} a second"), times);
+}
+
+async fn commits(house: &House) {
+    paced("a submission", || client(house), "/v1/tasks", "{\"executor\":\"noop\"}").await;
+}
+
+/// Three members of etcd beside it, on the same disk, where this machine has it: what the same kind of write costs there, over its gateway for
+/// HTTP and JSON without TLS. Its value is as long as the entry of such a submission.
+struct Etcd(Vec<Child>);
+
+impl Etcd {
+    const PEERS: [u16; 3] = [23_801, 23_802, 23_803];
+    const CLIENTS: [u16; 3] = [23_791, 23_792, 23_793];
+
+    fn start(directory: &Path) -> Option<Etcd> {
+        let at = |port: u16| format!("http://127.0.0.1:{port}");
+        let peers: Vec<String> =
+            Etcd::PEERS.iter().enumerate().map(|(number, port)| format!("m{number}={}", at(*port))).collect();
+        let mut members = Vec::new();
+        for (number, (peer, client)) in Etcd::PEERS.into_iter().zip(Etcd::CLIENTS).enumerate() {
+            let mut command = Command::new("etcd");
+            command
+                .args(["--name", &format!("m{number}"), "--initial-cluster", &peers.join(",")])
+                .args(["--listen-peer-urls", &at(peer), "--initial-advertise-peer-urls", &at(peer)])
+                .args(["--listen-client-urls", &at(client), "--advertise-client-urls", &at(client)])
+                .arg("--data-dir")
+                .arg(directory.join(format!("etcd{number}")))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            members.push(command.spawn().ok()?);
+        }
+        Some(Etcd(members))
+    }
+
+    fn client() -> Client {
+        Client::new(format!("http://127.0.0.1:{}", Etcd::CLIENTS[0]).parse().unwrap(), None)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for member in &mut self.0 {
+            drop(member.kill());
+            drop(member.wait());
+        }
+    }
+}
+
+async fn commits_of_etcd(house: &House) {
+    let Some(_etcd) = Etcd::start(&house.path("")) else {
+        println!("etcd is not installed here, and is not compared");
+        return;
+    };
+    let begun = Instant::now();
+    let body = "{\"key\":\"Zm9v\",\"value\":\"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5\"}";
+    loop {
+        let client = Etcd::client().with_retries(None);
+        let put: Result<serde_json::Value, _> =
+            client.post_bytes("/v3/kv/put", "application/json", body.into(), None).await;
+        match put {
+            Ok(_) => break,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    paced("a put of etcd", Etcd::client, "/v3/kv/put", body).await;
 }
 
 async fn throughput(house: &House) {
@@ -151,7 +231,7 @@ async fn failovers(house: &House, kills: usize) {
 }
 
 /// A worker is killed that runs tasks: until each of them runs elsewhere.
-async fn lost_worker(house: &House, name: &str, what: &str) {
+async fn lost_worker(house: &House, name: &str, after_failover: bool) {
     let client = client(house);
     let body = "{\"command\":[\"sleep\",\"4\"],\"count\":2,\"cpu_millicores\":1000,\"retries\":{\"infrastructure\":20}}";
     let created: JobCreated =
@@ -160,6 +240,10 @@ async fn lost_worker(house: &House, name: &str, what: &str) {
     let worker = house.node(name).unwrap()["worker"].clone();
     wait_until("they run", || tasks().iter().all(|task| task["state"] == "running"));
     let held = tasks().iter().filter(|task| task["worker"] == worker).count();
+    let leads = leader(house).unwrap();
+    if after_failover {
+        house.kill_9(&leads);
+    }
     let killed = Instant::now();
     house.kill_9(name);
     wait_until("they run elsewhere", || {
@@ -167,7 +251,11 @@ async fn lost_worker(house: &House, name: &str, what: &str) {
             task["state"] == "completed" || (task["state"] == "running" && task["worker"] != worker)
         })
     });
+    let what = if after_failover { "a worker is killed with the leader" } else { "a worker is killed" };
     println!("{what}: its {held} task(s) ran elsewhere after {:.1} s", killed.elapsed().as_secs_f64());
+    if after_failover {
+        house.start_server(&leads);
+    }
     house.restart_worker(name);
     wait_until("all has ended", || tasks().iter().all(|task| task["state"] == "completed"));
     wait_until("it is back", || house.workers() == 2);
@@ -182,9 +270,12 @@ fn main() {
     idle(&house);
     runtime().block_on(async {
         commits(&house).await;
+        commits_of_etcd(&house).await;
         throughput(&house).await;
-        lost_worker(&house, "w1", "a worker is killed").await;
-        lost_worker(&house, "w2", "another worker is killed").await;
+        for after_failover in [false, true] {
+            lost_worker(&house, "w1", after_failover).await;
+            lost_worker(&house, "w2", after_failover).await;
+        }
         failovers(&house, kills).await;
     });
 }

@@ -4,6 +4,10 @@
 
 #[path = "cluster/house.rs"]
 mod house;
+#[path = "cluster/machine.rs"]
+mod machine;
+#[path = "cluster/network.rs"]
+mod network;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
@@ -12,7 +16,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use house::House;
+use house::{House, ON_SMALL_DISK};
+use network::Network;
 use support::{Ran, kill, wait_until};
 use switch::Weather;
 
@@ -26,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LASTS: Duration = Duration::from_millis(1_500);
 /// Longer than a worker's lease.
 const PAST_THE_LEASE: Duration = Duration::from_secs(12);
+/// How far a clock is moved: further than certificates are good for.
+const DAYS_S: i64 = 30 * 24 * 3_600;
 /// How long a tenant rests between two submissions.
 const PACE: Duration = Duration::from_millis(100);
 /// Tasks of each submission.
@@ -44,9 +51,17 @@ enum Fault {
     BadWeather,
     RestartAll,
     WipeFollower,
+    FillDisk,
+    MoveClocks,
+    OutrunFollower,
+    PullCableOfLeader,
+    PullCableOfFollowerForLong,
+    MuteLeader,
+    NarrowCables,
+    PullCableOfWorkerPastItsLease,
 }
 
-const FAULTS: [Fault; 10] = [
+const FAULTS: [Fault; 13] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::StopLeader,
@@ -57,6 +72,18 @@ const FAULTS: [Fault; 10] = [
     Fault::BadWeather,
     Fault::RestartAll,
     Fault::WipeFollower,
+    Fault::FillDisk,
+    Fault::MoveClocks,
+    Fault::OutrunFollower,
+];
+
+/// What can be done where each node has a network namespace.
+const CABLE_FAULTS: [Fault; 5] = [
+    Fault::PullCableOfLeader,
+    Fault::PullCableOfFollowerForLong,
+    Fault::MuteLeader,
+    Fault::NarrowCables,
+    Fault::PullCableOfWorkerPastItsLease,
 ];
 
 struct Chaos {
@@ -97,6 +124,16 @@ impl Chaos {
         switch.set(Chaos::number(name), weather);
         std::thread::sleep(LASTS);
         switch.set(Chaos::number(name), Weather::default());
+    }
+
+    fn unplugged_for(&self, name: &str, time: Duration) {
+        self.house.network().pull_cable(name);
+        std::thread::sleep(time);
+        self.house.network().plug_in(name);
+    }
+
+    fn whole_states(&self, name: &str) -> usize {
+        self.house.said(name).matches("took over a whole state").count()
     }
 
     fn strike(&self, fault: Fault) {
@@ -142,12 +179,57 @@ impl Chaos {
                 self.house.kill_9(&name);
                 let removed = self.house.grey(&["node", "remove", &name]);
                 assert_eq!(removed.status, 0, "{}", removed.errors);
-                std::fs::remove_dir_all(self.house.path(&name)).unwrap();
+                std::fs::remove_dir_all(self.house.data_seen(&name)).unwrap();
                 // Whoever lost its disk is nobody that the cluster knows, and enters like anybody else.
                 wait_until("it is forgotten", || self.house.node(&name).is_none());
                 let token = self.house.token("server");
                 self.house.start_new_server(Chaos::number(&name), &token);
                 wait_until("it votes", || self.house.voters() == 3);
+            }
+            Fault::FillDisk => {
+                let Some(disk) = self.house.disk() else {
+                    println!("no disk of its own can be mounted here, so none is filled");
+                    return;
+                };
+                disk.fill();
+                std::thread::sleep(2 * LASTS);
+                // The others go on with it or without it.
+                let ran = self.house.grey(&["cluster", "status"]);
+                assert_eq!(ran.status, 0, "{}", ran.errors);
+                disk.free();
+                let ended = self.house.revive(ON_SMALL_DISK);
+                println!("the server on the full disk {}", if ended { "ended" } else { "went on" });
+            }
+            Fault::PullCableOfLeader => self.unplugged_for(&self.a_leader(), 2 * LASTS),
+            // Long enough that what is sent again is sent again seldom by then.
+            Fault::PullCableOfFollowerForLong => self.unplugged_for(&self.a_follower(), PAST_THE_LEASE),
+            Fault::PullCableOfWorkerPastItsLease => self.unplugged_for("w2", PAST_THE_LEASE),
+            Fault::MuteLeader => {
+                let (network, name) = (self.house.network(), self.a_leader());
+                network.mute(&name);
+                std::thread::sleep(2 * LASTS);
+                network.unmute(&name);
+            }
+            Fault::NarrowCables => {
+                let network = self.house.network();
+                self.servers.iter().for_each(|name| network.narrow(name, 256));
+                std::thread::sleep(2 * LASTS);
+                self.servers.iter().for_each(|name| network.widen(name));
+            }
+            Fault::OutrunFollower => {
+                let name = self.a_follower();
+                let before = self.whole_states(&name);
+                self.house.kill_9(&name);
+                self.house.fill_log();
+                self.house.start_server(&name);
+                wait_until("it takes over a whole state", || self.whole_states(&name) > before);
+            }
+            Fault::MoveClocks => {
+                for (name, seconds) in [(self.a_leader(), DAYS_S), (self.a_follower(), -DAYS_S)] {
+                    self.house.clock().set(&name, seconds);
+                    std::thread::sleep(LASTS);
+                    self.house.clock().set(&name, 0);
+                }
             }
         }
     }
@@ -170,7 +252,8 @@ impl Chaos {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+        let mut jobs = self.house.rows(&["job", "list", "--limit", "0"]);
+        jobs.retain(|job| job["name"] != "filler");
         let names: Vec<u64> = jobs.iter().map(|job| job["name"].as_str().unwrap().parse().unwrap()).collect();
         let distinct: BTreeSet<u64> = names.iter().copied().collect();
         assert_eq!(distinct.len(), names.len(), "a key is one job's");
@@ -206,22 +289,19 @@ fn submit(house: &House, ends: &AtomicBool, from: u64) -> BTreeSet<u64> {
     acknowledged
 }
 
-#[test]
-fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_twice() {
+/// Faults of a kind, one after another, in as many rounds as were asked for.
+fn torment(house: House, faults: &[Fault]) {
     let minutes = std::env::var(MINUTES).map_or(0, |text| text.parse::<u64>().unwrap());
-    let house = House::of_three_behind_a_switch();
+    // Both tests have their share of the time, where faults of both were chosen.
+    let share = [&FAULTS[..], &CABLE_FAULTS].iter().filter(|kind| !chosen(kind).is_empty()).count() as u64;
+    let lasts = Duration::from_secs(60 * minutes / share);
     house.start_worker("w1");
     house.start_worker("w2");
     wait_until("the workers are there", || house.workers() == 2);
-    let chosen = std::env::var(CHOSEN).unwrap_or_default();
-    let is_chosen =
-        |fault: &Fault| chosen.is_empty() || chosen.split(',').any(|name| name == format!("{fault:?}"));
-    let faults: Vec<Fault> = FAULTS.into_iter().filter(is_chosen).collect();
-    assert!(!faults.is_empty(), "none of {FAULTS:?} is called {chosen}");
     let servers = (1..=3).map(|number| format!("s{number}")).collect();
     let chaos = Chaos { house, servers };
     let (begun, mut rounds, mut keys, mut all) = (Instant::now(), 0, 1, BTreeSet::new());
-    while rounds == 0 || begun.elapsed() < Duration::from_secs(60 * minutes) {
+    while rounds == 0 || begun.elapsed() < lasts {
         for fault in faults.iter().copied() {
             let struck = Instant::now();
             let ends = AtomicBool::new(false);
@@ -241,4 +321,35 @@ fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_
     }
     assert!(all.len() > faults.len(), "next to nothing was acknowledged: {}", all.len());
     println!("{rounds} round(s) of {} faults, {} jobs", faults.len(), all.len());
+}
+
+/// Those of some faults that were chosen.
+fn chosen(faults: &[Fault]) -> Vec<Fault> {
+    let chosen = std::env::var(CHOSEN).unwrap_or_default();
+    let all = FAULTS.iter().chain(&CABLE_FAULTS).map(|fault| format!("{fault:?}")).collect::<Vec<_>>();
+    for name in chosen.split(',').filter(|name| !name.is_empty()) {
+        assert!(all.iter().any(|known| known == name), "none of {all:?} is called {name}");
+    }
+    let is_chosen =
+        |fault: &&Fault| chosen.is_empty() || chosen.split(',').any(|name| name == format!("{fault:?}"));
+    faults.iter().filter(is_chosen).copied().collect()
+}
+
+#[test]
+fn whatever_happens_to_processes_and_links_nothing_acknowledged_is_lost_or_done_twice() {
+    let faults = chosen(&FAULTS);
+    if !faults.is_empty() {
+        torment(House::of_three_behind_a_switch(), &faults);
+    }
+}
+
+#[test]
+fn whatever_happens_to_cables_between_machines_nothing_acknowledged_is_lost_or_done_twice() {
+    let faults = chosen(&CABLE_FAULTS);
+    match Network::lay() {
+        Ok(network) if !faults.is_empty() => torment(House::of_three_on(network), &faults),
+        Ok(_) => {}
+        // What a cut does to packets is what the switch of the other test does to what is in them, but for how connections stall.
+        Err(reason) => println!("this machine allows no network namespaces: {reason}"),
+    }
 }

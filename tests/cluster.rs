@@ -3,9 +3,19 @@
 
 #[path = "cluster/house.rs"]
 mod house;
+#[path = "cluster/lag.rs"]
+mod lag;
+#[path = "cluster/machine.rs"]
+mod machine;
+#[path = "cluster/month.rs"]
+mod month;
+#[path = "cluster/network.rs"]
+mod network;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 #[path = "cluster/upkeep.rs"]
 mod upkeep;
 

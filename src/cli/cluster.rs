@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use grey_api::{
-    ClusterStatus, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, RetentionStatus,
-    TransferRequest,
+    ClusterStatus, FeatureLevelRaised, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred,
+    RetentionStatus, TransferRequest,
 };
 use serde::Serialize;
 
@@ -111,6 +111,8 @@ pub enum ClusterCommand {
         /// Its name or its number [default: any that votes and has caught up]
         server: Option<String>,
     },
+    /// After every server runs the new version: have the cluster write what only that understands, for good
+    Upgrade,
     /// Write everything that the cluster has into a file, from which it can be restored
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotArguments),
@@ -154,9 +156,20 @@ fn members(status: &ClusterStatus) -> String {
     }
 }
 
+/// The feature level in force, and whether another one may be.
+fn level(status: &ClusterStatus) -> String {
+    if status.understood_by_all > status.feature_level {
+        return format!(
+            "{}; every server understands {}: `grey cluster upgrade` puts it in force",
+            status.feature_level, status.understood_by_all
+        );
+    }
+    status.feature_level.to_string()
+}
+
 fn text(status: &ClusterStatus) -> String {
     let mut text = format!(
-        "cluster   {} ({} root)\nserver    {} of term {}, leader {}, version {}, process {}\nvoters    {}\nlog       applied to {}, state {}\nwork      {} job(s) live, {} jobs and {} tasks submitted, {} reports\ndata      {}\n",
+        "cluster   {} ({} root)\nserver    {} of term {}, leader {}, version {}, process {}\nvoters    {}\nlevel     {}\nlog       applied to {}, state {}\nwork      {} job(s) live, {} jobs and {} tasks submitted, {} reports\ndata      {}\n",
         status.cluster,
         status.class,
         status.server,
@@ -165,6 +178,7 @@ fn text(status: &ClusterStatus) -> String {
         status.version,
         status.process_id,
         members(status),
+        level(status),
         status.applied_index,
         status.state_hash,
         status.jobs_live,
@@ -224,6 +238,16 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
                     output.note("it led already; nothing was changed");
                 }
                 output.result(&now, || format!("{} leads, server {}\n", harmless(&now.name), now.leader))?;
+            }
+            ClusterCommand::Upgrade => {
+                let nothing = serde_json::json!({});
+                let now: FeatureLevelRaised = client.post("/v1/cluster/upgrade", &nothing, None).await?;
+                if now.feature_level == now.before {
+                    output.note(
+                        "every server understands no newer level; `grey node list -o wide` says what each runs; nothing was changed",
+                    );
+                }
+                output.result(&now, || format!("feature level {} is in force\n", now.feature_level))?;
             }
             ClusterCommand::Root => output.bytes(&client.get_bytes("/v1/cluster/root").await?)?,
         }

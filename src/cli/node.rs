@@ -101,11 +101,12 @@ fn listed(nodes: &[NodeStatus], wide: bool) -> String {
             doing(node),
             harmless(&node.tier),
             node.held.map(|held| held.to_string()).unwrap_or_default(),
+            node.version.as_deref().map(harmless).unwrap_or_default(),
             node.address.as_deref().map(harmless).unwrap_or_default(),
         ]
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
-    table(&["NODE", "NAME", "ROLE", "NUMBER", "STATE", "TIER", "HELD", "ADDRESS"], &rows)
+    table(&["NODE", "NAME", "ROLE", "NUMBER", "STATE", "TIER", "HELD", "VERSION", "ADDRESS"], &rows)
 }
 
 fn described(node: &NodeStatus) -> String {
@@ -124,6 +125,9 @@ fn described(node: &NodeStatus) -> String {
     );
     if let Some(address) = &node.address {
         text.push_str(&format!("address   {}\n", harmless(address)));
+    }
+    if let (Some(version), Some(level)) = (&node.version, node.feature_level) {
+        text.push_str(&format!("version   {}, understands feature level {level}\n", harmless(version)));
     }
     if let Some(held) = node.held {
         text.push_str(&format!("work      {held} attempt(s)\n"));
@@ -221,6 +225,8 @@ mod tests {
             server,
             leads,
             address: None,
+            version: None,
+            feature_level: None,
             tier: "software".to_owned(),
             admitted_at_ms: 0,
             worker: None,

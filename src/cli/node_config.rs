@@ -68,6 +68,12 @@ pub struct ServerArguments {
     /// Submissions under way at once
     #[arg(long, env = "GREY_UNDER_WAY", value_name = "COUNT")]
     under_way: Option<u32>,
+    /// After how much of the log a checkpoint is written, which the log behind the one before is dropped with [default: 64MiB]
+    #[arg(long, env = "GREY_CHECKPOINT_EVERY", value_name = "SIZE")]
+    checkpoint_every: Option<String>,
+    /// Newest feature level that it is to understand, to rehearse an upgrade [default: all that it does]
+    #[arg(long, env = "GREY_FEATURE_LEVEL_LIMIT", value_name = "LEVEL")]
+    feature_level_limit: Option<u16>,
 }
 
 /// What a worker is told.
@@ -161,6 +167,7 @@ impl ServerArguments {
             (&["server", "retention", "results"], &self.retain_results),
             (&["server", "retention", "history"], &self.retain_history),
             (&["server", "retention", "inputs"], &self.retain_inputs),
+            (&["server", "checkpoint_every"], &self.checkpoint_every),
         ] {
             if let Some(value) = value {
                 configuration.set(path, value.as_str());
@@ -174,6 +181,9 @@ impl ServerArguments {
             if let Some(value) = value {
                 configuration.set(&["server", "intake", name], i64::from(value));
             }
+        }
+        if let Some(level) = self.feature_level_limit {
+            configuration.set(&["server", "feature_level_limit"], i64::from(level));
         }
         configuration.server().map_err(|error| wrong(self.node.source(NodeKind::Server), &error))
     }

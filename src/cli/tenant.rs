@@ -1,12 +1,19 @@
 //! `grey tenant`: who submits to a cluster.
 
-use grey_api::{TenantDefaults, TenantList, TenantRequest, TenantStatus};
+use grey_api::{
+    QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest, TenantStatus,
+};
 
 use super::error::CliError;
 use super::output::{Output, harmless, table};
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::units;
+
+const QUOTA_EXAMPLES: &str = "\
+Examples:
+  grey tenant quota team-a --queued 10000 --rate 500 --burst 5000
+  grey tenant quota team-a --weight 2000 --rate none";
 
 /// Subcommands of `grey tenant`.
 #[derive(clap::Subcommand)]
@@ -20,6 +27,9 @@ pub enum TenantCommand {
         /// Its name
         name: String,
     },
+    /// Change what a tenant may have, and its share. What is not named stays
+    #[command(after_help = QUOTA_EXAMPLES)]
+    Quota(QuotaArguments),
     /// Take no more work of a tenant; what it has goes on
     Suspend {
         /// Its name
@@ -57,6 +67,57 @@ pub struct CreateArguments {
     priority: Option<u8>,
 }
 
+/// Arguments of `grey tenant quota`.
+#[derive(clap::Args)]
+pub struct QuotaArguments {
+    /// The tenant's name
+    name: String,
+    /// Share relative to others, in thousandths
+    #[arg(long, value_name = "THOUSANDTHS")]
+    weight: Option<u32>,
+    /// Tasks that may wait; `none` for as many as for every tenant
+    #[arg(long, value_parser = count_or_none, value_name = "TASKS")]
+    queued: Option<CountOrNone>,
+    /// Tasks a second that it may submit in the long run; `none` for as many as for every tenant
+    #[arg(long, value_parser = count_or_none, value_name = "TASKS")]
+    rate: Option<CountOrNone>,
+    /// Tasks that it may submit at once after a pause [default: as many as in a second]
+    #[arg(long, requires = "rate", value_name = "TASKS")]
+    burst: Option<u64>,
+}
+
+/// A bound, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CountOrNone(Option<u64>);
+
+fn count_or_none(text: &str) -> Result<CountOrNone, String> {
+    if text == "none" {
+        return Ok(CountOrNone(None));
+    }
+    let count = text.parse().map_err(|_| format!("`{text}` is no whole number, and not `none`"))?;
+    Ok(CountOrNone(Some(count)))
+}
+
+impl QuotaArguments {
+    fn request(&self) -> Result<QuotaRequest, CliError> {
+        if self.weight.is_none() && self.queued.is_none() && self.rate.is_none() {
+            return Err(CliError::usage(
+                "nothing is named that is to change: --weight, --queued or --rate".to_owned(),
+            ));
+        }
+        if self.burst.is_some() && self.rate == Some(CountOrNone(None)) {
+            return Err(CliError::usage("--burst says nothing without a rate".to_owned()));
+        }
+        let rate =
+            |rate: u64| SubmissionRate { tasks_per_second: rate, burst_tasks: self.burst.unwrap_or(rate) };
+        Ok(QuotaRequest {
+            weight_milli: self.weight,
+            queued_tasks: self.queued.map(|queued| queued.0),
+            rate: self.rate.map(|given| given.0.map(rate)),
+        })
+    }
+}
+
 impl CreateArguments {
     fn request(&self) -> TenantRequest {
         let usual = TenantDefaults::default();
@@ -79,13 +140,23 @@ fn standing(tenant: &TenantStatus) -> String {
     if tenant.suspended { "suspended" } else { "active" }.to_owned()
 }
 
+fn quota(quota: &TenantQuota) -> String {
+    let queued = quota.queued_tasks.map(|queued| format!("{queued} task(s) may wait"));
+    let rate = quota
+        .rate
+        .map(|rate| format!("{} task(s) a second, {} at once", rate.tasks_per_second, rate.burst_tasks));
+    let said: Vec<String> = queued.into_iter().chain(rate).collect();
+    if said.is_empty() { "none of its own".to_owned() } else { said.join("; ") }
+}
+
 fn described(tenant: &TenantStatus) -> String {
     let defaults = &tenant.defaults;
     format!(
-        "tenant    {} ({}), weight {}\nwork      {} task(s) wait, {} run, with {}m of processors and {} of memory\ndefaults  {}m of processors, {} of memory, time-out {}, output limit {}, priority {}\n",
+        "tenant    {} ({}), weight {}\nquota     {}\nwork      {} task(s) wait, {} run, with {}m of processors and {} of memory\ndefaults  {}m of processors, {} of memory, time-out {}, output limit {}, priority {}\n",
         harmless(&tenant.name),
         standing(tenant),
         tenant.weight_milli,
+        quota(&tenant.quota),
         tenant.queued_tasks,
         tenant.held_tasks,
         tenant.used_cpu_millicores,
@@ -137,6 +208,10 @@ pub fn tenant(command: &TenantCommand, target: &Target, output: &Output) -> Resu
             }
             TenantCommand::Create(arguments) => {
                 client.post("/v1/tenants", &arguments.request(), None).await?
+            }
+            TenantCommand::Quota(arguments) => {
+                let path = format!("{}/quota", path(&arguments.name)?);
+                client.post(&path, &arguments.request()?, None).await?
             }
             TenantCommand::Show { name } => client.get(&path(name)?).await?,
             TenantCommand::Suspend { name } => {

@@ -10,6 +10,8 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
+use crate::machine::{Clock, SmallDisk};
+use crate::network::Network;
 use crate::support::{Home, Ran, kill, wait_until};
 use crate::switch::Switch;
 
@@ -19,7 +21,17 @@ pub struct House {
     /// What lies between the nodes; nothing where they dial one another.
     switch: Option<Switch>,
     running: Mutex<BTreeMap<String, Child>>,
+    /// The newest feature level that servers are started with, where they play an earlier version.
+    limit: Mutex<Option<u16>>,
+    /// The disk that the third server has to itself, and the clocks of all: where machines are tormented.
+    disk: Option<SmallDisk>,
+    /// The network that the nodes are on; this machine's loopback interface where there is none.
+    network: Option<Network>,
+    clock: Option<Clock>,
 }
+
+/// Whose disk can be filled.
+pub const ON_SMALL_DISK: &str = "s3";
 
 /// Ports that are free now. That somebody else takes one before a server does is rare, and fails loudly.
 fn free_ports(count: usize) -> Vec<u16> {
@@ -30,7 +42,16 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl House {
     /// Room for so many servers; nothing runs.
     pub fn new(servers: usize) -> House {
-        House { home: Home::new(), ports: free_ports(servers), switch: None, running: Mutex::default() }
+        House {
+            home: Home::new(),
+            ports: free_ports(servers),
+            switch: None,
+            running: Mutex::default(),
+            limit: Mutex::default(),
+            disk: None,
+            network: None,
+            clock: None,
+        }
     }
 
     /// A cluster of its first server, with room for others.
@@ -53,11 +74,75 @@ impl House {
         House::founded(4).grown()
     }
 
+    /// The same, of servers that understand feature levels up to this one, as those of an earlier version do.
+    pub fn of_three_that_understand(level: u16) -> House {
+        let house = House::new(3);
+        house.set_limit(Some(level));
+        house.begun().grown()
+    }
+
+    /// What servers understand that are started from now on.
+    pub fn set_limit(&self, level: Option<u16>) {
+        *self.limit.lock().unwrap() = level;
+    }
+
     /// The same, where nodes reach a server through a switch only; whoever runs the cluster reaches them all.
     pub fn of_three_behind_a_switch() -> House {
         let mut house = House::new(3);
         house.switch = Some(Switch::before(&house.ports));
+        house.disk = SmallDisk::mount(&house.path("disk"));
+        house.clock = Some(Clock::new(&house.path("")));
         house.begun().grown()
+    }
+
+    /// The same, where every clock can be moved: those of servers and workers, and that of whoever runs the cluster.
+    pub fn of_three_with_clocks() -> House {
+        let mut house = House::new(3);
+        house.clock = Some(Clock::new(&house.path("")));
+        house.begun().grown()
+    }
+
+    /// Has a command see the clock of a machine, where clocks can be moved.
+    fn wear(&self, name: &str, command: &mut Command) {
+        if let Some(clock) = &self.clock {
+            clock.wear(name, command);
+        }
+    }
+
+    /// The same, with each node in a network namespace of its own.
+    pub fn of_three_on(network: Network) -> House {
+        let mut house = House::new(3);
+        house.network = Some(network);
+        house.begun().grown()
+    }
+
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().unwrap()
+    }
+
+    /// The disk that can be filled, where the machine allows one.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().unwrap()
+    }
+
+    /// Where a node's data is, as it sees it.
+    fn data(&self, name: &str) -> PathBuf {
+        match &self.disk {
+            Some(_) if name == ON_SMALL_DISK => self.path("disk").join("data"),
+            _ => self.path(name),
+        }
+    }
+
+    /// Where a node's data is, as this process sees it.
+    pub fn data_seen(&self, name: &str) -> PathBuf {
+        match &self.disk {
+            Some(disk) if name == ON_SMALL_DISK => disk.seen_at().join("data"),
+            _ => self.path(name),
+        }
     }
 
     pub fn switch(&self) -> &Switch {
@@ -94,7 +179,11 @@ impl House {
     }
 
     fn listen(&self, number: usize) -> String {
-        format!("127.0.0.1:{}", self.ports[number - 1])
+        let port = self.ports[number - 1];
+        match &self.network {
+            Some(network) => format!("{}:{port}", network.address(&format!("s{number}"))),
+            None => format!("127.0.0.1:{port}"),
+        }
     }
 
     /// What other nodes dial.
@@ -124,6 +213,7 @@ impl House {
             .env("GREY_ADDR", addresses.join(","))
             .env("GREY_CA", self.path("ca.pem"))
             .env("GREY_TOKEN", token.trim());
+        self.wear("operator", &mut command);
         command
     }
 
@@ -168,20 +258,49 @@ impl House {
         let (listen, advertise) = (self.listen(number), self.advertise(number));
         let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
         let mut command = self.home.command(&arguments);
-        command.env("GREY_DATA", self.path(&name));
+        command.env("GREY_DATA", self.data(&name));
+        // Tests see logs dropped that would take minutes to fill; benchmarks measure what is usual.
+        if cfg!(test) {
+            command.env("GREY_CHECKPOINT_EVERY", "1MiB");
+        }
+        self.wear(&name, &mut command);
+        if let Some(level) = *self.limit.lock().unwrap() {
+            command.env("GREY_FEATURE_LEVEL_LIMIT", level.to_string());
+        }
         if let Some(token) = token {
             command.env("GREY_JOIN", self.join()).env("GREY_JOIN_TOKEN", token);
         }
-        command
+        match &self.disk {
+            Some(disk) if name == ON_SMALL_DISK => disk.enter(&command),
+            _ => self.on_network(&name, command),
+        }
+    }
+
+    fn on_network(&self, name: &str, command: Command) -> Command {
+        match &self.network {
+            Some(network) => network.enter(name, &command),
+            None => command,
+        }
+    }
+
+    /// Starts a server again that has ended by itself; says whether it had.
+    pub fn revive(&self, name: &str) -> bool {
+        let ended = self.running.lock().unwrap().get_mut(name).unwrap().try_wait().unwrap().is_some();
+        if ended {
+            self.running.lock().unwrap().remove(name);
+            self.start_server(name);
+        }
+        ended
     }
 
     pub fn worker_command(&self, name: &str, token: Option<&str>) -> Command {
         let mut command = self.home.command(&["worker", "--name", name]);
         command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join());
+        self.wear(name, &mut command);
         if let Some(token) = token {
             command.env("GREY_JOIN_TOKEN", token);
         }
-        command
+        self.on_network(name, command)
     }
 
     pub fn spawn(&self, name: &str, mut command: Command) {
@@ -218,7 +337,7 @@ impl House {
     pub fn terminate(&self, name: &str) {
         kill(self.process_id(name), "TERM");
         let mut child = self.running.lock().unwrap().remove(name).unwrap();
-        child.wait().unwrap();
+        wait_until("the process ends", || child.try_wait().unwrap().is_some());
     }
 
     pub fn process_id(&self, name: &str) -> i32 {
@@ -254,6 +373,32 @@ impl House {
         let folders = std::fs::read_dir(self.path(name).join("blobs")).into_iter().flatten().flatten();
         let folders = folders.filter(|folder| folder.file_name() != "incoming").map(|folder| folder.path());
         folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()).count()
+    }
+
+    /// Submits so much that every server writes several checkpoints, and takes it back: nobody can run it.
+    pub fn fill_log(&self) {
+        let environment = serde_json::json!({ "FILLER": "x".repeat(100_000) });
+        let tasks: Vec<Value> = (0..15)
+            .map(|number| {
+                serde_json::json!({
+                    "name": format!("f{number}"), "command": ["true"], "env": environment,
+                    "constraints": { "labels": { "nobody": "has-it" } },
+                })
+            })
+            .collect();
+        let job = serde_json::json!({ "version": 1, "name": "filler", "task": tasks });
+        let path = self.path("filler.json");
+        std::fs::write(&path, job.to_string()).unwrap();
+        for _ in 0..4 {
+            let submitted = self.json(&["submit", path.to_str().unwrap()]).expect("the filler is taken");
+            let cancelled = self.grey(&["job", "cancel", submitted["job"].as_str().unwrap()]);
+            assert_eq!(cancelled.status, 0, "{}", cancelled.errors);
+        }
+    }
+
+    /// What a node has written to its log.
+    pub fn said(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap()
     }
 
     /// A task file of one task.

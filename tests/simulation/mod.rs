@@ -144,7 +144,12 @@ impl Simulation {
         let disk = Arc::new(Folder::open(directory.path()).unwrap());
         let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default()).unwrap();
         recovered.membership.voters = vec![1];
-        let options = Options { id: 1, seed: 7, checkpoint_bytes: u64::MAX };
+        let options = Options {
+            id: 1,
+            seed: 7,
+            checkpoint_bytes: u64::MAX,
+            version: grey_core::NodeVersion::newest("test"),
+        };
         let replica = Replica::new(&options, recovered, Box::new(storage.log.reader())).unwrap();
         let root_key = SigningKey::from_seed([1; 32]);
         let server_key = SigningKey::from_seed([2; 32]);

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 Usage: cargo xtask chaos [--minutes M] [--faults NAME,NAME…]
 
-  chaos  a cluster of real processes under faults of processes and network, for so many minutes (10)";
+  chaos  a cluster of real processes under faults of processes, machines, links and cables, for so many minutes (10)";
 
 /// The arguments of `chaos`: minutes, and which faults.
 fn chaos(arguments: &[String]) -> Option<(u64, String)> {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let ran = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
-        .args(["test", "-p", "grey", "--test", "chaos", "--", "--nocapture"])
+        .args(["test", "-p", "grey", "--test", "chaos", "--", "--nocapture", "--test-threads", "1"])
         .env("GREY_CHAOS_MINUTES", minutes.to_string())
         .env("GREY_CHAOS_FAULTS", faults)
         .status();

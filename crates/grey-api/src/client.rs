@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinSet;
 
 use crate::address::Address;
 use crate::connect;
@@ -30,6 +31,8 @@ const FILE_PIECE_BYTES: u64 = 256 * 1024;
 /// Within which time a node takes a connection: the only one there is, and one of several.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
+/// How long one of several nodes may take to accept a connection before another one is tried as well (RFC 8305, section 5).
+const ANOTHER_AFTER: Duration = Duration::from_millis(250);
 /// Within which time a node answers, the longest wait that it grants included; its own deadline comes before this one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
 
@@ -112,6 +115,18 @@ struct Open<B> {
     number: usize,
 }
 
+async fn handshake<B: SendableBody>(
+    address: &Address,
+    trust: Option<&Trust>,
+) -> Result<SendRequest<B>, String> {
+    let stream = connect::connect(address, trust).await.map_err(|error| error.to_string())?;
+    let opened = hyper::client::conn::http1::handshake(stream).await;
+    let (sender, connection) = opened.map_err(|error| error.to_string())?;
+    // It ends when the sender is dropped; what it fails with, the sender reports.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
+}
+
 /// Talks to one node of a cluster. Requests follow one another on one connection, which is opened when it is needed: to the
 /// node that answered last, or to the next one that does.
 ///
@@ -183,27 +198,49 @@ impl Client {
         ClientError::Broken { address: self.address().to_string(), reason: reason.to_string() }
     }
 
-    /// Opens a connection to the first node that takes one.
+    /// Opens a connection to the first node that takes one. Where one is slow to, the next is tried beside it (as RFC 8305 has it with
+    /// the addresses of one host): a machine that is gone refuses nothing.
     async fn connect<B: SendableBody>(&self) -> Result<Open<B>, ClientError> {
         let (count, first) = (self.count(), self.current.load(Ordering::Relaxed));
         let within = if count == 1 { CONNECT_TIMEOUT } else { CONNECT_TIMEOUT_OF_SEVERAL };
-        let mut reasons = Vec::new();
-        for number in (first..count).chain(0..first.min(count)) {
-            let address = self.at(number);
-            let reason = match tokio::time::timeout(within, self.handshake(address)).await {
-                Ok(Ok(sender)) => {
+        let order: Vec<usize> = (first..count).chain(0..first.min(count)).collect();
+        let mut waiting = order.into_iter();
+        let (mut trying, mut reasons) = (JoinSet::new(), Vec::new());
+        loop {
+            let next = waiting.next();
+            if let Some(number) = next {
+                let (address, trust) = (self.at(number).clone(), self.trust.clone());
+                trying.spawn(async move {
+                    let opened = tokio::time::timeout(within, handshake(&address, trust.as_ref())).await;
+                    let late = || Err(format!("it does not answer within {} s", within.as_secs()));
+                    (number, opened.unwrap_or_else(|_| late()))
+                });
+            }
+            let ended = match next {
+                // The last one is waited for to its end.
+                Some(_) if waiting.len() > 0 => tokio::time::timeout(ANOTHER_AFTER, trying.join_next()).await,
+                _ => Ok(trying.join_next().await),
+            };
+            match ended {
+                Ok(Some(Ok((number, Ok(sender))))) => {
                     self.current.store(number, Ordering::Relaxed);
                     return Ok(Open { sender, number });
                 }
-                Ok(Err(reason)) => reason,
-                Err(_) => format!("it does not answer within {} s", within.as_secs()),
-            };
-            reasons.push((address.to_string(), reason));
+                Ok(Some(Ok((number, Err(reason))))) => reasons.push((number, reason)),
+                Ok(Some(Err(error))) => reasons.push((first, error.to_string())),
+                Ok(None) => break,
+                // The next one gets its chance.
+                Err(_) => {}
+            }
         }
-        let address: Vec<&str> = reasons.iter().map(|(address, _)| address.as_str()).collect();
+        reasons.sort_unstable();
+        let address: Vec<String> = reasons.iter().map(|(number, _)| self.at(*number).to_string()).collect();
         let reason = match reasons.as_slice() {
             [(_, reason)] => reason.clone(),
-            several => several.iter().map(|(at, why)| format!("{at}: {why}")).collect::<Vec<_>>().join("; "),
+            several => {
+                let told = several.iter().map(|(number, why)| format!("{}: {why}", self.at(*number)));
+                told.collect::<Vec<_>>().join("; ")
+            }
         };
         Err(ClientError::Unreachable { address: address.join(", "), reason })
     }
@@ -217,16 +254,6 @@ impl Client {
         let number = left.map_or_else(|| self.current.load(Ordering::Relaxed), |open| open.number);
         let next = number.saturating_add(1) % self.count();
         self.current.store(next, Ordering::Relaxed);
-    }
-
-    async fn handshake<B: SendableBody>(&self, address: &Address) -> Result<SendRequest<B>, String> {
-        let stream =
-            connect::connect(address, self.trust.as_ref()).await.map_err(|error| error.to_string())?;
-        let opened = hyper::client::conn::http1::handshake(stream).await;
-        let (sender, connection) = opened.map_err(|error| error.to_string())?;
-        // It ends when the sender is dropped; what it fails with, the sender reports.
-        tokio::spawn(async move { drop(connection.await) });
-        Ok(sender)
     }
 
     fn request<B>(

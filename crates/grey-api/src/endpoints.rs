@@ -13,9 +13,9 @@ use crate::types::{
     TimeoutRequest, WorkerStatus,
 };
 use crate::types_access::{
-    JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus, TenantDefaults,
-    TenantList, TenantRequest, TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
-    TransferRequest,
+    FeatureLevelRaised, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus,
+    QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest, TenantStatus,
+    TokenCreated, TokenList, TokenRequest, TokenStatus, TransferRequest,
 };
 
 /// One endpoint.
@@ -155,6 +155,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     get("/v1/tenants", Right::ReadTenants, "List tenants: those that the token may see").gives("TenantList"),
     get("/v1/tenants/{name}", Right::ReadTenants, "A tenant").gives("TenantStatus"),
     post("/v1/tenants", Right::ChangeTenants, "Make a tenant").takes("TenantRequest").gives("TenantStatus"),
+    post("/v1/tenants/{name}/quota", Right::ChangeTenants, "Change what a tenant may have")
+        .takes("QuotaRequest")
+        .gives("TenantStatus"),
     post(
         "/v1/tenants/{name}/suspend",
         Right::ChangeTenants,
@@ -204,6 +207,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .takes("TransferRequest")
     .gives("LeadershipTransferred"),
+    post(
+        "/v1/cluster/upgrade",
+        Right::ChangeNodes,
+        "Put in force, for good, the newest feature level that every server understands",
+    )
+    .gives("FeatureLevelRaised"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
         .gives("application/json"),
     get("/openapi.json", Right::BeKnown, "This description").gives("application/json"),
@@ -289,10 +298,14 @@ impl Endpoint {
     TenantDefaults,
     JoinTokenCreated,
     JoinTokenRequest,
+    FeatureLevelRaised,
     LeadershipTransferred,
     NodeList,
     NodeStatus,
     TenantList,
+    QuotaRequest,
+    SubmissionRate,
+    TenantQuota,
     TenantRequest,
     TenantStatus,
     TokenCreated,

@@ -30,7 +30,7 @@ pub use types::{
     TimeoutRequest, WorkerStatus,
 };
 pub use types_access::{
-    JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus, TenantDefaults,
-    TenantList, TenantRequest, TenantStatus, TokenCreated, TokenList, TokenRequest, TokenStatus,
-    TransferRequest,
+    FeatureLevelRaised, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, NodeList, NodeStatus,
+    QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest, TenantStatus,
+    TokenCreated, TokenList, TokenRequest, TokenStatus, TransferRequest,
 };

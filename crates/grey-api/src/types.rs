@@ -552,6 +552,12 @@ pub struct ClusterStatus {
     /// Servers that receive the log and do not vote yet.
     #[serde(default)]
     pub learners: Vec<u64>,
+    /// The feature level in force: what all servers have agreed to write.
+    #[serde(default)]
+    pub feature_level: u16,
+    /// The newest feature level that every server understands.
+    #[serde(default)]
+    pub understood_by_all: u16,
     /// Index of the last applied entry.
     pub applied_index: u64,
     /// Hash of the state at that index: equal on every server.

@@ -99,6 +99,56 @@ pub struct TenantStatus {
     pub used_cpu_millicores: u64,
     /// Their memory in bytes.
     pub used_memory_bytes: u64,
+    /// What it may have, where it has a quota of its own.
+    #[serde(default)]
+    pub quota: TenantQuota,
+}
+
+/// What a tenant may have. What is left out is as for every tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantQuota {
+    /// Tasks that wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_tasks: Option<u64>,
+    /// How fast it may submit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<SubmissionRate>,
+}
+
+/// How fast tasks may be submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubmissionRate {
+    /// Tasks a second in the long run, 1 to 10000000.
+    pub tasks_per_second: u64,
+    /// Tasks at once after a pause, 1 to 100000000. A submission of more never fits.
+    pub burst_tasks: u64,
+}
+
+/// A change of what a tenant may have: what is left out stays, what is null is as for every tenant again (RFC 7396).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaRequest {
+    /// Share relative to others, in thousandths, 1 to 1048576.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_milli: Option<u32>,
+    /// Tasks that wait, at most 2000000.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    #[schema(value_type = Option<u64>)]
+    pub queued_tasks: Option<Option<u64>>,
+    /// How fast it may submit.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    #[schema(value_type = Option<SubmissionRate>)]
+    pub rate: Option<Option<SubmissionRate>>,
+}
+
+/// A field that is there, even if it is null.
+fn given<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// Tenants, by name.
@@ -207,6 +257,12 @@ pub struct NodeStatus {
     /// Where a server is dialled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// The version that a server runs, once it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The newest feature level that such a server understands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_level: Option<u16>,
     /// How far it is trusted.
     pub tier: String,
     /// When it was let in, milliseconds since 1970.
@@ -227,6 +283,15 @@ pub struct NodeStatus {
 pub struct NodeList {
     /// The nodes.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// Another feature level is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FeatureLevelRaised {
+    /// The level in force now.
+    pub feature_level: u16,
+    /// The level that was in force before: the same where every server understood no newer one.
+    pub before: u16,
 }
 
 /// Another server is to lead.

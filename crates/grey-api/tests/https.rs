@@ -146,6 +146,20 @@ async fn when_a_server_does_not_answer_the_next_one_is_asked_and_stays() {
 }
 
 #[tokio::test]
+async fn while_a_server_says_nothing_the_next_one_is_tried_beside_it() {
+    let root = root();
+    let server = Server::start(&root, "127.0.0.1", YES).await;
+    // The kernel takes the connection, and nobody says anything over it, as when a machine stands still.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let first: Address = format!("https://{}", silent.local_addr().unwrap()).parse().unwrap();
+    let client = client(first).with_trust(trust(&root)).with_others(vec![server.at("127.0.0.1")]);
+    // Well within the time that a single server has to take a connection.
+    let answered = tokio::time::timeout(Duration::from_secs(2), client.get::<Value>("/v1/cluster")).await;
+    assert_eq!(answered.unwrap().unwrap(), Value::Bool(true));
+    assert_eq!(client.address(), &server.at("127.0.0.1"), "it stays with the one that answered");
+}
+
+#[tokio::test]
 async fn when_none_answers_each_is_named_with_its_reason() {
     let free = || async { TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string() };
     let (first, second) = (free().await, free().await);

@@ -2,7 +2,9 @@
 
 mod cancel;
 mod identity;
+mod level;
 mod presence;
+mod quota;
 mod recover;
 mod register;
 mod report;
@@ -18,6 +20,7 @@ use crate::command::{Bootstrap, Command, Plan};
 use crate::effect::{Answer, Applied, Effect};
 use crate::entry::{Entry, EntryError};
 use crate::ids::TenantId;
+use crate::level::OLDEST_FEATURE_LEVEL;
 use crate::limits;
 use crate::overlay::Overlay;
 use crate::rejection::Rejection;
@@ -103,6 +106,10 @@ impl<'a> Application<'a> {
         if self.rows.meta.cluster.is_none() && !matches!(command, Command::Bootstrap(_)) {
             return Err(Rejection::NotFounded.into());
         }
+        let (needed, in_force) = (command.feature_level(), self.rows.meta.feature_level);
+        if needed > in_force.max(OLDEST_FEATURE_LEVEL) && !matches!(command, Command::RaiseFeatureLevel(_)) {
+            return Err(Rejection::FeatureLevel { needed, in_force }.into());
+        }
         match command {
             Command::Bootstrap(body) => self.bootstrap(body),
             Command::Submit(body) => self.submit(body),
@@ -129,6 +136,9 @@ impl<'a> Application<'a> {
             Command::CreateTenant(body) => self.create_tenant(body),
             Command::SetTenantSuspended(body) => self.set_tenant_suspended(&body),
             Command::Recover(body) => self.recover(body),
+            Command::SetNodeVersion(body) => self.set_node_version(body),
+            Command::RaiseFeatureLevel(body) => self.raise_feature_level(&body),
+            Command::SetTenantQuota(body) => self.set_tenant_quota(&body),
             Command::Tick => Ok(Answer::Done),
         }
     }
@@ -146,6 +156,7 @@ impl<'a> Application<'a> {
             .into());
         }
         self.rows.meta.cluster = Some(body.cluster);
+        self.rows.meta.feature_level = OLDEST_FEATURE_LEVEL;
         self.rows.meta.founded_at_ms = body.wall_ms;
         for (number, tenant) in (1..).zip(body.tenants) {
             self.rows.tenants.insert(

@@ -11,6 +11,8 @@ use crate::identity::{
     RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
 };
 use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::level::{RaiseFeatureLevel, SetNodeVersion};
+use crate::quota::SetTenantQuota;
 use crate::spec::{Resources, TaskSpec};
 
 /// Founds the cluster: the first entry of every log, and refused anywhere else.
@@ -296,6 +298,12 @@ pub enum Command {
     CreateTenant(CreateTenant),
     /// Suspend a tenant, or let it submit again.
     SetTenantSuspended(SetTenantSuspended),
+    /// Keep what a server runs.
+    SetNodeVersion(SetNodeVersion),
+    /// Put the next feature level in force.
+    RaiseFeatureLevel(RaiseFeatureLevel),
+    /// Change what a tenant may have.
+    SetTenantQuota(SetTenantQuota),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

@@ -6,10 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::command::Command;
+use crate::level::{NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
 use crate::limits;
-
-/// The feature level that this version writes, and the only one that it understands: levels 1 and 2 were never released.
-pub const FEATURE_LEVEL: u16 = 3;
 
 const HEADER_BYTES: usize = 12;
 const KIND_BOOTSTRAP: u16 = 1;
@@ -38,6 +36,9 @@ const KIND_CREATE_TENANT: u16 = 23;
 const KIND_SET_TENANT_SUSPENDED: u16 = 24;
 const KIND_RECOVER: u16 = 25;
 const KIND_CORDON_NODE: u16 = 26;
+const KIND_SET_NODE_VERSION: u16 = 27;
+const KIND_RAISE_FEATURE_LEVEL: u16 = 28;
+const KIND_SET_TENANT_QUOTA: u16 = 29;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,9 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     /// Another version wrote it: the node must stop rather than skip it.
-    #[error("entry of feature level {level} and kind {kind}; this version understands level {FEATURE_LEVEL}")]
+    #[error(
+        "entry of feature level {level} and kind {kind}; this version understands {OLDEST_FEATURE_LEVEL} to {NEWEST_FEATURE_LEVEL}; install a newer one"
+    )]
     Unknown {
         /// The entry's feature level.
         level: u16,
@@ -113,12 +116,15 @@ impl Entry {
             Command::SetTenantSuspended(body) => self.encode_as(KIND_SET_TENANT_SUSPENDED, body),
             Command::Recover(body) => self.encode_as(KIND_RECOVER, body),
             Command::CordonNode(body) => self.encode_as(KIND_CORDON_NODE, body),
+            Command::SetNodeVersion(body) => self.encode_as(KIND_SET_NODE_VERSION, body),
+            Command::RaiseFeatureLevel(body) => self.encode_as(KIND_RAISE_FEATURE_LEVEL, body),
+            Command::SetTenantQuota(body) => self.encode_as(KIND_SET_TENANT_QUOTA, body),
         }
     }
 
     fn encode_as<T: Serialize>(&self, kind: u16, body: &T) -> Result<Vec<u8>, EntryError> {
         let mut bytes = Vec::with_capacity(256);
-        bytes.extend_from_slice(&FEATURE_LEVEL.to_le_bytes());
+        bytes.extend_from_slice(&self.command.feature_level().to_le_bytes());
         bytes.extend_from_slice(&kind.to_le_bytes());
         bytes.extend_from_slice(&self.time_ms.to_le_bytes());
         let bytes = postcard::to_extend(body, bytes).map_err(|_| EntryError::Malformed { kind })?;
@@ -139,7 +145,7 @@ impl Entry {
         let [l0, l1, k0, k1, time @ ..] = *header;
         let level = u16::from_le_bytes([l0, l1]);
         let kind = u16::from_le_bytes([k0, k1]);
-        if level != FEATURE_LEVEL {
+        if !(OLDEST_FEATURE_LEVEL..=NEWEST_FEATURE_LEVEL).contains(&level) {
             return Err(EntryError::Unknown { level, kind });
         }
         let command = match kind {
@@ -172,9 +178,31 @@ impl Entry {
             KIND_SET_TENANT_SUSPENDED => Command::SetTenantSuspended(decode_body(kind, body)?),
             KIND_RECOVER => Command::Recover(decode_body(kind, body)?),
             KIND_CORDON_NODE => Command::CordonNode(decode_body(kind, body)?),
+            KIND_SET_NODE_VERSION => Command::SetNodeVersion(decode_body(kind, body)?),
+            KIND_RAISE_FEATURE_LEVEL => Command::RaiseFeatureLevel(decode_body(kind, body)?),
+            KIND_SET_TENANT_QUOTA => Command::SetTenantQuota(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
+        if command.feature_level() != level {
+            return Err(EntryError::Malformed { kind });
+        }
         Ok(Entry { time_ms: u64::from_le_bytes(time), command })
+    }
+}
+
+/// The feature level that the bytes of an entry ask for, whether they are an entry of this version or not; `None` for the engine's own.
+pub fn level_of_entry(bytes: &[u8]) -> Option<u16> {
+    bytes.first_chunk::<2>().map(|level| u16::from_le_bytes(*level))
+}
+
+impl Command {
+    /// The feature level that must be in force for this, or that it puts in force.
+    pub fn feature_level(&self) -> u16 {
+        match self {
+            Command::RaiseFeatureLevel(body) => body.level,
+            Command::SetTenantQuota(_) => QUOTA_LEVEL,
+            _ => OLDEST_FEATURE_LEVEL,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::TaskDefaults;
 use crate::constraint::Tier;
 use crate::ids::TenantId;
+use crate::level::NodeVersion;
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -168,6 +169,8 @@ pub(crate) enum IdentityKey {
     Token(Digest),
     /// A nonce that was used, or the digest of one.
     Nonce(Digest),
+    /// What a server runs.
+    Version(Digest),
 }
 
 /// The content of such a row.
@@ -180,6 +183,7 @@ pub(crate) enum IdentityRow {
     Token(TokenRow),
     /// Until when it is remembered, milliseconds since 1970.
     Nonce(u64),
+    Version(NodeVersion),
 }
 
 /// The first server takes its place, with the first token: right after the founding, and refused once there is a node.

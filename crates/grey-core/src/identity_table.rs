@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use grey_proof::Digest;
 
 use crate::identity::{IdentityKey, IdentityRow, JoinTokenRow, NodeRole, NodeRow, TokenRow};
+use crate::level::NodeVersion;
 use crate::limits;
 use crate::state::State;
 
@@ -27,7 +28,7 @@ fn expires_wall_ms(row: &IdentityRow) -> Option<u64> {
         IdentityRow::JoinToken(row) => Some(row.expires_wall_ms),
         IdentityRow::Token(row) => Some(row.expires_wall_ms),
         IdentityRow::Nonce(until) => Some(*until),
-        IdentityRow::Node(_) | IdentityRow::Certificate(..) => None,
+        IdentityRow::Node(_) | IdentityRow::Certificate(..) | IdentityRow::Version(_) => None,
     }
 }
 
@@ -65,7 +66,10 @@ impl IdentityTable {
         let counted = match row {
             IdentityRow::Nonce(_) => &mut self.nonces,
             IdentityRow::Certificate(..) => &mut self.certificates,
-            IdentityRow::Node(_) | IdentityRow::JoinToken(_) | IdentityRow::Token(_) => return,
+            IdentityRow::Node(_)
+            | IdentityRow::JoinToken(_)
+            | IdentityRow::Token(_)
+            | IdentityRow::Version(_) => return,
         };
         *counted = if present { counted.saturating_add(1) } else { counted.saturating_sub(1) };
     }
@@ -135,6 +139,14 @@ impl State {
         })
     }
 
+    /// What a server runs, as far as it has said so.
+    pub fn version_of(&self, node: &Digest) -> Option<&NodeVersion> {
+        match self.identity.rows.get(&IdentityKey::Version(*node)) {
+            Some(IdentityRow::Version(version)) => Some(version),
+            _ => None,
+        }
+    }
+
     pub(crate) fn used_nonces(&self) -> usize {
         self.identity.nonces
     }
@@ -152,7 +164,7 @@ impl State {
                 IdentityRow::JoinToken(row) => IdentityKey::JoinToken(row.id),
                 IdentityRow::Token(row) => IdentityKey::Token(row.id),
                 // These rows do not repeat what their key says.
-                IdentityRow::Certificate(..) | IdentityRow::Nonce(_) => key.clone(),
+                IdentityRow::Certificate(..) | IdentityRow::Nonce(_) | IdentityRow::Version(_) => key.clone(),
             };
             let alike = matches!(
                 (key, row),
@@ -161,6 +173,7 @@ impl State {
                     | (IdentityKey::JoinToken(_), IdentityRow::JoinToken(_))
                     | (IdentityKey::Token(_), IdentityRow::Token(_))
                     | (IdentityKey::Nonce(_), IdentityRow::Nonce(_))
+                    | (IdentityKey::Version(_), IdentityRow::Version(_))
             );
             if *key != id || !alike {
                 return Err(format!("a row of identities stands under another key: {key:?}"));
@@ -177,6 +190,12 @@ impl State {
                     let known = row.tenant.is_none_or(|tenant| self.tenants.contains_key(&tenant));
                     if !known || row.role.is_of_tenant() != row.tenant.is_some() {
                         return Err(format!("token {} is of no tenant, or should be of none", row.id));
+                    }
+                }
+                IdentityRow::Version(_) => {
+                    let IdentityKey::Version(node) = key else { continue };
+                    if self.node(node).is_none_or(|row| row.server.is_none()) {
+                        return Err(format!("what {node} runs is kept, and it is no server"));
                     }
                 }
                 IdentityRow::Certificate(..) | IdentityRow::Nonce(_) => {}

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::flow::Stage;
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::level::{NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
+use crate::quota::Quota;
 use crate::rows::{Counts, Phase, Presence};
 use crate::spec::Resources;
 use crate::state::State;
@@ -50,6 +52,10 @@ impl State {
             return Err(
                 "a number of the cluster as a whole is impossible, or its log has another edge".to_owned()
             );
+        }
+        let founded = meta.cluster.is_some();
+        if founded != (OLDEST_FEATURE_LEVEL..=NEWEST_FEATURE_LEVEL).contains(&meta.feature_level) {
+            return Err(format!("feature level {} is in force", meta.feature_level));
         }
         let first = self.groups.values().map(|group| group.tasks.end().0).max().unwrap_or(0);
         if first > meta.tasks_submitted.saturating_add(1) {
@@ -222,6 +228,14 @@ impl State {
                 return Err(format!("the idempotency key {key} is of no tenant"));
             }
             *keys.entry(*tenant).or_default() += 1;
+        }
+        for (id, row) in &self.quotas {
+            let known = self.tenants.contains_key(id) && row.quota != Quota::default();
+            if !known || self.meta.feature_level < QUOTA_LEVEL {
+                return Err(format!(
+                    "the quota of tenant {id} is of no tenant, or says nothing, or is not in force"
+                ));
+            }
         }
         for (id, tenant) in &self.tenants {
             let (held, usage) = sums.tenant_held.get(id).copied().unwrap_or_default();

@@ -20,12 +20,14 @@ mod identity;
 mod identity_table;
 mod ids;
 mod invariants;
+mod level;
 pub mod limits;
 #[cfg(feature = "mutants")]
 mod mutant;
 mod overlay;
 mod plan;
 mod quarantine;
+mod quota;
 mod range_set;
 mod rejection;
 mod report_check;
@@ -50,7 +52,7 @@ pub use command::{
 };
 pub use constraint::{Constraints, Devices, Items, Tier};
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};
-pub use entry::{Entry, EntryError, FEATURE_LEVEL};
+pub use entry::{Entry, EntryError, level_of_entry};
 pub use flow::{
     Broken, Flow, FlowSubmission, OutputsOf, Source, Stage, StageInput, StageProgress, StageSubmission,
 };
@@ -64,10 +66,12 @@ pub use identity::{
     RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRole, TokenRow,
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
+pub use level::{NEWEST_FEATURE_LEVEL, NodeVersion, OLDEST_FEATURE_LEVEL, RaiseFeatureLevel, SetNodeVersion};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use plan::{PLAN_VERSION, plan};
 pub use quarantine::{Consequence, HealthEvent, Quarantine, QuarantineOptions, Standing};
+pub use quota::{Quota, QuotaRow, SetTenantQuota};
 pub use range_set::RangeSet;
 pub use rejection::Rejection;
 pub use report_check::{ReportRefusal, check_report};

@@ -8,6 +8,7 @@ use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
 use crate::identity::{IdentityKey, IdentityRow};
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
+use crate::quota::QuotaRow;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Tenant, Worker};
 use crate::spec::TaskSpec;
 use crate::state::State;
@@ -91,6 +92,7 @@ impl<K: Ord + Clone, V: Clone> KeyLayer<'_, K, V> {
 pub(crate) struct Overlay<'a> {
     pub(crate) base: &'a State,
     pub(crate) meta: Meta,
+    pub(crate) quotas: Layer<'a, TenantId, QuotaRow>,
     pub(crate) tenants: Layer<'a, TenantId, Tenant>,
     pub(crate) workers: Layer<'a, WorkerId, Worker>,
     pub(crate) jobs: Layer<'a, JobId, Job>,
@@ -107,6 +109,7 @@ pub(crate) struct Overlay<'a> {
 #[derive(Default)]
 pub(crate) struct Changes {
     pub(crate) meta: Meta,
+    pub(crate) quotas: Changed<TenantId, QuotaRow>,
     pub(crate) tenants: Changed<TenantId, Tenant>,
     pub(crate) workers: Changed<WorkerId, Worker>,
     pub(crate) jobs: Changed<JobId, Job>,
@@ -124,6 +127,7 @@ impl<'a> Overlay<'a> {
         Overlay {
             base,
             meta: base.meta.clone(),
+            quotas: Layer::new(&base.quotas),
             tenants: Layer::new(&base.tenants),
             workers: Layer::new(&base.workers),
             jobs: Layer::new(&base.jobs),
@@ -140,6 +144,7 @@ impl<'a> Overlay<'a> {
     pub(crate) fn into_changes(self) -> Changes {
         Changes {
             meta: self.meta,
+            quotas: self.quotas.changes,
             tenants: self.tenants.changes,
             workers: self.workers.changes,
             jobs: self.jobs.changes,

@@ -3,6 +3,7 @@
 use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::gcra::{RateLimit, RateRefusal};
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
 
 /// A typed refusal.
@@ -111,6 +112,34 @@ pub enum Rejection {
     /// The number space of an identifier is used up.
     #[error("no {0} number is left")]
     Exhausted(String),
+    /// What needs another feature level than is in force.
+    #[error("feature level {needed} is needed and {in_force} is in force{}", raise_first(*.needed, *.in_force))]
+    FeatureLevel {
+        /// Which it needs, or is to be put in force.
+        needed: u16,
+        /// Which is in force.
+        in_force: u16,
+    },
+    /// A feature level that a server does not understand is to be put in force.
+    #[error(
+        "server {server} understands feature levels up to {understands}, not {level}; upgrade or remove it first"
+    )]
+    NotUnderstood {
+        /// The level.
+        level: u16,
+        /// The server's name.
+        server: String,
+        /// The newest that it understands.
+        understands: u16,
+    },
+    /// A submission exceeds the tenant's rate.
+    #[error("{refusal} (the tenant's rate is {} a second, {} at once)", .limit.tasks_per_second, .limit.burst)]
+    RateExceeded {
+        /// The rate.
+        limit: RateLimit,
+        /// Why it does not fit, and when it does.
+        refusal: RateRefusal,
+    },
     /// An invariant of Grey's own broke while applying this entry: its effects were discarded on every replica alike.
     #[error("internal error at index {index}: {what}")]
     InternalBug {
@@ -119,4 +148,12 @@ pub enum Rejection {
         /// Which invariant.
         what: String,
     },
+}
+
+fn raise_first(needed: u16, in_force: u16) -> &'static str {
+    if needed > in_force {
+        "; once every server runs this version, `grey cluster upgrade` puts it in force"
+    } else {
+        ""
+    }
 }

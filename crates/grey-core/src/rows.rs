@@ -20,6 +20,8 @@ use crate::spec::{Resources, TaskSpec};
 pub struct Meta {
     /// The cluster's identity; absent until the bootstrap.
     pub cluster: Option<Digest>,
+    /// The feature level in force; 0 until the bootstrap.
+    pub feature_level: u16,
     /// Wall clock at the founding, milliseconds since 1970.
     pub founded_at_ms: u64,
     /// Cluster time of the last applied entry, in milliseconds.

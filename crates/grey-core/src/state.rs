@@ -13,7 +13,9 @@ use crate::flow::{Flow, StageProgress};
 use crate::identity::IdentityKey;
 use crate::identity_table::IdentityTable;
 use crate::ids::{JobId, TaskId, TaskRange, TenantId, WorkerId};
+use crate::level::NEWEST_FEATURE_LEVEL;
 use crate::overlay::Changes;
+use crate::quota::QuotaRow;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
 use crate::seats::{Seat, Seats, Totals};
 use crate::spec::TaskSpec;
@@ -54,6 +56,14 @@ pub enum LoadError {
         /// The row's key in hexadecimal.
         key: String,
     },
+    /// A newer version wrote them.
+    #[error(
+        "the state is of feature level {level}; this version understands up to {NEWEST_FEATURE_LEVEL}; install a newer one"
+    )]
+    FeatureLevel {
+        /// Its level.
+        level: u16,
+    },
     /// The rows are well-formed and contradict one another.
     #[error("the state breaks an invariant: {0}")]
     Invariant(String),
@@ -67,6 +77,7 @@ pub struct State {
     pub(crate) hash: Digest,
     pub(crate) meta: Meta,
     pub(crate) tenants: Table<TenantId, Tenant>,
+    pub(crate) quotas: Table<TenantId, QuotaRow>,
     pub(crate) workers: Table<WorkerId, Worker>,
     pub(crate) jobs: Table<JobId, Job>,
     pub(crate) groups: Table<TaskId, Group>,
@@ -102,6 +113,7 @@ const TABLE_POSITION: u8 = 9;
 const TABLE_FLOW: u8 = 10;
 const TABLE_PROGRESS: u8 = 11;
 const TABLE_IDENTITY: u8 = 12;
+const TABLE_QUOTA: u8 = 13;
 
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
@@ -148,6 +160,7 @@ impl RowKey for IdentityKey {
             IdentityKey::JoinToken(digest) => (3, digest),
             IdentityKey::Token(digest) => (4, digest),
             IdentityKey::Nonce(digest) => (5, digest),
+            IdentityKey::Version(digest) => (6, digest),
         };
         out.push(kind);
         out.extend_from_slice(&digest.0);
@@ -161,6 +174,7 @@ impl RowKey for IdentityKey {
             3 => Some(IdentityKey::JoinToken(digest)),
             4 => Some(IdentityKey::Token(digest)),
             5 => Some(IdentityKey::Nonce(digest)),
+            6 => Some(IdentityKey::Version(digest)),
             _ => None,
         }
     }
@@ -176,7 +190,7 @@ fn row_key<K: RowKey>(table: u8, key: &K) -> Vec<u8> {
 /// The row of a number in a table: tenants and workers have shorter ones.
 fn numbered_row(table: u8, number: u64) -> Vec<u8> {
     match (table, u32::try_from(number)) {
-        (TABLE_TENANT, Ok(number)) => row_key(table, &TenantId(number)),
+        (TABLE_TENANT | TABLE_QUOTA, Ok(number)) => row_key(table, &TenantId(number)),
         (TABLE_WORKER, Ok(number)) => row_key(table, &WorkerId(number)),
         _ => row_key(table, &TaskId(number)),
     }
@@ -351,6 +365,11 @@ impl State {
         self.tenants.iter().find(|(_, tenant)| &*tenant.name == name).map(|(id, tenant)| (*id, tenant))
     }
 
+    /// What a tenant may have, where it has a quota of its own.
+    pub fn quota(&self, tenant: TenantId) -> Option<&QuotaRow> {
+        self.quotas.get(&tenant)
+    }
+
     /// Whether a tenant's idempotency key was used: what is submitted under it again is nothing new.
     pub fn knows_key(&self, tenant: TenantId, key: &str) -> bool {
         self.keys.contains_key(&(tenant, key.to_owned()))
@@ -437,6 +456,7 @@ impl State {
         committer.keyed(TABLE_IDENTITY, &mut self.dirty_identity, changes.identity, |key, value| {
             identity.set(key, value)
         });
+        committer.table(TABLE_QUOTA, &mut self.quotas, changes.quotas);
         self.hash = committer.finish();
         self.applied_index = index;
         self.applied_term = term;
@@ -584,6 +604,7 @@ impl State {
         for key in core::mem::take(&mut self.dirty_identity).into_keys() {
             rows.push((row_key(TABLE_IDENTITY, &key), self.identity.rows.get(&key).map(encode)));
         }
+        table(&mut rows, TABLE_QUOTA, &mut self.quotas);
         let position = (self.applied_index, self.applied_term, self.hash);
         rows.push((vec![TABLE_POSITION], Some(encode(&position))));
         rows
@@ -610,6 +631,7 @@ impl State {
         table(&mut rows, TABLE_FLOW, &self.flows);
         table(&mut rows, TABLE_PROGRESS, &self.progress);
         table(&mut rows, TABLE_IDENTITY, &self.identity.rows);
+        table(&mut rows, TABLE_QUOTA, &self.quotas);
         rows
     }
 
@@ -618,6 +640,10 @@ impl State {
         let mut state = State::new();
         for (row, value) in rows {
             let (table, key) = row.split_first().map_or((0, row), |(table, key)| (*table, key));
+            // The row of the whole comes first: what another version added is not read before its level is known.
+            if state.feature_level() > NEWEST_FEATURE_LEVEL {
+                return Err(LoadError::FeatureLevel { level: state.feature_level() });
+            }
             state.load_row(table, key, value).ok_or_else(|| LoadError::Row {
                 table,
                 key: key.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -666,6 +692,7 @@ impl State {
             TABLE_FLOW => insert(&mut self.flows, key, value)?,
             TABLE_PROGRESS => insert(&mut self.progress, key, value)?,
             TABLE_IDENTITY => drop(self.identity.set(IdentityKey::read(key)?, Some(decode(value)?))),
+            TABLE_QUOTA => insert(&mut self.quotas, key, value)?,
             TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
             _ => return None,
         }
@@ -681,6 +708,7 @@ impl PartialEq for State {
             && self.hash == other.hash
             && self.meta == other.meta
             && self.tenants == other.tenants
+            && self.quotas == other.quotas
             && self.identity == other.identity
             && self.workers == other.workers
             && self.jobs == other.jobs

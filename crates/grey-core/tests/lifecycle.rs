@@ -313,7 +313,7 @@ fn nothing_but_a_bootstrap_founds_a_cluster_and_only_once() {
 fn an_entry_of_a_newer_version_halts_and_a_damaged_body_is_a_refusal() {
     let (mut state, _) = founded();
     let mut newer = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
-    newer[0] = 4;
+    newer[0] = 9;
     assert!(apply(&mut state, 1, 2, &newer).unwrap_err().must_halt());
     let mut unknown = Entry { time_ms: 1, command: Command::Tick }.encode().unwrap();
     unknown[2] = 99;

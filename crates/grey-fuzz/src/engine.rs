@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use grey_core::Command;
+use grey_core::NodeVersion;
 use grey_replica::{
     LogEntry, LogReader, Membership, Options, Output, PersistBatch, ReadError, Recovered, Replica,
     ReplicaError, TICK_MS, Ticket,
@@ -86,7 +87,8 @@ impl House {
     fn new(seed: u64) -> House {
         let log = Entries::default();
         let membership = Membership { voters: vec![1, 2, 3], ..Membership::default() };
-        let options = Options { id: 1, seed, checkpoint_bytes: u64::MAX };
+        let options =
+            Options { id: 1, seed, checkpoint_bytes: u64::MAX, version: NodeVersion::newest("test") };
         let recovered = Recovered { membership, ..Recovered::default() };
         let replica = Replica::new(&options, recovered, Box::new(Reader(log.clone())));
         let replica = replica.expect("a new server starts");
@@ -325,6 +327,7 @@ pub(crate) fn messages(data: &[u8]) {
             Ok(()) => {}
             // Whoever leads may commit what this version does not understand, and that ends a server by design.
             Err(ReplicaError::Entry(error)) if error.must_halt() => return,
+            Err(ReplicaError::NotUnderstood { .. }) => return,
             Err(ReplicaError::BadMembership { .. }) => return,
             Err(error) => panic!("a message ends the server: {error}"),
         }

@@ -4,9 +4,10 @@ use std::sync::LazyLock;
 
 use grey_core::{
     AdmitNode, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry,
-    ForgetNode, JoinTokenRow, Keeper, NewNode, NodeRole, NodeStanding, Recover, RenewNode, RevokeJoinToken,
-    RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TaskDefaults, TenantId, Tier,
-    TokenRole, TokenRow,
+    ForgetNode, JoinTokenRow, Keeper, NewNode, NodeRole, NodeStanding, NodeVersion, RaiseFeatureLevel,
+    RateLimit, Recover, RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding,
+    SetNodeVersion, SetTenantQuota, SetTenantSuspended, State, TaskDefaults, TenantId, Tier, TokenRole,
+    TokenRow,
 };
 use grey_proof::{Digest, SigningKey};
 use grey_trust::join::{Challenge, Evidence, Hello, JoinMessage, Reject, RejectCode, software_evidence};
@@ -51,7 +52,7 @@ fn token(bytes: &mut Bytes<'_>) -> TokenRow {
 
 /// A command of this kind that bytes choose.
 pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
-    let (kind, seed) = (bytes.below(15), bytes.below(5));
+    let (kind, seed) = (bytes.below(18), bytes.below(5));
     let role = if seed.is_multiple_of(2) { NodeRole::Server } else { NodeRole::Worker };
     let (id, which) = (Digest([seed; 32]), node(seed, role).node);
     match kind {
@@ -114,6 +115,22 @@ pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
             let keeper = Keeper::Newcomer { node: Box::new(node(seed, role)), token: token(bytes), issuers };
             Command::Recover(Recover { keeper, wall_ms: WALL_MS })
         }
+        14 => Command::SetNodeVersion(SetNodeVersion {
+            node: which,
+            version: NodeVersion {
+                understands: bytes.below(6).into(),
+                name: String::from_utf8_lossy(bytes.slice(4)).into_owned(),
+            },
+        }),
+        15 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(bytes.below(2)) }),
+        16 => Command::SetTenantQuota(SetTenantQuota {
+            tenant: TenantId(seed.into()),
+            weight_milli: bytes.chance(2).then(|| bytes.near(1_000) as u32),
+            queued_tasks: bytes.chance(2).then(|| bytes.chance(2).then(|| bytes.near(20))),
+            rate: bytes.chance(2).then(|| {
+                bytes.chance(2).then(|| RateLimit { tasks_per_second: bytes.near(5), burst: bytes.near(20) })
+            }),
+        }),
         13 => Command::CordonNode(CordonNode { node: which, cordoned: bytes.chance(2) }),
         _ => Command::SetTenantSuspended(SetTenantSuspended {
             tenant: TenantId(seed.into()),

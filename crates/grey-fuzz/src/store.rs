@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes as Data;
+use grey_core::NodeVersion;
 use grey_proof::Digest;
 use grey_replica::{
     Checkpoint, HardState, LogEntry, LogEntryKind, LogReader, Membership, Options, PersistBatch, Replica,
@@ -95,7 +96,8 @@ fn read(disk: &MemoryDisk) -> Result<Content, String> {
         tree,
     };
     // What is found is what a server starts from; whether it does is the rows' affair.
-    let options = Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX };
+    let options =
+        Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX, version: NodeVersion::newest("test") };
     drop(Replica::new(&options, recovered, Box::new(reader)));
     Ok(content)
 }

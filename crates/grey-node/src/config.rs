@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use grey_api::{Address, DEFAULT_PORT};
-use grey_core::{Devices, validate};
+use grey_core::{Devices, OLDEST_FEATURE_LEVEL, validate};
 use toml::{Table, Value};
 
-use crate::local::{Intake, host_name};
+use crate::local::{CHECKPOINT_BYTES, Intake, host_name};
 use crate::retention::Retention;
-use crate::units::duration_ms;
+use crate::units::{duration_ms, size_bytes};
 use reader::{Problems, Section};
 
 /// The most bytes of a configuration, and of a token's file.
@@ -25,6 +25,9 @@ const LARGEST_TOKEN_BYTES: u64 = 4 * 1024;
 const LONGEST_NAME_BYTES: usize = 64;
 /// The longest name of a host, in bytes (RFC 1035).
 const LONGEST_HOST_BYTES: usize = 253;
+/// After how much of the log a checkpoint may be written.
+const LEAST_CHECKPOINT_BYTES: u64 = 1024 * 1024;
+const MOST_CHECKPOINT_BYTES: u64 = 1024 * 1024 * 1024;
 /// The most servers that a node may be told of.
 const MOST_SERVERS: usize = 32;
 /// Where a server listens when nothing else is said.
@@ -185,6 +188,10 @@ pub struct ServerConfig {
     pub retention: Retention,
     /// How much it takes in.
     pub intake: Intake,
+    /// After how many bytes of log it writes a checkpoint.
+    pub checkpoint_bytes: u64,
+    /// The newest feature level that it understands, to rehearse an upgrade; all that it does where nothing is said.
+    pub feature_level_limit: Option<u16>,
     /// Where its metrics are read; nowhere when it is not said.
     pub metrics_listen: Option<SocketAddr>,
     /// Its log.
@@ -370,6 +377,8 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
     let join = join(section.section("join"));
     let retention = retention(section.section("retention"));
     let intake = intake(section.section("intake"));
+    let checkpoint_bytes = section.parsed("checkpoint_every", checkpoint_bytes).unwrap_or(CHECKPOINT_BYTES);
+    let feature_level_limit = feature_level_limit(&mut section);
     let metrics_listen = section.parsed("metrics_listen", metrics_listen);
     section.end();
     Some(ServerConfig {
@@ -380,9 +389,28 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
         join,
         retention,
         intake,
+        checkpoint_bytes,
+        feature_level_limit,
         metrics_listen,
         log,
     })
+}
+
+fn checkpoint_bytes(text: &str) -> Result<u64, String> {
+    let bytes = size_bytes(text)?;
+    if (LEAST_CHECKPOINT_BYTES..=MOST_CHECKPOINT_BYTES).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err("it is from 1MiB to 1GiB: a start takes in again what follows the last one".to_owned())
+}
+
+fn feature_level_limit(section: &mut Section<'_>) -> Option<u16> {
+    let limit = section.number("feature_level_limit")?;
+    let level = u16::try_from(limit).ok().filter(|level| OLDEST_FEATURE_LEVEL <= *level);
+    if level.is_none() {
+        section.wrong("feature_level_limit", format!("the oldest level is {OLDEST_FEATURE_LEVEL}"));
+    }
+    level
 }
 
 fn worker(mut section: Section<'_>, log: LogConfig) -> Option<WorkerConfig> {

@@ -396,7 +396,7 @@ impl Control {
                 Output::Installed { index } => {
                     tracing::warn!(
                         index,
-                        "took over a whole state; what ended before it is not in this server's history"
+                        "took over a whole state; what ended before it is fetched from another server"
                     );
                     self.publish();
                 }

@@ -97,10 +97,15 @@ impl Directory {
         self.join_tokens.get(id)
     }
 
+    /// The nodes that are spoken to, whatever the dates of their certificates: a worker that was off for longer than those hold comes
+    /// back, and renews them first. Who is no longer to be spoken to is blocked or forgotten.
+    pub(crate) fn spoken_to(&self) -> impl Iterator<Item = &NodeRow> {
+        self.nodes.values().filter(|row| row.standing != NodeStanding::Blocked)
+    }
+
     /// The servers that are spoken to.
     pub(crate) fn servers(&self) -> impl Iterator<Item = ServerPlace> {
-        let spoken_to = self.nodes.values().filter(|row| row.standing != NodeStanding::Blocked);
-        spoken_to.filter(|row| row.role == NodeRole::Server).filter_map(|row| {
+        self.spoken_to().filter(|row| row.role == NodeRole::Server).filter_map(|row| {
             let (address, tls_key) = (row.address.clone(), row.tls_key);
             Some(ServerPlace { number: row.server?, address, tls_key })
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::JoinHandle;
 
+use grey_core::NodeVersion;
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Options, Replica, Server, ServerOptions};
 use grey_store::{Disk, HistoryCollector, Storage, StorageOptions};
@@ -19,7 +20,7 @@ use crate::peers::Peers;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
 use crate::records::Records;
-use crate::threads::{SideRequest, log_thread, side_thread, spawn};
+use crate::threads::{SideNews, SideRequest, log_thread, side_thread, spawn};
 use crate::worker::WorkerMessage;
 
 /// The number of the first server: every log begins with it as the only voter.
@@ -44,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) history: HistoryCollector,
     pub(crate) worker: (Sender<WorkerMessage>, Option<Receiver<WorkerMessage>>),
     pub(crate) kept: watch::Receiver<u64>,
+    /// Up to which entry history lacks something; 0 where it lacks nothing.
+    pub(crate) gap: watch::Receiver<u64>,
     pub(crate) role: watch::Receiver<Role>,
     pub(crate) directory: watch::Receiver<Arc<Directory>>,
     pub(crate) events: broadcast::Sender<grey_core::Event>,
@@ -64,6 +67,8 @@ pub(crate) struct EngineOptions {
     pub(crate) cluster: Digest,
     /// Bytes of log after which a checkpoint is due.
     pub(crate) checkpoint_bytes: u64,
+    /// What it runs.
+    pub(crate) version: NodeVersion,
     /// How it behaves towards clients, workers and other servers.
     pub(crate) behaviour: ServerOptions,
     /// The key of the worker in the same process, where there is one.
@@ -74,6 +79,13 @@ pub(crate) struct EngineOptions {
     pub(crate) named: Option<tokio::sync::mpsc::Sender<Digest>>,
     /// Whether everything in the log is taken for agreed on. Only where nobody else is left to say so.
     pub(crate) takes_all_for_agreed: bool,
+}
+
+/// What this program is as a server; one that is to understand less than it does plays an earlier version.
+pub(crate) fn own_version(feature_level_limit: Option<u16>) -> NodeVersion {
+    let newest = NodeVersion::newest(env!("CARGO_PKG_VERSION"));
+    let understands = feature_level_limit.map_or(newest.understands, |limit| newest.understands.min(limit));
+    NodeVersion { understands, ..newest }
 }
 
 /// Starts a server's threads on what its disk holds.
@@ -91,8 +103,12 @@ pub(crate) fn start_engine(
     }
     let (records, tree) = (Records(storage.side.history.reader()), storage.side.tree.clone());
     let history = storage.side.history.collector();
-    let replica_options =
-        Options { id: options.server, seed: seed()?, checkpoint_bytes: options.checkpoint_bytes };
+    let replica_options = Options {
+        id: options.server,
+        seed: seed()?,
+        checkpoint_bytes: options.checkpoint_bytes,
+        version: options.version,
+    };
     let checkpoint_index = recovered.checkpoint_index;
     let replica = Replica::new(&replica_options, recovered, Box::new(storage.log.reader()))?;
     if replica.state().meta().cluster.is_some_and(|cluster| cluster != options.cluster) {
@@ -102,14 +118,15 @@ pub(crate) fn start_engine(
     let (control, messages) = channel();
     let (worker, worker_messages) = channel();
     let (kept_sender, kept) = watch::channel(checkpoint_index);
+    let (gap_sender, gap) = watch::channel(storage.side.gap());
     let (role_sender, role) = watch::channel(Role::default());
     let (directory_sender, directory) = watch::channel(Arc::default());
     let (events, _) = broadcast::channel(EVENTS_KEPT);
     let ended = Arc::new(Notify::new());
     let meters = Arc::new(Meters::new());
     let (log_requests, log) = log_thread(storage.log, control.clone(), meters.clone())?;
-    let (side_requests, side) =
-        side_thread(storage.side, log_requests.clone(), control.clone(), kept_sender)?;
+    let news = SideNews { kept: kept_sender, gap: gap_sender };
+    let (side_requests, side) = side_thread(storage.side, log_requests.clone(), control.clone(), news)?;
     let (rate, pressure) = (Arc::new(EndRate::new()), Arc::new(Pressure::default()));
     let wiring = Wiring {
         log: log_requests,
@@ -136,6 +153,7 @@ pub(crate) fn start_engine(
         history,
         worker: (worker, Some(worker_messages)),
         kept,
+        gap,
         role,
         directory,
         events,

@@ -11,7 +11,7 @@ const FORMAT_FILE: &str = "format";
 /// What every data directory has had since before there was such a mark.
 const FIRST_FILE: &str = "certificates.json";
 /// The only way of writing them that this version knows.
-const FORMAT: &str = "4";
+const FORMAT: &str = "5";
 
 /// Refuses a directory whose records this version cannot read, and marks a new one.
 pub(crate) fn check_format(data_dir: &Path) -> Result<(), NodeError> {

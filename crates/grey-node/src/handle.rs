@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use grey_agent::Executor;
 use grey_api::{ErrorCode, Problem};
 use grey_blob::BlobStore;
-use grey_core::{Answer, Command, EntryError, Event, JobId, Rejection, Resources, State, TaskId, TenantId};
+use grey_core::{
+    Answer, Command, EntryError, Event, JobId, RateRefusal, Rejection, Resources, State, TaskId, TenantId,
+};
 use grey_health::{GateRefusal, Level, RefusalCode};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
@@ -140,6 +142,7 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
                 .hint("send it in parts; equal tasks are one task with a `count`")
         }
         ReplicaError::Door(refused) => at_the_door(&refused.refusal),
+        ReplicaError::Rejected(rejection) => rejected(rejection),
         ReplicaError::NotLeader { .. } => {
             Problem::new(ErrorCode::Unavailable, error.to_string()).retry_after_ms(200)
         }
@@ -327,6 +330,21 @@ pub(crate) fn rejected(rejection: &Rejection) -> Problem {
         Rejection::UnknownNode(_) => Problem::new(ErrorCode::NotFound, detail),
         Rejection::UnknownToken(_) => Problem::new(ErrorCode::NotFound, detail),
         Rejection::NotAdmitted(_) => Problem::new(ErrorCode::Conflict, detail),
+        Rejection::FeatureLevel { .. } | Rejection::NotUnderstood { .. } => {
+            Problem::new(ErrorCode::Conflict, detail).hint("`grey node list` says what each server runs")
+        }
+        Rejection::RateExceeded { limit, refusal: RateRefusal::NeverFits { burst } } => {
+            Problem::new(ErrorCode::BurstExceeded, detail)
+                .limit(*burst)
+                .usage(limit.burst)
+                .hint("send it in parts")
+        }
+        Rejection::RateExceeded { limit, refusal: RateRefusal::TooSoon { retry_after_ms } } => {
+            Problem::new(ErrorCode::RateExceeded, detail)
+                .limit(limit.burst)
+                .hint("submit more slowly, or in larger pauses")
+                .retry_after_ms(*retry_after_ms)
+        }
         Rejection::NotFounded => Problem::new(ErrorCode::Unavailable, detail).retry_after_ms(200),
         _ => Problem::new(ErrorCode::Internal, detail),
     }

@@ -20,6 +20,7 @@ mod http;
 mod identity;
 mod inspection;
 mod items;
+mod level;
 mod local;
 mod metrics;
 mod peers;

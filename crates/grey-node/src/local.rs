@@ -24,7 +24,7 @@ use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::control::{Message, Outcome};
 use crate::disk_room::DiskRoom;
-use crate::engine::{Engine, EngineOptions, ask, end, start_engine};
+use crate::engine::{Engine, EngineOptions, ask, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::{Gatherer, Inputs};
@@ -32,6 +32,7 @@ use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
+use crate::level::raise;
 use crate::metrics::{self, MetricsListener};
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
 use crate::snapshot::SnapshotSource;
@@ -172,6 +173,7 @@ pub fn run_local(options: &LocalOptions, on_ready: impl FnOnce(&Ready)) -> Resul
         server: SERVER,
         cluster: identity.cluster(),
         checkpoint_bytes: CHECKPOINT_BYTES,
+        version: own_version(None),
         behaviour: ServerOptions { door, ..ServerOptions::default() },
         worker_key: Some(identity.worker_key),
         peers: None,
@@ -289,9 +291,15 @@ async fn lead(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
     let mut role = engine.role.clone();
     role.wait_for(|role| role.leads).await.map_err(|_| NodeError::ThreadEnded("control"))?;
     let founded = ask(engine, |state| state.meta().cluster.is_some()).await?;
-    if founded {
-        return Ok(());
+    if !founded {
+        found(engine, identity).await?;
     }
+    let (in_force, understood) =
+        ask(engine, |state| (state.feature_level(), state.understood_by_all())).await?;
+    raise(&engine.control, in_force, understood).await
+}
+
+async fn found(engine: &Engine, identity: &Identity) -> Result<(), NodeError> {
     let tenant = |name: &str| TenantRecord { name: name.to_owned(), defaults: defaults() };
     let body = Bootstrap {
         cluster: identity.cluster(),

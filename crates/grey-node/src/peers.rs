@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use grey_core::NodeVersion;
 use grey_replica::{Parcel, Peer, Server};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -26,6 +27,13 @@ pub(crate) enum PeerEvent {
         peer: Peer,
         /// Which.
         connection: u64,
+    },
+    /// A server said what it runs.
+    Version {
+        /// Which.
+        server: u64,
+        /// What.
+        version: NodeVersion,
     },
     /// A server could not be reached.
     Unreachable(u64),
@@ -96,6 +104,7 @@ impl Peers {
                     server.disconnected(peer);
                 }
             }
+            PeerEvent::Version { server: number, version } => server.heard_version(number, version),
             PeerEvent::Unreachable(number) => {
                 self.dialling.remove(&number);
                 server.disconnected(Peer::Server(number));

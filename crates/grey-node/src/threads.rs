@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use grey_core::Effect;
 use grey_replica::{Checkpoint, PersistBatch};
-use grey_store::{Frozen, LogStore, SideStorage, StoreError};
+use grey_store::{Filling, Frozen, LogStore, SideStorage, SnapshotFacts, SnapshotPart, StoreError};
 use tokio::sync::{oneshot, watch};
 
 use crate::control::Message;
@@ -40,6 +40,26 @@ pub(crate) enum SideRequest {
     Freeze(oneshot::Sender<Result<Option<Frozen>, StoreError>>),
     /// Put a whole state in the place of what is here; the log gets the same batch.
     Install(Box<PersistBatch>),
+    /// Take in what history lacks of another server's snapshot, and say when that is done.
+    Fill(FillStep, Sender<()>),
+}
+
+/// A snapshot of another server, as it comes.
+pub(crate) enum FillStep {
+    /// Its beginning. What came of one before is left as it is.
+    Begin(SnapshotFacts),
+    /// Some of its parts, in their order.
+    Parts(Vec<SnapshotPart>),
+    /// It was whole.
+    End,
+}
+
+/// What the side's thread tells.
+pub(crate) struct SideNews {
+    /// Up to which index effects are kept.
+    pub(crate) kept: watch::Sender<u64>,
+    /// Up to which entry history lacks what a whole state came with; 0 where it lacks nothing.
+    pub(crate) gap: watch::Sender<u64>,
 }
 
 /// Starts a named thread.
@@ -97,16 +117,16 @@ fn write_log(
     Ok(())
 }
 
-/// Starts the side's thread. The receiver tells up to which index effects are kept.
+/// Starts the side's thread.
 pub(crate) fn side_thread(
     mut side: SideStorage,
     log: SyncSender<LogRequest>,
     control: Sender<Message>,
-    kept: watch::Sender<u64>,
+    news: SideNews,
 ) -> Result<(SyncSender<SideRequest>, JoinHandle<Result<(), NodeError>>), NodeError> {
     let (sender, requests) = sync_channel(QUEUE_LENGTH);
     let handle = spawn("side", move || {
-        let outcome = write_side(&mut side, &requests, &log, &control, &kept);
+        let outcome = write_side(&mut side, &requests, &log, &control, &news);
         drop(control.send(Message::Failed("history")));
         outcome
     })?;
@@ -118,12 +138,12 @@ fn write_side(
     requests: &Receiver<SideRequest>,
     log: &SyncSender<LogRequest>,
     control: &Sender<Message>,
-    kept: &watch::Sender<u64>,
+    news: &SideNews,
 ) -> Result<(), NodeError> {
-    let mut records = Vec::new();
+    let (mut records, mut filling) = (Vec::new(), None);
     while let Ok(first) = requests.recv() {
         let (mut next, mut checkpoint, mut index, mut taken) = (Some(first), None, None, 0usize);
-        let (mut seal, mut install, mut freeze) = (None, None, None);
+        let (mut seal, mut install, mut freeze, mut fill) = (None, None, None, None);
         while let Some(request) = next {
             match request {
                 SideRequest::Effects(at, effects) => {
@@ -141,9 +161,10 @@ fn write_side(
                 SideRequest::Checkpoint(found) => checkpoint = Some(found),
                 SideRequest::Install(batch) => install = Some(batch),
                 SideRequest::Freeze(reply) => freeze = Some(reply),
+                SideRequest::Fill(step, done) => fill = Some((step, done)),
             }
             taken += 1;
-            let ends = checkpoint.is_some() || install.is_some() || freeze.is_some();
+            let ends = checkpoint.is_some() || install.is_some() || freeze.is_some() || fill.is_some();
             let more = !ends && taken < BATCHES_PER_SYNC;
             next = if more { requests.try_recv().ok() } else { None };
         }
@@ -153,7 +174,13 @@ fn write_side(
             side.history.seal_early(number)?;
         }
         if let Some(index) = index {
-            kept.send_replace(index);
+            news.kept.send_replace(index);
+        }
+        if let Some((step, done)) = fill {
+            take_in(side, &mut filling, step)?;
+            news.gap.send_replace(side.gap());
+            // Who gave up needs no answer.
+            let _ = done.send(());
         }
         if let Some(reply) = freeze {
             // Who asked and went away needs none.
@@ -162,7 +189,8 @@ fn write_side(
         if let Some(batch) = install {
             if let Some(installation) = &batch.installation {
                 side.install(installation)?;
-                kept.send_replace(installation.index);
+                news.kept.send_replace(installation.index);
+                news.gap.send_replace(side.gap());
             }
             if log.send(LogRequest::Persist(*batch)).is_err() {
                 return Ok(());
@@ -179,6 +207,25 @@ fn write_side(
                 return Ok(());
             }
         }
+    }
+    Ok(())
+}
+
+/// Takes in what is lacking of another server's snapshot.
+fn take_in(side: &mut SideStorage, filling: &mut Option<Filling>, step: FillStep) -> Result<(), StoreError> {
+    match (step, filling) {
+        (FillStep::Begin(facts), filling) => *filling = Some(Filling::begin(facts)),
+        (FillStep::Parts(parts), Some(filling)) => side.fill(filling, &parts)?,
+        (FillStep::End, filling) => {
+            if let Some(filling) = filling.take() {
+                let index = filling.index();
+                match side.filled(&filling) {
+                    true => tracing::info!(index, "history has what it lacked"),
+                    false => tracing::warn!(index, "another server lacks some of what history lacks here"),
+                }
+            }
+        }
+        (FillStep::Parts(_), None) => {}
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ impl Default for DoorOptions {
         DoorOptions {
             gate: GateOptions::default(),
             pressure: BackpressureOptions::default(),
-            // A full queue at once, and another every two seconds: until tenants have quotas of their own, this only bounds what is absurd.
+            // A full queue at once, and another every two seconds: for tenants without a quota this only bounds what is absurd.
             rate: Some(RateLimit { tasks_per_second: 1_000_000, burst: limits::TENANT_QUEUED_TASKS }),
             queued_tasks: limits::TENANT_QUEUED_TASKS,
             reads: 16_384,
@@ -106,8 +106,9 @@ impl Door {
     pub(crate) fn entrant(&self, state: &State, command: &Command) -> Entrant {
         let work = |tenant: TenantId, tasks: u64| {
             let queued_tasks = state.tenants().get(&tenant).map_or(0, |tenant| tenant.queued_tasks);
-            let queue_limit = if tasks == 0 { u64::MAX } else { self.queued_tasks };
-            Entrant::Work(Work { tenant, tasks, bytes: 0, rate: self.rate, queued_tasks, queue_limit })
+            let queue_limit = if tasks == 0 { u64::MAX } else { self.queue_limit(state, tenant) };
+            let rate = state.quota(tenant).and_then(|row| row.quota.rate).or(self.rate);
+            Entrant::Work(Work { tenant, tasks, bytes: 0, rate, queued_tasks, queue_limit })
         };
         match command {
             Command::Submit(body) => {
@@ -119,6 +120,10 @@ impl Door {
             Command::ChangeTimeout(body) => work(body.tenant, 0),
             _ => Entrant::Ending,
         }
+    }
+
+    fn queue_limit(&self, state: &State, tenant: TenantId) -> u64 {
+        state.quota(tenant).map_or(self.queued_tasks, |row| row.queued_tasks().min(self.queued_tasks))
     }
 
     /// Asks for new work as far as it can be told before it is encoded.
@@ -213,7 +218,9 @@ impl Door {
     /// The level for one tenant: that of the door or of the tenant's own queue, whichever is higher.
     pub(crate) fn level_for(&self, state: &State, tenant: TenantId) -> Level {
         let queued = state.tenants().get(&tenant).map_or(0, |tenant| tenant.queued_tasks);
-        let own = self.pressure.level_at(grey_health::fill_permille((queued, self.queued_tasks), (0, 1)));
+        let own = self
+            .pressure
+            .level_at(grey_health::fill_permille((queued, self.queue_limit(state, tenant)), (0, 1)));
         self.level().max(own)
     }
 

@@ -1,6 +1,6 @@
 //! Everything that a replica can report.
 
-use grey_core::{EntryError, LoadError};
+use grey_core::{EntryError, LoadError, Rejection};
 
 use crate::door::DoorRefusal;
 use crate::replica::UNCOMMITTED_BYTES;
@@ -40,6 +40,19 @@ pub enum ReplicaError {
     /// The entry is too large, or of a version that this one does not understand.
     #[error(transparent)]
     Entry(#[from] EntryError),
+    /// What would be refused when it is applied, and must not even be in the log. Nothing was proposed.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// The log, or a state, is of a feature level that this server does not understand: it must stop.
+    #[error(
+        "the cluster writes feature level {level}; this server understands up to {understands}; install a newer version"
+    )]
+    NotUnderstood {
+        /// The level.
+        level: u16,
+        /// The newest that it understands.
+        understands: u16,
+    },
     /// The checkpoint's rows are not a state.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -6,6 +6,7 @@ use raft::{ProgressState, SnapshotStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ReplicaError;
+use crate::level::understood;
 use crate::ports::Membership;
 use crate::replica::{Output, Replica};
 use crate::window::{from_conf_state, to_conf_state};
@@ -85,6 +86,7 @@ impl Replica {
         let installation = Installation::from_engine(snapshot)?;
         let rows = installation.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
         let mut state = State::load(rows)?;
+        understood(&self.version, state.feature_level())?;
         state.take_dirty_rows();
         #[cfg(feature = "mutants")]
         state.mutate(self.mutant);

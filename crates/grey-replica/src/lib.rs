@@ -8,6 +8,7 @@ mod door;
 mod error;
 mod guard;
 mod installation;
+mod level;
 mod links;
 mod members;
 #[cfg(feature = "mutants")]

@@ -2,7 +2,8 @@
 //! engine's membership until it is so. A server enters as a learner and votes once it has caught up; one that leaves, or that
 //! was blocked, is removed, after it has handed on leadership where it has that.
 
-use grey_core::{Command, ForgetNode, NodeRole, NodeStanding};
+use grey_core::{Command, ForgetNode, NodeRole, NodeStanding, SetNodeVersion};
+use grey_proof::Digest;
 
 use crate::error::{NoSuccessor, ReplicaError};
 use crate::reconfigure::MemberChange;
@@ -13,11 +14,13 @@ use crate::server::{Pending, Server};
 pub(crate) const TEND_EVERY_MS: u64 = 100;
 
 /// What is to be done next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Change(MemberChange),
     HandOver,
-    Forget(grey_proof::Digest),
+    Forget(Digest),
+    /// Has the cluster keep what a server runs.
+    Version(SetNodeVersion),
 }
 
 impl Server {
@@ -71,6 +74,10 @@ impl Server {
             },
             Some(Step::Forget(node)) => {
                 self.propose_own(Pending::Member, Command::ForgetNode(ForgetNode { node }));
+                Ok(())
+            }
+            Some(Step::Version(version)) => {
+                self.propose_own(Pending::Member, Command::SetNodeVersion(version));
                 Ok(())
             }
             Some(Step::Change(change)) => {
@@ -138,5 +145,18 @@ impl Server {
             .copied()
             .find(|number| !agreed.contains(number) && *number != replica.id())
             .map(|number| Step::Change(MemberChange::Remove(number)))
+            .or_else(|| self.unkept_version().map(Step::Version))
+    }
+
+    /// What a server runs, where the cluster has something else kept of it.
+    fn unkept_version(&self) -> Option<SetNodeVersion> {
+        let (replica, state) = (self.replica(), self.state());
+        let mut servers = state.nodes().filter_map(|row| Some((row.server?, row.node)));
+        servers.find_map(|(number, node)| {
+            let own = (number == replica.id()).then_some(&replica.version);
+            let said = own.or_else(|| self.versions.get(&number))?;
+            let is_kept = state.version_of(&node) == Some(said);
+            (!is_kept).then(|| SetNodeVersion { node, version: said.clone() })
+        })
     }
 }

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_core::{Applied, AttemptId, Command, Entry, State, WorkerId, limits, plan, steal};
+use grey_core::{
+    Applied, AttemptId, Command, Entry, NodeVersion, State, WorkerId, level_of_entry, limits, plan, steal,
+};
 use grey_health::Class;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry as EngineEntry, EntryType, Message, MessageType};
@@ -12,6 +14,7 @@ use raft::{Config, RawNode, Ready, SnapshotStatus, StateRole};
 use crate::error::ReplicaError;
 use crate::guard;
 use crate::installation::{Installation, Installing};
+use crate::level::understood;
 use crate::ports::{Checkpoint, HardState, LogReader, Membership, PersistBatch, Recovered, RowChange};
 use crate::window::{Window, from_entry};
 
@@ -43,6 +46,8 @@ pub struct Options {
     pub seed: u64,
     /// Bytes of applied log after which a checkpoint is due.
     pub checkpoint_bytes: u64,
+    /// What it runs. That it understands less than this version does is for playing an earlier one.
+    pub version: NodeVersion,
     /// A mistake that it makes.
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
@@ -145,6 +150,7 @@ pub struct Replica {
     pub(crate) engine: RawNode<Window>,
     pub(crate) state: State,
     checkpoint_bytes: u64,
+    pub(crate) version: NodeVersion,
     pub(crate) outputs: VecDeque<Output>,
     unpersisted: VecDeque<Unpersisted>,
     pub(crate) next_batch: u64,
@@ -189,6 +195,7 @@ impl Replica {
         }
         let rows = recovered.rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
         let mut state = State::load(rows)?;
+        understood(&options.version, state.feature_level())?;
         state.take_dirty_rows();
         #[cfg(feature = "mutants")]
         state.mutate(options.mutant);
@@ -217,6 +224,7 @@ impl Replica {
             clock_ms: state.meta().time_ms,
             state,
             checkpoint_bytes: options.checkpoint_bytes,
+            version: options.version.clone(),
             #[cfg(feature = "mutants")]
             mutant: options.mutant,
             outputs: VecDeque::new(),
@@ -381,6 +389,7 @@ impl Replica {
     /// The entry of a command as it would be proposed now, so that its bytes are known before it is let in.
     pub(crate) fn encode(&self, command: Command) -> Result<Vec<u8>, ReplicaError> {
         self.must_take_proposals()?;
+        self.must_be_in_force(&command)?;
         Ok(Entry { time_ms: self.clock_ms, command }.encode()?)
     }
 
@@ -649,6 +658,7 @@ impl Replica {
                 &[]
             }
         };
+        understood(&self.version, level_of_entry(bytes).unwrap_or(0))?;
         let applied = grey_core::apply(&mut self.state, term, index, bytes)?;
         self.clock_ms = self.clock_ms.max(self.state.meta().time_ms);
         self.plan_is_moot = false;

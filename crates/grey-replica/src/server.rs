@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use grey_core::{
-    Answer, Applied, Command, Effect, FromWorker, Heartbeat, RegisterWorker, Rejection, Report, ReportAnswer,
-    ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report,
+    Answer, Applied, Command, Effect, FromWorker, Heartbeat, NodeVersion, RegisterWorker, Rejection, Report,
+    ReportAnswer, ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report,
 };
 use grey_health::{Advice, BreakerState, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
@@ -84,6 +84,8 @@ pub struct Server {
     replica: Replica,
     door: Door,
     links: Option<Links>,
+    /// What other servers said that they run.
+    pub(crate) versions: BTreeMap<u64, NodeVersion>,
     watch_options: Option<WatchOptions>,
     watch: Option<Watch>,
     sessions: BTreeMap<Digest, Session>,
@@ -115,6 +117,7 @@ impl Server {
             replica,
             door,
             links,
+            versions: BTreeMap::new(),
             watch_options: watch,
             watch: None,
             sessions: BTreeMap::new(),
@@ -140,6 +143,13 @@ impl Server {
     /// The state as of the last applied entry.
     pub fn state(&self) -> &State {
         self.replica.state()
+    }
+
+    /// Another server said what it runs. The leader has the cluster keep it.
+    pub fn heard_version(&mut self, server: u64, version: NodeVersion) {
+        if self.state().node_of_server(server).is_some() {
+            self.versions.insert(server, version);
+        }
     }
 
     /// Proposes a command of a client's, if the door lets it in. Its fate comes with the same ticket, which must be below 2^63 and is used

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use grey_core::{
-    Answer, Bootstrap, Command, ExecutorKind, GroupSubmission, RegisterWorker, Resources, Retries,
-    SandboxLevel, Submit, TaskDefaults, TaskSpec, TenantId, TenantRecord,
+    Answer, Bootstrap, Command, ExecutorKind, GroupSubmission, NodeVersion, RegisterWorker, Resources,
+    Retries, SandboxLevel, Submit, TaskDefaults, TaskSpec, TenantId, TenantRecord,
 };
 use grey_proof::Digest;
 use grey_replica::{
@@ -181,7 +181,12 @@ impl Cluster {
     }
 
     fn start(&mut self, id: u64) {
-        let options = Options { id, seed: 77 * id, checkpoint_bytes: self.checkpoint_bytes };
+        let options = Options {
+            id,
+            seed: 77 * id,
+            checkpoint_bytes: self.checkpoint_bytes,
+            version: NodeVersion::newest("test"),
+        };
         let server = self.servers.get_mut(&id).unwrap();
         let recovered = server.disk.lock().unwrap().recover();
         let reader = Box::new(Reader(server.disk.clone()));

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use grey_core::{
-    Bootstrap, Command, ExecutorKind, GroupSubmission, IdempotencyKey, RateLimit, Resources, Retries, Submit,
-    TaskDefaults, TaskSpec, TenantId, TenantRecord,
+    Bootstrap, Command, ExecutorKind, GroupSubmission, IdempotencyKey, NodeVersion, RateLimit, Resources,
+    Retries, Submit, TaskDefaults, TaskSpec, TenantId, TenantRecord,
 };
 use grey_health::{Amount, CapacityOptions, Class, GateOptions, Level, RefusalCode, ShedOptions};
 use grey_proof::Digest;
@@ -52,7 +52,8 @@ impl Node {
         let membership = Membership { voters: (1..=servers).collect(), ..Membership::default() };
         let recovered = Recovered { membership, ..Recovered::default() };
         let log = Log::default();
-        let options = Options { id, seed: 31 * id, checkpoint_bytes: u64::MAX };
+        let options =
+            Options { id, seed: 31 * id, checkpoint_bytes: u64::MAX, version: NodeVersion::newest("test") };
         let replica = Replica::new(&options, recovered, Box::new(Reader(log.clone()))).unwrap();
         let options = ServerOptions { watch: None, door: door.clone(), links: Some(LinkOptions::default()) };
         Node {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use grey_core::{
-    AdmitNode, Bootstrap, Command, CreateJoinToken, EnrolFounder, JoinTokenRow, NewNode, NodeRole,
-    NodeStanding, SetNodeStanding, Tier, TokenRole, TokenRow,
+    AdmitNode, Bootstrap, Command, CreateJoinToken, EnrolFounder, JoinTokenRow, NEWEST_FEATURE_LEVEL,
+    NewNode, NodeRole, NodeStanding, NodeVersion, OLDEST_FEATURE_LEVEL, RaiseFeatureLevel, SetNodeStanding,
+    SetTenantQuota, TenantId, Tier, TokenRole, TokenRow,
 };
 use grey_proof::Digest;
 use grey_replica::{
@@ -35,6 +36,9 @@ struct House {
     logs: BTreeMap<u64, Memory>,
     hard_states: BTreeMap<u64, HardState>,
     off: BTreeSet<u64>,
+    /// The newest feature level of servers that play an earlier version.
+    earlier: BTreeMap<u64, u16>,
+    refused: Vec<ReplicaError>,
     messages: VecDeque<(u64, u64, Vec<u8>)>,
     tickets: u64,
 }
@@ -70,10 +74,28 @@ impl House {
         let last_index = log.0.lock().unwrap().last().map_or(0, |entry| entry.index);
         let membership = Membership { voters, ..Membership::default() };
         let recovered = Recovered { membership, hard_state, last_index, ..Recovered::default() };
-        let options = Options { id: number, seed: number, checkpoint_bytes: u64::MAX };
+        let options =
+            Options { id: number, seed: number, checkpoint_bytes: u64::MAX, version: self.version(number) };
         let replica = Replica::new(&options, recovered, Box::new(log.clone())).unwrap();
         self.servers.insert(number, Server::with_options(replica, ServerOptions::default()).unwrap());
         self.logs.insert(number, log);
+    }
+
+    fn version(&self, number: u64) -> NodeVersion {
+        let newest = NodeVersion::newest("test");
+        let understands = self.earlier.get(&number).copied().unwrap_or(newest.understands);
+        NodeVersion { understands, ..newest }
+    }
+
+    /// What servers say of themselves when they connect.
+    fn greet(&mut self) {
+        let versions: Vec<(u64, NodeVersion)> =
+            self.servers.keys().map(|number| (*number, self.version(*number))).collect();
+        for (number, server) in &mut self.servers {
+            for (other, version) in versions.iter().filter(|(other, _)| other != number) {
+                server.heard_version(*other, version.clone());
+            }
+        }
     }
 
     fn leader(&self) -> u64 {
@@ -141,7 +163,7 @@ impl House {
                         ServerOutput::Replica(Output::Send { to, bytes, .. }) => {
                             self.messages.push_back((*number, to, bytes));
                         }
-                        ServerOutput::Refused(ticket, error) => panic!("{ticket:?} {error}"),
+                        ServerOutput::Refused(_, error) => self.refused.push(error),
                         _ => {}
                     }
                 }
@@ -305,4 +327,99 @@ fn leadership_is_handed_to_the_voter_that_is_named_if_it_can_lead() {
     }
     let any = house.servers.get_mut(&3).unwrap().hand_over(None);
     assert_eq!(any.unwrap(), 1, "the only other one that is there");
+}
+
+#[test]
+fn the_cluster_keeps_what_its_servers_say_that_they_run() {
+    let mut house = House::founded();
+    house.admit(2);
+    house.earlier.insert(3, OLDEST_FEATURE_LEVEL);
+    house.admit(3);
+    house.greet();
+    house.elapse(2_000);
+    for number in 1..=3 {
+        let server = &house.servers[&number];
+        for other in 1..=3 {
+            let kept = server.state().version_of(&node(other).node).unwrap();
+            assert_eq!(*kept, house.version(other), "of {other}, at {number}");
+        }
+    }
+    // When: it says something else, that is kept in its place.
+    house.earlier.remove(&3);
+    house.greet();
+    house.elapse(1_000);
+    assert_eq!(house.servers[&1].state().understood_by_all(), NEWEST_FEATURE_LEVEL);
+}
+
+#[test]
+fn nothing_that_an_earlier_version_does_not_understand_gets_into_the_log_beside_it() {
+    let raise = Command::RaiseFeatureLevel(RaiseFeatureLevel { level: OLDEST_FEATURE_LEVEL + 1 });
+    let quota = Command::SetTenantQuota(SetTenantQuota {
+        tenant: TenantId(1),
+        weight_milli: None,
+        queued_tasks: None,
+        rate: None,
+    });
+    // Given: one server of three is of the earlier version.
+    let mut house = House::founded();
+    house.admit(2);
+    house.earlier.insert(3, OLDEST_FEATURE_LEVEL);
+    house.admit(3);
+    house.greet();
+    house.elapse(2_000);
+    let before = house.servers[&1].replica().commit_index();
+    // When: the next level is asked for, and what came with it. Then: neither is proposed, and everybody goes on.
+    house.propose(raise.clone());
+    house.propose(quota.clone());
+    let refused: Vec<String> = house.refused.drain(..).map(|error| error.to_string()).collect();
+    assert!(refused[0].contains("server-3 understands feature levels up to"), "{refused:?}");
+    assert!(refused[1].contains("is needed"), "{refused:?}");
+    assert_eq!((refused.len(), house.servers[&1].replica().commit_index()), (2, before));
+    // When: it is of the new version too. Then: the level comes into force.
+    house.earlier.remove(&3);
+    house.start(3);
+    house.elapse(2_000);
+    house.greet();
+    house.elapse(1_000);
+    house.propose(raise);
+    house.propose(quota);
+    assert!(house.refused.is_empty(), "{:?}", house.refused);
+    house.elapse(1_000);
+    for server in house.servers.values() {
+        assert_eq!(server.state().feature_level(), OLDEST_FEATURE_LEVEL + 1);
+    }
+}
+
+#[test]
+fn a_server_that_does_not_understand_the_level_in_force_halts_and_says_so() {
+    let mut house = House::founded();
+    house.greet();
+    house.elapse(500);
+    house.propose(Command::RaiseFeatureLevel(RaiseFeatureLevel { level: OLDEST_FEATURE_LEVEL + 1 }));
+    // It has the entry in its log, and is started again as the earlier version. It leads alone, so that it applies it at once.
+    house.earlier.insert(1, OLDEST_FEATURE_LEVEL);
+    let log = house.logs[&1].clone();
+    let last_index = log.0.lock().unwrap().last().unwrap().index;
+    let membership = Membership { voters: vec![1], ..Membership::default() };
+    let hard_state = house.hard_states[&1];
+    let recovered = Recovered { membership, hard_state, last_index, ..Recovered::default() };
+    let options = Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX, version: house.version(1) };
+    let mut replica = Replica::new(&options, recovered, Box::new(log)).unwrap();
+    // What it has to make durable first, it makes durable.
+    let halted = (0..10).find_map(|_| {
+        let numbers: Vec<u64> = replica
+            .outputs()
+            .filter_map(|output| match output {
+                Output::Persist(batch) => Some(batch.number),
+                _ => None,
+            })
+            .collect();
+        numbers.into_iter().find_map(|number| replica.persisted(number).err())
+    });
+    match halted {
+        Some(ReplicaError::NotUnderstood { level, understands }) => {
+            assert_eq!((level, understands), (OLDEST_FEATURE_LEVEL + 1, OLDEST_FEATURE_LEVEL));
+        }
+        other => panic!("{other:?}"),
+    }
 }

@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output as AgentOutput, StopReason};
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
-    Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Standing, Submit, Target, TaskDefaults,
-    TaskSpec, TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+    NodeVersion, Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Standing, Submit, Target,
+    TaskDefaults, TaskSpec, TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
 };
 use grey_health::{Amount, CapacityOptions, GateOptions, Level, RefusalCode};
 use grey_proof::{Digest, SigningKey};
@@ -64,7 +64,8 @@ impl House {
     fn with(server: ServerOptions) -> House {
         let membership = Membership { voters: vec![1], ..Membership::default() };
         let recovered = Recovered { membership, ..Recovered::default() };
-        let options = Options { id: 1, seed: 5, checkpoint_bytes: u64::MAX };
+        let options =
+            Options { id: 1, seed: 5, checkpoint_bytes: u64::MAX, version: NodeVersion::newest("test") };
         let replica = Replica::new(&options, recovered, Box::new(NoLog)).unwrap();
         let agent = AgentOptions {
             signer: Signer {

@@ -2,6 +2,7 @@
 //! Every case made the engine panic, or break its log, before such messages were refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use grey_core::NodeVersion;
 use grey_replica::{
     LogEntry, LogReader, Membership, Options, Output, ReadError, Recovered, Replica, ReplicaError, TICK_MS,
 };
@@ -23,7 +24,8 @@ impl LogReader for NoReader {
 
 fn server() -> Replica {
     let membership = Membership { voters: vec![1, 2, 3], ..Membership::default() };
-    let options = Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX };
+    let options =
+        Options { id: 1, seed: 1, checkpoint_bytes: u64::MAX, version: NodeVersion::newest("test") };
     let recovered = Recovered { membership, ..Recovered::default() };
     Replica::new(&options, recovered, Box::new(NoReader)).unwrap()
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, State, ToWorker};
+use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, NodeVersion, State, ToWorker};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{
     Checkpoint, Options, Output, Peer, PeerMessage, PersistBatch, Replica, ReplicaError,
@@ -148,6 +148,7 @@ impl Server {
                 id: options.id,
                 seed: options.election_seed,
                 checkpoint_bytes: options.checkpoint_bytes,
+                version: NodeVersion::newest("simulated"),
                 #[cfg(feature = "mutants")]
                 mutant: options.mutant,
             },

@@ -38,6 +38,8 @@ struct Facts {
     installed: bool,
     /// How many rows there are, so that one that is gone is missed.
     rows: u64,
+    /// Up to which entry history lacks what a whole state came with; 0 where it lacks nothing.
+    gap: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -82,6 +84,7 @@ pub(crate) struct Found {
     pub(crate) side: SidePosition,
     pub(crate) tree_absent: Vec<(u64, u64)>,
     pub(crate) installed: bool,
+    pub(crate) gap: u64,
     pub(crate) rows: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -118,9 +121,11 @@ impl CheckpointStore {
         checkpoint: &Checkpoint,
         side: SidePosition,
         tree_absent: Vec<(u64, u64)>,
+        gap: u64,
     ) -> Result<(), StoreError> {
         let facts = facts_of(checkpoint.index, checkpoint.term, &checkpoint.membership);
-        self.guarded(|store| store.write_rows(&checkpoint.rows, false, Facts { side, tree_absent, ..facts }))
+        let facts = Facts { side, tree_absent, gap, ..facts };
+        self.guarded(|store| store.write_rows(&checkpoint.rows, false, facts))
     }
 
     /// Puts the state of another server in the place of what is here; durable when this returns.
@@ -129,11 +134,12 @@ impl CheckpointStore {
         installation: &Installation,
         side: SidePosition,
         tree_absent: Vec<(u64, u64)>,
+        gap: u64,
     ) -> Result<(), StoreError> {
         let facts = facts_of(installation.index, installation.term, &installation.membership);
         let rows: Vec<RowChange> =
             installation.rows.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
-        let facts = Facts { side, tree_absent, installed: true, ..facts };
+        let facts = Facts { side, tree_absent, gap, installed: true, ..facts };
         self.guarded(|store| store.write_rows(&rows, true, facts))
     }
 
@@ -265,6 +271,7 @@ fn read(facts: &[u8], rows: &impl ReadableTable<&'static [u8], &'static [u8]>) -
         side: facts.side,
         tree_absent: facts.tree_absent,
         installed: facts.installed,
+        gap: facts.gap,
         rows: found,
     })
 }

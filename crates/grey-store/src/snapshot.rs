@@ -389,6 +389,8 @@ impl Restoring {
         let (index, term) = (self.facts.index, self.facts.term);
         let membership = self.facts.membership.into();
         let installation = Installation { index, term, membership, rows: self.rows, tree_hashes };
-        self.checkpoint.install(&installation, side, self.facts.tree_absent)
+        // What the other server lacked is lacking here too.
+        let gap = if self.facts.tree_absent.is_empty() { 0 } else { self.facts.index };
+        self.checkpoint.install(&installation, side, self.facts.tree_absent, gap)
     }
 }

@@ -85,6 +85,8 @@ pub struct SideStorage {
     pub history: HistoryWriter,
     /// Hashes of the log of reports.
     pub tree: TreeFile,
+    /// Up to which entry history lacks what a whole state came with; 0 where it lacks nothing.
+    pub(crate) gap: u64,
 }
 
 impl Storage {
@@ -125,7 +127,7 @@ impl Storage {
             truncated: facts.truncated,
             last_index,
         };
-        Ok((Storage { log, side: SideStorage { checkpoint, history, tree } }, recovered))
+        Ok((Storage { log, side: SideStorage { checkpoint, history, tree, gap: found.gap } }, recovered))
     }
 }
 
@@ -185,7 +187,7 @@ impl SideStorage {
         self.tree.sync()?;
         let (history_segment, history_bytes) = self.history.position();
         let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
-        self.checkpoint.write(checkpoint, side, self.tree.absent())?;
+        self.checkpoint.write(checkpoint, side, self.tree.absent(), self.gap)?;
         self.history.checkpointed(history_segment);
         Ok(())
     }
@@ -201,7 +203,8 @@ impl SideStorage {
         self.tree.sync()?;
         let (history_segment, history_bytes) = self.history.position();
         let side = SidePosition { history_segment, history_bytes, tree_hashes: self.tree.hashes() };
-        self.checkpoint.install(installation, side, self.tree.absent())?;
+        self.gap = installation.index;
+        self.checkpoint.install(installation, side, self.tree.absent(), self.gap)?;
         self.history.checkpointed(history_segment);
         Ok(())
     }

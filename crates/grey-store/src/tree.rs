@@ -70,6 +70,28 @@ impl TreeFile {
         Ok(())
     }
 
+    /// Puts hashes of another server's file, from the one of this number on, where they are absent. Readers see them at once; they count as
+    /// here, durably, with the next checkpoint.
+    pub(crate) fn fill(&self, from: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut reach = self.reach();
+        let to = from.saturating_add(bytes.len() as u64 / HASH_BYTES);
+        let mut left = Vec::new();
+        for (begins, ends) in core::mem::take(&mut reach.absent) {
+            let (first, last) = (begins.max(from), ends.min(to));
+            if first >= last {
+                left.push((begins, ends));
+                continue;
+            }
+            let place = |hash: u64| usize::try_from((hash - from) * HASH_BYTES).unwrap_or(usize::MAX);
+            let piece = bytes.get(place(first)..place(last)).unwrap_or_default();
+            let written = self.medium.write_at(first * HASH_BYTES, piece);
+            written.map_err(|error| StoreError::io(TREE_FILE, "write", error))?;
+            left.extend([(begins, first), (last, ends)].into_iter().filter(|(begins, ends)| begins < ends));
+        }
+        reach.absent = left;
+        Ok(())
+    }
+
     /// Appends hashes. Readers see them at once; they are durable after [`TreeFile::sync`].
     pub fn append(&self, hashes: &[Digest]) -> Result<(), StoreError> {
         let mut reach = self.reach();

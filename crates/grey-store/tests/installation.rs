@@ -10,7 +10,10 @@ use grey_proof::Digest;
 use grey_replica::{
     Checkpoint, HardState, Installation, LogEntry, LogEntryKind, Membership, PersistBatch, Recovered,
 };
-use grey_store::{RecordKey, RecordKind, Storage, StorageOptions, StoreError};
+use grey_store::{
+    Filling, RecordKey, RecordKind, SnapshotFacts, SnapshotPart, SnapshotReader, SnapshotWriter, Storage,
+    StorageOptions, StoreError,
+};
 use support::{Choices, Fault, ForgetfulDisk};
 
 const OPTIONS: StorageOptions = StorageOptions { segment_bytes: 4_000 };
@@ -170,4 +173,121 @@ fn dropping_what_lies_before_a_whole_state_drops_nothing_behind_it() {
     drop(storage);
     let (_, recovered) = Storage::open(Arc::new(disk), &OPTIONS).unwrap();
     assert_eq!((recovered.truncated, recovered.last_index), ((100, 4), 101));
+}
+
+/// Everything that a server has that never lagged, as a snapshot of it.
+fn whole() -> Vec<SnapshotPart> {
+    let disk = ForgetfulDisk::default();
+    let (mut storage, _) = Storage::open(Arc::new(disk.clone()), &OPTIONS).unwrap();
+    for number in 0..40u64 {
+        storage.side.tree.append(&[Digest::of(&number.to_le_bytes())]).unwrap();
+        let key = RecordKey { kind: RecordKind(1), key: number, subkey: 0 };
+        storage.side.history.append([(key, b"record".as_slice())]).unwrap();
+    }
+    let Installation { index, term, membership, rows, .. } = installation();
+    let rows = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+    let checkpoint = Checkpoint { index, term, membership, rows, truncate_through: 0 };
+    storage
+        .log
+        .append(&[PersistBatch {
+            number: 1,
+            entries: (1..=100).map(|index| entry(4, index)).collect(),
+            ..PersistBatch::default()
+        }])
+        .unwrap();
+    storage.side.write_checkpoint(&checkpoint).unwrap();
+    let frozen = storage.side.freeze().unwrap().unwrap();
+    let mut writer = SnapshotWriter::begin(Vec::new(), b"").unwrap();
+    writer.frozen(&frozen, |_, _| Ok(())).unwrap();
+    let bytes = writer.end().unwrap();
+    let mut reader = SnapshotReader::begin(bytes.as_slice()).unwrap();
+    let mut parts = Vec::new();
+    while let Some(part) = reader.next_part().unwrap() {
+        parts.push(part);
+    }
+    parts
+}
+
+/// The same, saying something else of itself.
+fn said(parts: &[SnapshotPart], change: impl Fn(&mut SnapshotFacts)) -> Vec<SnapshotPart> {
+    let mut parts = parts.to_vec();
+    for part in &mut parts {
+        if let SnapshotPart::Facts(facts) = part {
+            change(facts);
+        }
+    }
+    parts
+}
+
+/// Takes in what is lacking; says whether nothing is lacking any more.
+fn fill(storage: &mut Storage, parts: &[SnapshotPart]) -> bool {
+    let facts = parts.iter().find_map(|part| match part {
+        SnapshotPart::Facts(facts) => Some(facts.clone()),
+        _ => None,
+    });
+    let mut filling = Filling::begin(facts.unwrap());
+    for part in parts {
+        storage.side.fill(&mut filling, core::slice::from_ref(part)).unwrap();
+    }
+    storage.side.filled(&filling)
+}
+
+fn lacks(storage: &Storage) -> usize {
+    let reader = storage.side.history.reader();
+    let key = |number| RecordKey { kind: RecordKind(1), key: number, subkey: 0 };
+    let records = (0..40).filter(|number| reader.get(key(*number)).unwrap().is_none()).count();
+    let hashes = (0..40u64).filter(|number| match storage.side.tree.read(*number) {
+        Ok(hash) => {
+            assert_eq!(hash, Digest::of(&number.to_le_bytes()));
+            false
+        }
+        Err(StoreError::Absent { .. }) => true,
+        Err(error) => panic!("{error}"),
+    });
+    records + hashes.count()
+}
+
+#[test]
+fn what_a_whole_state_left_out_comes_from_another_server_and_counts_from_the_next_checkpoint_on() {
+    // Given: a server that was sent a whole state, and what another one has.
+    let (disk, parts) = (lagging(), whole());
+    let (mut storage, _) = Storage::open(Arc::new(disk.clone()), &OPTIONS).unwrap();
+    assert_eq!(storage.side.gap(), 0);
+    install(&mut storage).unwrap();
+    assert_eq!((storage.side.gap(), lacks(&storage)), (100, 60));
+    // When: it is filled, then nothing is lacking, and nothing is there twice.
+    assert!(fill(&mut storage, &parts));
+    assert_eq!((storage.side.gap(), lacks(&storage)), (0, 0));
+    let size = storage.side.history.reader().size();
+    assert!(fill(&mut storage, &parts), "once more is no harm");
+    assert_eq!(storage.side.history.reader().size(), size);
+    // When: it is started anew before a checkpoint. Then: the gap is open again, and can be filled again.
+    drop(storage);
+    let (mut storage, _) = Storage::open(Arc::new(disk.clone()), &OPTIONS).unwrap();
+    assert_eq!((storage.side.gap(), lacks(&storage)), (100, 60));
+    assert!(fill(&mut storage, &parts));
+    let (term, membership) = (4, Membership::default());
+    let checkpoint = Checkpoint { index: 100, term, membership, rows: vec![], truncate_through: 100 };
+    storage.side.write_checkpoint(&checkpoint).unwrap();
+    drop(storage);
+    let (storage, _) = Storage::open(Arc::new(disk), &OPTIONS).unwrap();
+    assert_eq!((storage.side.gap(), lacks(&storage)), (0, 0));
+}
+
+#[test]
+fn a_gap_stays_open_while_something_is_lacking() {
+    let (disk, parts) = (lagging(), whole());
+    let (mut storage, _) = Storage::open(Arc::new(disk), &OPTIONS).unwrap();
+    install(&mut storage).unwrap();
+    // A snapshot that broke off.
+    let half = &parts[..parts.len() - 1];
+    assert!(!fill(&mut storage, half));
+    assert_eq!(storage.side.gap(), 100);
+    // A snapshot of before what was taken over last.
+    let early = said(&parts, |facts| facts.index = 99);
+    assert!(!fill(&mut storage, &early));
+    // A snapshot of a server that lacks something itself.
+    let lacking = said(&parts, |facts| facts.tree_absent = vec![(10, 12)]);
+    assert!(!fill(&mut storage, &lacking));
+    assert!(fill(&mut storage, &parts));
 }

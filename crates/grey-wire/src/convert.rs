@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use grey_core::{FromWorker, Stage, ToWorker};
+use grey_core::{FromWorker, NodeVersion, Stage, ToWorker, limits};
 use grey_proof::Digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,9 +7,27 @@ use serde::de::DeserializeOwned;
 use crate::error::WireError;
 use crate::{Hello, OLDEST_VERSION, VERSION};
 
-/// The first message of a stream.
-pub fn hello(cluster: &Digest) -> Hello {
-    Hello { version: VERSION, cluster: Bytes::copy_from_slice(&cluster.0) }
+/// The first message of a stream; a server says what it runs.
+pub fn hello(cluster: &Digest, runs: Option<&NodeVersion>) -> Hello {
+    Hello {
+        version: VERSION,
+        cluster: Bytes::copy_from_slice(&cluster.0),
+        feature_level: runs.map_or(0, |runs| runs.understands.into()),
+        release: runs.map(|runs| runs.name.clone()).unwrap_or_default(),
+    }
+}
+
+/// What a server says that it runs; `None` where it says nothing of that.
+///
+/// # Errors
+/// [`WireError::Malformed`] for a level that is none, and for a name that is too long or has control characters.
+pub fn decode_version(hello: &Hello) -> Result<Option<NodeVersion>, WireError> {
+    let understands =
+        u16::try_from(hello.feature_level).map_err(|_| WireError::Malformed("feature level"))?;
+    if hello.release.len() > limits::NAME_BYTES || hello.release.chars().any(char::is_control) {
+        return Err(WireError::Malformed("version of a server"));
+    }
+    Ok((understands > 0).then(|| NodeVersion { understands, name: hello.release.clone() }))
 }
 
 /// Whether the other side can be spoken to; the version that both understand.
@@ -97,10 +115,10 @@ mod tests {
     #[test]
     fn only_a_node_of_the_same_cluster_and_a_known_version_is_spoken_to() {
         let (ours, theirs) = (Digest::of(b"ours"), Digest::of(b"theirs"));
-        assert_eq!(check_hello(&hello(&ours), &ours), Ok(VERSION));
-        assert_eq!(check_hello(&Hello { version: VERSION + 1, ..hello(&ours) }, &ours), Ok(VERSION));
-        assert_eq!(check_hello(&hello(&theirs), &ours), Err(WireError::ForeignCluster));
-        let old = check_hello(&Hello { version: 0, ..hello(&ours) }, &ours);
+        assert_eq!(check_hello(&hello(&ours, None), &ours), Ok(VERSION));
+        assert_eq!(check_hello(&Hello { version: VERSION + 1, ..hello(&ours, None) }, &ours), Ok(VERSION));
+        assert_eq!(check_hello(&hello(&theirs, None), &ours), Err(WireError::ForeignCluster));
+        let old = check_hello(&Hello { version: 0, ..hello(&ours, None) }, &ours);
         assert_eq!(old, Err(WireError::Version { theirs: 0, oldest: OLDEST_VERSION, newest: VERSION }));
     }
 }

@@ -15,8 +15,8 @@ mod generated {
 }
 
 pub use convert::{
-    check_hello, decode_digest, decode_from_worker, decode_stage, decode_to_worker, encode_from_worker,
-    encode_stage, encode_to_worker, hello,
+    check_hello, decode_digest, decode_from_worker, decode_stage, decode_to_worker, decode_version,
+    encode_from_worker, encode_stage, encode_to_worker, hello,
 };
 pub use error::WireError;
 pub use generated::node_plane_client::NodePlaneClient;

@@ -264,6 +264,7 @@ impl Application<'_> {
             return not_admitted("it belongs to the cluster; it has to leave first");
         }
         self.rows.identity.remove(&IdentityKey::Node(body.node));
+        self.rows.identity.remove(&IdentityKey::Version(body.node));
         // Should it enter anew, nobody has cordoned it.
         if let Some(worker) = self.worker_of(&body.node) {
             worker.cordoned = false;

@@ -30,7 +30,7 @@ impl Application<'_> {
             Keeper::Newcomer { .. } => None,
         };
         let others = self.rows.base.nodes().filter(|row| Some(row.node) != survivor.map(|row| row.node));
-        let nodes = others.map(|row| IdentityKey::Node(row.node));
+        let nodes = others.flat_map(|row| [IdentityKey::Node(row.node), IdentityKey::Version(row.node)]);
         // One that was used in the lost part must not let anybody in again.
         let tokens = self.rows.base.join_tokens().map(|row| IdentityKey::JoinToken(row.id));
         for key in nodes.chain(tokens).collect::<Vec<IdentityKey>>() {

@@ -28,9 +28,11 @@ impl Application<'_> {
             return Err(Rejection::TenantSuspended(body.tenant).into());
         }
         let queued = tenant.queued_tasks.saturating_add(u64::from(total));
-        if queued > limits::TENANT_QUEUED_TASKS {
-            return Err(full("queued tasks", limits::TENANT_QUEUED_TASKS));
+        let quota = self.rows.quotas.get(&body.tenant).copied().unwrap_or_default();
+        if queued > quota.queued_tasks() {
+            return Err(full("queued tasks", quota.queued_tasks()));
         }
+        let charged = quota.charged(u64::from(total), self.rows.meta.time_ms)?;
         let keys = tenant.keys + u64::from(body.key.is_some());
         if keys > limits::TENANT_KEYS {
             return Err(full("idempotency keys", limits::TENANT_KEYS));
@@ -40,6 +42,9 @@ impl Application<'_> {
         if let Some(tenant) = self.rows.tenants.get_mut(&body.tenant) {
             tenant.queued_tasks = queued;
             tenant.keys = keys;
+        }
+        if charged != quota {
+            self.rows.quotas.insert(body.tenant, charged);
         }
         if let Some(key) = &body.key {
             let record = KeyRecord { body: key.body, job, tasks, expires_at_ms: None };

@@ -5,11 +5,11 @@ use grey_core::{
     AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CordonNode, CreateJoinToken,
     CreateTenant, CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission,
     ForgetNode, GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
-    NodeStanding, Outcome, Phase, Recover, RegisterWorker, RenewNode, Report, Resources, Retries,
-    RevokeJoinToken, RevokeToken, Revoked, SandboxLevel, SetNodeAddress, SetNodeStanding, SetTenantSuspended,
-    SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange,
-    TaskSpec, TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply,
-    plan,
+    NodeStanding, NodeVersion, Outcome, Phase, RaiseFeatureLevel, RateLimit, Recover, RegisterWorker,
+    RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken, Revoked, SandboxLevel,
+    SetNodeAddress, SetNodeStanding, SetNodeVersion, SetTenantQuota, SetTenantSuspended, SignedRoot,
+    StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec,
+    TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -182,7 +182,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4).prop_map(|worker| Step::Quarantine { worker }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
-        3 => (0u8..15, 0u8..4, 0u8..6, 0u64..3_000)
+        3 => (0u8..16, 0u8..4, 0u8..6, 0u64..3_000)
             .prop_map(|(kind, seed, other, late_ms)| Step::Identity { kind, seed, other, late_ms }),
         1 => any::<u32>().prop_map(|ms| Step::Tick { ms }),
     ]
@@ -408,6 +408,28 @@ pub fn announcement_in(seed: u8, session: u64) -> Command {
     Command::RegisterWorker(body)
 }
 
+fn random_upgrade(seed: u8, other: u8) -> Command {
+    let choice = |of: u8| other.is_multiple_of(of);
+    match seed % 3 {
+        0 => Command::SetNodeVersion(SetNodeVersion {
+            node: Digest::of(&[seed; 32]),
+            version: NodeVersion { understands: 3 + u16::from(other % 2), name: format!("0.{other}.0") },
+        }),
+        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 2) }),
+        _ => {
+            Command::SetTenantQuota(SetTenantQuota {
+                tenant: TenantId(u32::from(seed % 4)),
+                weight_milli: choice(3).then_some(u32::from(other) * 500),
+                queued_tasks: choice(2).then_some((other > 1).then_some(u64::from(other) * 10)),
+                rate: (!choice(2)).then_some((other > 2).then_some(RateLimit {
+                    tasks_per_second: u64::from(other),
+                    burst: u64::from(other) * 20,
+                })),
+            })
+        }
+    }
+}
+
 fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
     let wall_ms = 1_000_000 + late_ms;
     let (node, id) = (Digest::of(&[seed; 32]), Digest::of(&[other, 3]));
@@ -460,6 +482,7 @@ fn random_identity(kind: u8, seed: u8, other: u8, late_ms: u64) -> Command {
             keeper: Keeper::Newcomer { node: Box::new(new_node(seed, role)), token, issuers: Vec::new() },
             wall_ms,
         }),
+        15 => random_upgrade(seed, other),
         _ if other > 2 => Command::SetTenantSuspended(SetTenantSuspended {
             tenant: TenantId(u32::from(seed)),
             suspended: other == 3,

@@ -11,6 +11,7 @@ use grey_store::{Disk, Restoring, SnapshotPart, SnapshotReader, StorageOptions};
 use tokio::sync::mpsc::Receiver;
 
 use super::papers::Papers;
+use crate::directory::ServerPlace;
 use crate::error::NodeError;
 use crate::identity::write_new;
 use crate::plane::Servers;
@@ -46,21 +47,8 @@ pub(super) async fn begin(
         for place in papers.servers().into_iter().filter(|place| place.number != own) {
             // What an earlier attempt left is no part of what comes now.
             clear(disk)?;
-            let outcome = match servers.snapshot(&place).await {
-                Ok(mut pieces) => {
-                    let (sender, received) = tokio::sync::mpsc::channel(PIECES_WAITING);
-                    let restored = tokio::spawn(restore(disk.clone(), received));
-                    while let Some(piece) = pieces.next().await {
-                        // Who gave up says why.
-                        if sender.send(piece).await.is_err() {
-                            break;
-                        }
-                    }
-                    drop(sender);
-                    restored.await.unwrap_or_else(|error| Err(error.to_string()))
-                }
-                Err(error) => Err(error.to_string()),
-            };
+            let disk = disk.clone();
+            let outcome = read_from(servers, &place, move |reader| restore(&disk, reader)).await;
             match outcome {
                 Ok(index) => {
                     tracing::info!(index, server = place.number, "began from what another server has");
@@ -89,31 +77,49 @@ fn clear(disk: &Arc<dyn Disk>) -> Result<(), NodeError> {
     grey_store::clear(disk.as_ref()).map_err(NodeError::from)
 }
 
-/// Takes in what comes; the index of the last entry in it.
-async fn restore(disk: Arc<dyn Disk>, pieces: Receiver<io::Result<Bytes>>) -> Result<u64, String> {
-    let read = tokio::task::spawn_blocking(move || {
-        let mut reader = SnapshotReader::begin(Pieces { pieces, left: Bytes::new() })?;
-        let mut restoring: Option<(Restoring, u64)> = None;
-        while let Some(part) = reader.next_part()? {
-            match (&mut restoring, part) {
-                (None, SnapshotPart::Facts(facts)) => {
-                    let index = facts.index;
-                    restoring = Some((Restoring::begin(&disk, &StorageOptions::default(), facts)?, index));
-                }
-                (Some((restoring, _)), part) => drop(restoring.take(&part)?),
-                (None, _) => {}
-            }
-        }
-        match restoring {
-            Some((restoring, index)) => restoring.finish().map(|()| index).map_err(NodeError::from),
-            None => Err(NodeError::Config("what the server sent has no beginning".to_owned())),
-        }
+/// Reads what a server has, on a thread of its own.
+pub(super) async fn read_from<T: Send + 'static>(
+    servers: &Servers,
+    place: &ServerPlace,
+    read: impl FnOnce(SnapshotReader<Pieces>) -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, String> {
+    let mut content = servers.snapshot(place).await.map_err(|error| error.to_string())?;
+    let (sender, pieces) = tokio::sync::mpsc::channel(PIECES_WAITING);
+    let reading = tokio::task::spawn_blocking(move || {
+        read(SnapshotReader::begin(Pieces { pieces, left: Bytes::new() })?)
     });
-    read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    while let Some(piece) = content.next().await {
+        // Who gave up says why.
+        if sender.send(piece).await.is_err() {
+            break;
+        }
+    }
+    drop(sender);
+    let outcome = reading.await.map_err(|error| error.to_string())?;
+    outcome.map_err(|error| error.to_string())
+}
+
+/// Takes in what comes; the index of the last entry in it.
+fn restore(disk: &Arc<dyn Disk>, mut reader: SnapshotReader<Pieces>) -> Result<u64, NodeError> {
+    let mut restoring: Option<(Restoring, u64)> = None;
+    while let Some(part) = reader.next_part()? {
+        match (&mut restoring, part) {
+            (None, SnapshotPart::Facts(facts)) => {
+                let index = facts.index;
+                restoring = Some((Restoring::begin(disk, &StorageOptions::default(), facts)?, index));
+            }
+            (Some((restoring, _)), part) => drop(restoring.take(&part)?),
+            (None, _) => {}
+        }
+    }
+    match restoring {
+        Some((restoring, index)) => restoring.finish().map(|()| index).map_err(NodeError::from),
+        None => Err(NodeError::Config("what the server sent has no beginning".to_owned())),
+    }
 }
 
 /// Pieces that come, as one thread reads them.
-struct Pieces {
+pub(super) struct Pieces {
     pieces: Receiver<io::Result<Bytes>>,
     left: Bytes,
 }

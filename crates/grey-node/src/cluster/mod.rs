@@ -2,6 +2,7 @@
 
 mod begin;
 mod copies;
+mod fill;
 mod found;
 mod papers;
 mod recover;

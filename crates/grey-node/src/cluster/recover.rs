@@ -16,7 +16,7 @@ use super::papers::Papers;
 use super::server::runtime;
 use crate::clock::wall_ms;
 use crate::control::Message;
-use crate::engine::{Engine, EngineOptions, end, start_engine};
+use crate::engine::{Engine, EngineOptions, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::local::CHECKPOINT_BYTES;
@@ -79,6 +79,7 @@ fn apply_all(directory: &Path, disk: &Arc<dyn Disk>, papers: &Papers) -> Result<
         server: own,
         cluster: papers.cluster(),
         checkpoint_bytes: CHECKPOINT_BYTES,
+        version: own_version(None),
         behaviour: ServerOptions::default(),
         worker_key: None,
         peers: Some(Peers::new(own, dial, Vec::new())),

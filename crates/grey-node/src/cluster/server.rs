@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use grey_blob::BlobStore;
-use grey_core::{Bootstrap, Command, EnrolFounder, NodeRole, TenantRecord};
+use grey_core::{
+    Bootstrap, Command, EnrolFounder, NodeRole, NodeVersion, OLDEST_FEATURE_LEVEL, SetNodeVersion,
+    TenantRecord,
+};
 use grey_proof::{Digest, StreamDigest};
 use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
 use grey_store::{DirectoryLock, Disk, Folder};
@@ -20,6 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::begin;
 use super::copies::copy;
+use super::fill::fill;
 use super::found::Founding;
 use super::papers::{Papers, node_secret, proof_key, tls_seed};
 use super::renew::renew;
@@ -29,17 +33,18 @@ use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
 use crate::directory::{Directory, ServerPlace};
 use crate::disk_room::DiskRoom;
-use crate::engine::{Engine, EngineOptions, FOUNDER, end, start_engine};
+use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::Gatherer;
 use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
 use crate::items::ItemLists;
-use crate::local::{CHECKPOINT_BYTES, defaults, start_collector, wait_for_end};
+use crate::level::raise;
+use crate::local::{defaults, start_collector, wait_for_end};
 use crate::metrics;
 use crate::peers::Peers;
-use crate::plane::{Admission, Dialler, Joining, Plane, Served, Servers, dial_servers, listen};
+use crate::plane::{Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, dial_servers, listen};
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
 
@@ -157,7 +162,8 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
     let options = EngineOptions {
         server: own,
         cluster: papers.cluster(),
-        checkpoint_bytes: CHECKPOINT_BYTES,
+        checkpoint_bytes: config.checkpoint_bytes,
+        version: own_version(config.feature_level_limit),
         behaviour: ServerOptions {
             watch: Some(WatchOptions::default()),
             door,
@@ -197,9 +203,10 @@ fn follow_places(
     let (sender, places) = watch::channel(known);
     tokio::spawn(async move {
         loop {
-            let found: Vec<ServerPlace> = directory.borrow_and_update().servers().collect();
+            let known = directory.borrow_and_update().clone();
+            let found: Vec<ServerPlace> = known.servers().collect();
             if !found.is_empty() {
-                trust.pin(found.iter().map(|place| place.tls_key));
+                trust.pin(known.spoken_to().map(|row| row.tls_key));
                 sender.send_replace(found);
             }
             if directory.changed().await.is_err() {
@@ -231,7 +238,8 @@ async fn serve(
     })?;
     let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
     let places = follow_places(engine.directory.clone(), trust.clone(), known.clone());
-    tokio::spawn(dial_servers(dialler.clone(), cluster, asked, engine.control.clone()));
+    let own_hello = OwnHello { cluster, version: own_version(config.feature_level_limit) };
+    tokio::spawn(dial_servers(dialler.clone(), own_hello, asked, engine.control.clone()));
 
     let local = Arc::new(BlobStore::open(&config.data_dir.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
@@ -304,8 +312,9 @@ async fn serve(
     if let Some(founding) = Founding::read(&config.data_dir)? {
         let (engine_control, role, directory) =
             (engine.control.clone(), engine.role.clone(), engine.directory.clone());
+        let version = own_version(config.feature_level_limit);
         tokio::spawn(async move {
-            if let Err(error) = enrol(engine_control, role, directory, cluster, founding).await {
+            if let Err(error) = enrol(engine_control, role, directory, cluster, founding, version).await {
                 tracing::error!(%error, "the cluster could not be founded");
             }
         });
@@ -321,6 +330,9 @@ async fn serve(
     let data_dir = papers.directory().to_path_buf();
     let papers = Arc::new(Mutex::new(papers));
     tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), places.clone()));
+    // Nothing can end this early any more, so that it is ended below.
+    let others = Servers::new(dialler.clone(), places.clone());
+    let filling = tokio::spawn(fill(engine.gap.clone(), engine.side.clone(), others, places.clone(), own));
     if !admission.is_complete() {
         tokio::spawn(fetch_authority(admission, dialler, places, cluster, own, data_dir));
     }
@@ -337,6 +349,9 @@ async fn serve(
     hand_over(engine).await;
     stop.send_replace(true);
     drop(tokio::time::timeout(GRACE, listens).await);
+    // The side's thread ends when nobody can ask it for anything any more.
+    filling.abort();
+    drop(filling.await);
     ended
 }
 
@@ -364,6 +379,7 @@ async fn enrol(
     mut directory: watch::Receiver<Arc<Directory>>,
     cluster: Digest,
     founding: EnrolFounder,
+    version: NodeVersion,
 ) -> Result<(), NodeError> {
     let gone = || NodeError::ThreadEnded("control");
     // The engine names this server before it leads; that another one leads means that the cluster was founded long ago.
@@ -387,8 +403,11 @@ async fn enrol(
         let tenants = vec![tenant("system"), tenant("default")];
         propose(Command::Bootstrap(Bootstrap { cluster, wall_ms: wall_ms(), tenants })).await?;
     }
+    let node = founding.node.node;
     propose(Command::EnrolFounder(founding)).await?;
     directory.wait_for(|directory| directory.nodes().next().is_some()).await.map_err(|_| gone())?;
+    propose(Command::SetNodeVersion(SetNodeVersion { node, version: version.clone() })).await?;
+    raise(&control, OLDEST_FEATURE_LEVEL, version.understands).await?;
     tracing::info!(%cluster, "the cluster is founded");
     Ok(())
 }

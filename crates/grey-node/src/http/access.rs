@@ -368,6 +368,7 @@ mod tests {
                 "...y.ny",
                 &[
                     "post /v1/tenants",
+                    "post /v1/tenants/{name}/quota",
                     "post /v1/tenants/{name}/suspend",
                     "post /v1/tenants/{name}/resume",
                     "post /v1/join-tokens",
@@ -378,6 +379,7 @@ mod tests {
                     "post /v1/nodes/{id}/cordon",
                     "post /v1/nodes/{id}/uncordon",
                     "post /v1/cluster/transfer",
+                    "post /v1/cluster/upgrade",
                 ],
             ),
             (".....ny", &["post /v1/cluster/shutdown"]),

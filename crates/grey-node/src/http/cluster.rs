@@ -60,6 +60,8 @@ pub(crate) async fn show(
             term: replica.term(),
             voters: membership.voters,
             learners: membership.learners,
+            feature_level: state.feature_level(),
+            understood_by_all: state.understood_by_all(),
             applied_index: state.applied_index(),
             state_hash: state.hash().to_string(),
             reports: meta.log.size(),

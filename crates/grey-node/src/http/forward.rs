@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use grey_api::{Address, ErrorCode, Problem, Trust};
 use hyper::client::conn::http1::SendRequest;
+use tokio::sync::watch;
 
 use super::reply::Refusal;
 use crate::control::Role;
@@ -35,6 +36,9 @@ const OF_THE_HOP: [HeaderName; 9] = [
     header::UPGRADE,
     header::EXPECT,
 ];
+
+/// How long the one that led before may take to answer what it was asked, once another leads.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
 
 /// The way to whoever leads.
 pub(crate) struct Forwarder {
@@ -70,7 +74,13 @@ impl Forwarder {
             Err(problem) => return Refusal(problem).into_response(),
         };
         let is_read = request.method().is_safe();
-        match self.send(&leader, request).await {
+        let answered = tokio::select! {
+            answered = self.send(&leader, request) => answered,
+            () = another_leads(node.role.clone(), role.leader) => {
+                Err(Failure::NotAnswered("another server leads now".to_owned()))
+            }
+        };
+        match answered {
             Ok(response) => response,
             Err(failure) => Refusal(failed(&leader, is_read, failure)).into_response(),
         }
@@ -135,6 +145,17 @@ impl Forwarder {
         let late = || format!("it takes no connection within {} s", CONNECT_WITHIN.as_secs());
         tokio::time::timeout(CONNECT_WITHIN, opening).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Resolves a moment after another server than this one leads. Who led before may be gone without a word, and would be waited for until the
+/// connection to it breaks; where it is there, it has answered within that moment.
+async fn another_leads(mut role: watch::Receiver<Role>, before: u64) {
+    let another = |role: &Role| role.leads || ![0, before].contains(&role.leader);
+    if role.wait_for(another).await.is_err() {
+        // The node is ending, and its requests with it.
+        core::future::pending::<()>().await;
+    }
+    tokio::time::sleep(ANSWERS_WITHIN).await;
 }
 
 /// Where the leader is, for a request that was not passed on before.

@@ -9,6 +9,7 @@ mod flow;
 mod forward;
 mod guard;
 mod jobs;
+mod linger;
 mod logs;
 mod nodes;
 mod reply;
@@ -19,6 +20,7 @@ mod tasks;
 mod tenants;
 mod tokens;
 mod transfer;
+mod upgrade;
 
 use std::sync::Arc;
 
@@ -63,6 +65,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/events", get(events::all))
         .route("/v1/tenants", get(tenants::list).post(tenants::create))
         .route("/v1/tenants/{name}", get(tenants::show))
+        .route("/v1/tenants/{name}/quota", post(tenants::quota))
         .route("/v1/tenants/{name}/suspend", post(tenants::suspend))
         .route("/v1/tenants/{name}/resume", post(tenants::resume))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
@@ -79,6 +82,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/cluster/root", get(cluster::root))
         .route("/v1/cluster/snapshot", get(snapshot::take))
         .route("/v1/cluster/transfer", post(transfer::leadership))
+        .route("/v1/cluster/upgrade", post(upgrade::raise))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
         .route("/openapi.json", get(cluster::openapi))
         .route("/health/live", get(cluster::live))
@@ -89,6 +93,7 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .with_state(node.clone());
     let keeper = Arc::new(Keeper { entrance, node });
     api.layer(axum::middleware::from_fn_with_state(keeper, guard))
+        .layer(axum::middleware::map_request(linger::linger))
 }
 
 /// Routes for the unix socket: its permissions say who may speak.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use grey_api::{ErrorCode, NodeList, NodeStatus, Problem};
-use grey_core::{Command, CordonNode, NodeRole, NodeRow, NodeStanding, SetNodeStanding, WorkerId};
+use grey_core::{
+    Command, CordonNode, NodeRole, NodeRow, NodeStanding, NodeVersion, SetNodeStanding, WorkerId,
+};
 use grey_proof::Digest;
 
 use super::reply::{Refusal, json};
@@ -21,7 +23,12 @@ struct Announced {
     held: u32,
 }
 
-fn status(row: &NodeRow, leader: u64, announced: Option<&Announced>) -> NodeStatus {
+fn status(
+    row: &NodeRow,
+    version: Option<&NodeVersion>,
+    leader: u64,
+    announced: Option<&Announced>,
+) -> NodeStatus {
     NodeStatus {
         id: row.node.to_string(),
         name: row.name.clone(),
@@ -31,6 +38,8 @@ fn status(row: &NodeRow, leader: u64, announced: Option<&Announced>) -> NodeStat
         server: row.server,
         leads: leader != 0 && row.server == Some(leader),
         address: Some(row.address.clone()).filter(|address| !address.is_empty()),
+        version: version.map(|version| version.name.clone()),
+        feature_level: version.map(|version| version.understands),
         tier: row.tier.name().to_owned(),
         admitted_at_ms: row.admitted_wall_ms,
         worker: announced.map(|announced| announced.worker.to_string()),
@@ -51,7 +60,10 @@ pub(super) async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Proble
         let mut rows: Vec<&NodeRow> = state.nodes().collect();
         rows.sort_by_key(|row| (row.role != NodeRole::Server, row.server, row.name.clone(), row.node));
         let leader = replica.leader();
-        let shown = rows.into_iter().map(|row| (row.node, status(row, leader, announced.get(&row.node))));
+        let shown = rows.into_iter().map(|row| {
+            let (version, announced) = (state.version_of(&row.node), announced.get(&row.node));
+            (row.node, status(row, version, leader, announced))
+        });
         shown.collect::<Vec<_>>()
     });
     found.await
@@ -175,7 +187,7 @@ mod tests {
     fn a_node_is_found_by_its_name_or_the_beginning_of_its_identity() {
         let rows = [row(0x11, "s1", Some(1)), row(0x22, "w", None), row(0x33, "w", None)];
         let all: Vec<(Digest, NodeStatus)> =
-            rows.iter().map(|row| (row.node, status(row, 1, None))).collect();
+            rows.iter().map(|row| (row.node, status(row, None, 1, None))).collect();
         let found =
             |text: &str| find(&all, text).map(|(digest, _)| digest.0[0]).map_err(|problem| problem.status);
         assert_eq!(
@@ -187,19 +199,19 @@ mod tests {
     #[test]
     fn a_node_is_shown_with_what_it_said_of_itself() {
         let announced = Announced { worker: WorkerId(7), presence: "present", held: 3 };
-        let worker = status(&row(1, "w", None), 1, Some(&announced));
+        let worker = status(&row(1, "w", None), None, 1, Some(&announced));
         assert_eq!((worker.address, worker.leads, worker.held), (None, false, Some(3)));
-        let server = status(&row(1, "s", Some(2)), 2, None);
+        let server = status(&row(1, "s", Some(2)), None, 2, None);
         assert_eq!((server.address.as_deref(), server.leads, server.worker), (Some("a:1"), true, None));
-        assert!(!status(&row(1, "s", Some(2)), 0, None).leads);
+        assert!(!status(&row(1, "s", Some(2)), None, 0, None).leads);
         let cordoned = NodeRow { cordoned: true, ..row(1, "w", None) };
-        assert!(status(&cordoned, 1, None).cordoned && !worker.cordoned);
+        assert!(status(&cordoned, None, 1, None).cordoned && !worker.cordoned);
     }
 
     #[test]
     fn a_server_is_not_cordoned_and_what_to_do_instead_is_said() {
-        assert!(is_worker(&status(&row(1, "w", None), 1, None)).is_ok());
-        let refused = is_worker(&status(&row(1, "s", Some(1)), 1, None)).unwrap_err();
+        assert!(is_worker(&status(&row(1, "w", None), None, 1, None)).is_ok());
+        let refused = is_worker(&status(&row(1, "s", Some(1)), None, 1, None)).unwrap_err();
         let hint = refused.hint.unwrap();
         assert!(hint.contains("grey cluster transfer") && hint.contains("grey node remove"), "{hint}");
     }

@@ -6,8 +6,14 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Path, State};
 use axum::response::Response;
-use grey_api::{ErrorCode, Problem, TenantDefaults, TenantList, TenantRequest, TenantStatus};
-use grey_core::{Command, CreateTenant, Resources, SetTenantSuspended, TaskDefaults, Tenant};
+use grey_api::{
+    ErrorCode, Problem, QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest,
+    TenantStatus,
+};
+use grey_core::{
+    Command, CreateTenant, QuotaRow, RateLimit, Resources, SetTenantQuota, SetTenantSuspended, TaskDefaults,
+    Tenant, TenantId,
+};
 
 use super::access::{Principal, Scope, unknown_tenant};
 use super::reply::{Refusal, json, parse, whole};
@@ -16,7 +22,15 @@ use crate::handle::Node;
 /// The longest name of a tenant, in bytes: it may stand in names of hosts and of files.
 const LONGEST_NAME_BYTES: usize = 63;
 
-fn status(tenant: &Tenant) -> TenantStatus {
+fn shown(row: &QuotaRow) -> TenantQuota {
+    let rate = row
+        .quota
+        .rate
+        .map(|rate| SubmissionRate { tasks_per_second: rate.tasks_per_second, burst_tasks: rate.burst });
+    TenantQuota { queued_tasks: row.quota.queued_tasks, rate }
+}
+
+fn status(tenant: &Tenant, quota: Option<&QuotaRow>) -> TenantStatus {
     let TaskDefaults { resources, timeout_ms, output_limit_bytes, priority } = tenant.defaults;
     TenantStatus {
         name: tenant.name.as_ref().to_owned(),
@@ -34,14 +48,16 @@ fn status(tenant: &Tenant) -> TenantStatus {
         held_tasks: tenant.held_tasks,
         used_cpu_millicores: tenant.usage.cpu_millicores,
         used_memory_bytes: tenant.usage.memory_bytes,
+        quota: quota.map(shown).unwrap_or_default(),
     }
 }
 
 /// The tenants of a scope as the state has them now, by name.
 async fn of_scope(node: &Node, scope: Scope) -> Result<Vec<TenantStatus>, Problem> {
     let found = node.ask(move |replica| {
-        let tenants = replica.state().tenants().iter().filter(|(id, _)| scope.has(**id));
-        tenants.map(|(_, tenant)| status(tenant)).collect::<Vec<_>>()
+        let state = replica.state();
+        let tenants = state.tenants().iter().filter(|(id, _)| scope.has(**id));
+        tenants.map(|(id, tenant)| status(tenant, state.quota(*id))).collect::<Vec<_>>()
     });
     let mut found = found.await?;
     found.sort_by(|left, right| left.name.cmp(&right.name));
@@ -107,15 +123,40 @@ pub(crate) async fn create(
     json(&named(&node, &principal, &name).await?)
 }
 
+fn id_of(node: &Node, principal: &Principal, name: &str) -> Result<TenantId, Refusal> {
+    let directory = node.directory();
+    let entry = directory.tenants.get(name);
+    Ok(entry.ok_or_else(|| unknown_tenant(&directory, principal, Some(name)))?.id)
+}
+
+/// `POST /v1/tenants/{name}/quota`.
+pub(crate) async fn quota(
+    State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Refusal> {
+    let request: QuotaRequest = parse(&whole(body)?, "the quota")?;
+    let tenant = id_of(&node, &principal, &name)?;
+    let rate =
+        |rate: SubmissionRate| RateLimit { tasks_per_second: rate.tasks_per_second, burst: rate.burst_tasks };
+    let change = SetTenantQuota {
+        tenant,
+        weight_milli: request.weight_milli,
+        queued_tasks: request.queued_tasks,
+        rate: request.rate.map(|given| given.map(rate)),
+    };
+    node.propose(Command::SetTenantQuota(change)).await?;
+    json(&named(&node, &principal, &name).await?)
+}
+
 async fn set_suspended(
     node: &Node,
     principal: &Principal,
     name: &str,
     suspended: bool,
 ) -> Result<Response, Refusal> {
-    let directory = node.directory();
-    let entry = directory.tenants.get(name);
-    let tenant = entry.ok_or_else(|| unknown_tenant(&directory, principal, Some(name)))?.id;
+    let tenant = id_of(node, principal, name)?;
     node.propose(Command::SetTenantSuspended(SetTenantSuspended { tenant, suspended })).await?;
     json(&named(node, principal, name).await?)
 }

@@ -115,6 +115,8 @@ mod tests {
             server,
             leads: false,
             address: None,
+            version: None,
+            feature_level: None,
             tier: String::new(),
             admitted_at_ms: 0,
             worker: None,

@@ -11,7 +11,7 @@ mod work;
 pub(crate) use dial::Dialler;
 pub(crate) use join::{Admission, Answered, Joining, certificate_id};
 pub(crate) use listen::listen;
-pub(crate) use replicate::dial_servers;
+pub(crate) use replicate::{OwnHello, dial_servers};
 pub(crate) use servers::{Servers, content_of};
 pub(crate) use service::{Plane, Served};
 pub(crate) use work::link_to_leader;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use grey_core::NodeVersion;
 use grey_proof::Digest;
 use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{ReplicateRequest, hello, replicate_request};
@@ -24,17 +25,26 @@ pub(super) fn next_connection() -> u64 {
     NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed)
 }
 
+/// What this server says first to another one.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnHello {
+    /// The cluster.
+    pub(crate) cluster: Digest,
+    /// What it runs.
+    pub(crate) version: NodeVersion,
+}
+
 /// Dials whom the control thread asks for, and sends what it has for them, until it ends.
 pub(crate) async fn dial_servers(
     dialler: Dialler,
-    cluster: Digest,
+    own: OwnHello,
     mut asked: UnboundedReceiver<ServerPlace>,
     control: Sender<Message>,
 ) {
     while let Some(place) = asked.recv().await {
-        let (dialler, control) = (dialler.clone(), control.clone());
+        let (dialler, own, control) = (dialler.clone(), own.clone(), control.clone());
         tokio::spawn(async move {
-            if let Err(reason) = send_to(&dialler, cluster, &place, &control).await {
+            if let Err(reason) = send_to(&dialler, &own, &place, &control).await {
                 tracing::debug!(server = place.number, address = place.address, reason, "no connection");
                 // The control thread is gone only when the node ends.
                 drop(control.send(Message::Peer(PeerEvent::Unreachable(place.number))));
@@ -45,13 +55,15 @@ pub(crate) async fn dial_servers(
 
 /// The messages of a connection, as they are taken to be written.
 fn messages(
-    cluster: Digest,
+    own: &OwnHello,
     parcels: UnboundedReceiver<Parcel>,
     peer: Peer,
     connection: u64,
     control: Sender<Message>,
-) -> impl Stream<Item = ReplicateRequest> + Send + 'static {
-    let first = ReplicateRequest { message: Some(replicate_request::Message::Hello(hello(&cluster))) };
+) -> impl Stream<Item = ReplicateRequest> + Send + use<> {
+    let first = ReplicateRequest {
+        message: Some(replicate_request::Message::Hello(hello(&own.cluster, Some(&own.version)))),
+    };
     let rest = UnboundedReceiverStream::new(parcels).filter_map(move |parcel| {
         let number = parcel.number;
         drop(control.send(Message::Peer(PeerEvent::Written { peer, connection, number })));
@@ -68,7 +80,7 @@ fn messages(
 /// Returns when the connection ended that was made, or why none was made.
 async fn send_to(
     dialler: &Dialler,
-    cluster: Digest,
+    own: &OwnHello,
     place: &ServerPlace,
     control: &Sender<Message>,
 ) -> Result<(), String> {
@@ -76,7 +88,7 @@ async fn send_to(
     let mut client = dialled.map_err(|error| error.to_string())?.client;
     let (peer, connection) = (Peer::Server(place.number), next_connection());
     let (parcels, written) = unbounded_channel();
-    let messages = messages(cluster, written, peer, connection, control.clone());
+    let messages = messages(own, written, peer, connection, control.clone());
     drop(control.send(Message::Peer(PeerEvent::Connected { peer, connection, parcels })));
     if let Err(status) = client.replicate(messages).await {
         let reason = status.message();

@@ -14,7 +14,7 @@ use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
     Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, ServerAddress, ServersReply,
     ServersRequest, SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest,
-    decode_from_worker, decode_stage, encode_to_worker, replicate_request, work_request,
+    decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::watch;
@@ -205,7 +205,15 @@ impl NodePlane for Served {
         let key = connection(&request)?.tls_key;
         let mut stream = request.into_inner();
         match first(&mut stream).await?.message {
-            Some(replicate_request::Message::Hello(hello)) => plane.greeted(&hello)?,
+            Some(replicate_request::Message::Hello(hello)) => {
+                plane.greeted(&hello)?;
+                let version =
+                    decode_version(&hello).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                if let Some(version) = version {
+                    let event = PeerEvent::Version { server: from, version };
+                    plane.control.send(Message::Peer(event)).map_err(stopping)?;
+                }
+            }
             _ => return Err(Status::invalid_argument("the first message must be a hello")),
         }
         let refused = Plane::until_refused(plane.directory.clone(), plane.clone(), key);

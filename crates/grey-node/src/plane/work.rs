@@ -112,7 +112,7 @@ async fn converse(
         Err(error) => return Ended::Broken(error.to_string()),
     };
     let (sender, receiver) = channel(WAITING);
-    let first = WorkRequest { message: Some(work_request::Message::Hello(hello(&cluster))) };
+    let first = WorkRequest { message: Some(work_request::Message::Hello(hello(&cluster, None))) };
     if sender.send(first).await.is_err() {
         return Ended::Broken("the connection broke".to_owned());
     }
