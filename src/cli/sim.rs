@@ -129,6 +129,8 @@ struct Summary {
     virtual_hours_milli: u64,
     real_ms: u64,
     times_real_time: u64,
+    processor_ms: u64,
+    times_processor_time: u64,
     events: u64,
     operations: u64,
     faults: std::collections::BTreeMap<&'static str, u64>,
@@ -136,9 +138,17 @@ struct Summary {
     trace_hash: String,
 }
 
+/// The processor's time that this process has had, in microseconds: what else the machine does is not in it.
+fn processor_us() -> u64 {
+    let passed = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(passed.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(passed.tv_nsec).unwrap_or(0) / 1_000)
+}
+
 /// Everything that is added up over runs.
 struct Tally {
     begun: Instant,
+    processor_at_begin_us: u64,
     shown: Instant,
     shows: bool,
     virtual_us: u64,
@@ -175,6 +185,9 @@ impl Tally {
         self.summary.real_ms = real_us / 1_000;
         self.summary.virtual_hours_milli = self.virtual_us / 3_600_000;
         self.summary.times_real_time = self.virtual_us / real_us;
+        let processor_us = processor_us().saturating_sub(self.processor_at_begin_us).max(1);
+        self.summary.processor_ms = processor_us / 1_000;
+        self.summary.times_processor_time = self.virtual_us / processor_us;
         self.summary.faults =
             Fault::ALL.iter().map(|fault| (fault.name(), self.counters.of(*fault))).collect();
         self.summary
@@ -217,6 +230,7 @@ pub fn sim(arguments: &SimArguments, output: &Output) -> Result<u8, CliError> {
     let now = Instant::now();
     let mut tally = Tally {
         begun: now,
+        processor_at_begin_us: processor_us(),
         shown: now,
         shows: std::io::stderr().is_terminal() && !output.is_for_programs(),
         virtual_us: 0,
@@ -307,8 +321,14 @@ fn text(summary: &Summary) -> String {
     }
     let (hours, milli) = (summary.virtual_hours_milli / 1_000, summary.virtual_hours_milli % 1_000);
     lines.push(format!(
-        "{hours}.{milli:03} virtual hours in {} ms, {} times real time; {} operations, {} events",
-        summary.real_ms, summary.times_real_time, summary.operations, summary.events
+        "{hours}.{milli:03} virtual hours in {} ms, {} times real time; {} ms of the processor, {} times that; \
+         {} operations, {} events",
+        summary.real_ms,
+        summary.times_real_time,
+        summary.processor_ms,
+        summary.times_processor_time,
+        summary.operations,
+        summary.events
     ));
     let fired = summary.faults.iter().filter(|(_, count)| **count > 0);
     let fired: Vec<String> = fired.map(|(name, count)| format!("{name} {count}")).collect();

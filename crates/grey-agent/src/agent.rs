@@ -425,7 +425,7 @@ impl Agent {
         context
     }
 
-    /// Whether the attempt ended here and its result is on its way. Only a repeated assignment asks, so it may search.
+    /// Whether the attempt ended here and its result is on its way. Only what is said again asks, so it may search.
     fn has_result(&self, attempt: AttemptId) -> bool {
         self.ended.iter().any(|ended| ended.attempt == attempt) || self.outbox.covers(attempt)
     }
@@ -457,11 +457,18 @@ impl Agent {
         }
     }
 
-    /// The cluster asks for attempts back. What has not been started is never started from now on; what has, goes on.
+    /// The cluster asks for attempts back. What has not been started is never started from now on; what has, goes on. What is not here, and
+    /// neither its result, was given back before, and that it was did not arrive: it is said again.
     pub fn revoke(&mut self, attempts: &[AttemptId]) {
         let Link::Up(worker) = self.link else { return };
         let mut revoked = Vec::new();
         for attempt in attempts {
+            if !self.held.contains_key(attempt) {
+                if !self.has_result(*attempt) {
+                    revoked.push(*attempt);
+                }
+                continue;
+            }
             if self.held.get(attempt).is_some_and(|held| held.phase == HeldPhase::Waiting) {
                 revoked.push(*attempt);
                 #[cfg(feature = "mutants")]

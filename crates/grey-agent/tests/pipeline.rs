@@ -528,6 +528,51 @@ fn what_was_given_back_and_then_assigned_again_starts_once() {
     assert_eq!(starts, 1);
 }
 
+/// The first answer may have been lost: without a second one the attempt would be this worker's for ever, and never run.
+#[test]
+fn what_was_given_back_is_given_back_again_whenever_it_is_asked_for() {
+    let mut house = House::new();
+    let assignment = |job, spec, number| Assignment {
+        placement: Placement {
+            worker: WorkerId(1),
+            tasks: TaskRange::single(TaskId(number)),
+            epoch: Epoch(1),
+        },
+        job,
+        group: TaskId(1),
+        tenant: "default".into(),
+        spec,
+        stage: None,
+        timeout_ms: 60_000,
+        term: 1,
+        index: 3,
+    };
+    let job = house.submit(2);
+    let spec = house.state.spec(TaskId(1)).unwrap().clone();
+    let attempt = |number| AttemptId { task: TaskId(number), epoch: Epoch(1) };
+    let agent = &mut house.agent;
+    agent.registered(WorkerId(1), &[]);
+    agent.assign(&assignment(job, spec.clone(), 1));
+    agent.revoke(&[attempt(1)]);
+    agent.assign(&assignment(job, spec, 2));
+    agent.settle().unwrap();
+    let given_back = |agent: &mut Agent| -> Vec<AttemptId> {
+        let revoked = agent.outputs().filter_map(|output| match output {
+            Output::Send(FromWorker::Revoked(body)) => Some(body.attempts),
+            _ => None,
+        });
+        revoked.flatten().collect()
+    };
+    assert_eq!(given_back(agent), [attempt(1)]);
+    // The second one runs.
+    agent.revoke(&[attempt(1), attempt(2)]);
+    assert_eq!(given_back(agent), [attempt(1)]);
+    // Its result is on its way.
+    agent.finished(attempt(2), result(Outcome::Exited(0)), USAGE);
+    agent.revoke(&[attempt(2)]);
+    assert_eq!(given_back(agent), []);
+}
+
 #[test]
 fn a_worker_is_not_woken_for_what_it_cannot_report_yet() {
     let mut house = House::new();

@@ -30,6 +30,10 @@ pub enum Mutant {
     RunRevoked,
     /// A worker goes on when its lease has ended.
     OutliveLease,
+    /// A server answers reads at once, whether it still leads or not.
+    ReadWithoutQuorum,
+    /// A suspended tenant submits all the same.
+    ForgetSuspension,
 }
 
 impl State {

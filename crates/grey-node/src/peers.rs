@@ -121,12 +121,13 @@ impl Peers {
     /// Writes what may be written now, and dials servers to which there is no connection.
     pub(crate) fn pump(&mut self, server: &mut Server) {
         let mut broken = Vec::new();
-        for (peer, connection) in &self.connections {
-            while let Some(parcel) = server.take(*peer) {
+        for peer in server.busy_peers() {
+            let Some(connection) = self.connections.get(&peer) else { continue };
+            while let Some(parcel) = server.take(peer) {
                 let number = parcel.number;
                 if connection.parcels.send(parcel).is_err() {
-                    server.not_sent(*peer, number);
-                    broken.push(*peer);
+                    server.not_sent(peer, number);
+                    broken.push(peer);
                     break;
                 }
             }

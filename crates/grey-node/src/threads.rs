@@ -104,17 +104,14 @@ fn write_log(
             }
             next = if batches.len() < BATCHES_PER_SYNC { requests.try_recv().ok() } else { None };
         }
+        let begun = Instant::now();
+        log.write(&batches, truncate)?;
         if let Some(last) = batches.last().map(|batch| batch.number) {
-            let begun = Instant::now();
-            log.append(&batches)?;
             meters.synced(begun.elapsed());
             batches.clear();
             if control.send(Message::Persisted(last)).is_err() {
                 return Ok(());
             }
-        }
-        if let Some(index) = truncate {
-            log.truncate_through(index)?;
         }
     }
     Ok(())

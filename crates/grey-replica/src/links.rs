@@ -336,6 +336,12 @@ impl Links {
         late
     }
 
+    /// Peers to whom something waits to be written, or is being written.
+    pub(crate) fn busy(&self) -> Vec<Peer> {
+        let busy = self.links.iter().filter(|(_, link)| link.outbox.next_deadline_ms().is_some());
+        busy.map(|(peer, _)| *peer).collect()
+    }
+
     pub(crate) fn breaker_state(&mut self, peer: Peer, now_ms: u64) -> Option<BreakerState> {
         self.links.get_mut(&peer)?.guard.as_mut().map(|guard| guard.breaker.state(now_ms))
     }

@@ -255,6 +255,11 @@ impl Server {
         }
     }
 
+    /// Peers to whom something waits to be written, or is being written: for the others [`Server::take`] has nothing.
+    pub fn busy_peers(&self) -> Vec<Peer> {
+        self.links.as_ref().map(Links::busy).unwrap_or_default()
+    }
+
     /// What is to be written to a peer next, if there is a connection, room in its window, and its breaker lets it through. To be followed
     /// by [`Server::sent`] or [`Server::not_sent`]; never anything without links.
     pub fn take(&mut self, peer: Peer) -> Option<Parcel> {

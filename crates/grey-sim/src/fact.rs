@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use grey_core::{
     Answer, Applied, AttemptId, Cancel, ChangeTimeout, Counts, JobId, Outcome, Rejection, Resources, State,
-    Submit, TaskId, WorkerId,
+    Submit, TaskId, TenantId, WorkerId,
 };
 use grey_proof::Digest;
 
@@ -62,8 +62,10 @@ pub enum Fact<'a> {
     Installed { server: u64, index: u64, reports: u64, hash: Option<Digest> },
     /// A replica believes that it leads.
     Leads { server: u64, term: u64 },
-    /// A client began an operation.
-    Invoked { client: usize, operation: u64, wish: &'a Wish },
+    /// A client asked, for the first time or again; whatever became of it before may still come about.
+    Asked { client: usize, operation: u64, wish: &'a Wish },
+    /// A client was told that its tenant may not submit now.
+    Refused { tenant: TenantId },
     /// A client learned what became of it.
     Answered { client: usize, operation: u64, wish: &'a Wish, told: &'a Told },
     /// A worker gave an attempt to its executor.

@@ -99,6 +99,14 @@ faults! {
     WholeState = "whole-state",
     /// A server leaves, perhaps since its disk is gone, and a new one enters in its place.
     Replace = "replace",
+    /// A tenant may not submit for a while.
+    TenantChange = "tenant-change",
+    /// Servers send through bounded outboxes and breakers, and lose connections.
+    Links = "links",
+    /// A worker gets no new work for a while, and gives back what it has not started.
+    Cordon = "cordon",
+    /// A worker is shut out, ends, and is let in again.
+    WorkerLeave = "worker-leave",
 }
 
 /// A name that is no class of fault.

@@ -3,6 +3,7 @@
 //!
 //! [`run`] simulates one seed. The same options give the same [`Outcome`], bit for bit, in any process.
 
+mod asking;
 mod checkers;
 mod disk;
 mod fact;
@@ -14,6 +15,7 @@ mod message;
 mod network;
 mod operations;
 mod operator;
+mod orders;
 mod queue;
 mod random;
 mod scenario;
@@ -45,8 +47,8 @@ use swarm::Plan;
 use trace::Trace;
 use world::{Event, World};
 
-/// How many clients there are.
-const CLIENTS: usize = 6;
+/// How many clients there are: six of three tenants, and one that only reads.
+const CLIENTS: usize = 7;
 /// Seconds of storm that a run has unless it is told otherwise.
 pub const STORM_SECONDS: u64 = 30;
 
@@ -159,11 +161,15 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
     let plan = Plan::new(options.seed, options.seconds, options.faults.as_ref());
     let trace = Trace::new(options.seed, file);
     let (blows, faults) = (plan.blows.clone(), plan.faults.clone());
-    let replaces = plan.has(Fault::Replace);
-    let servers = options.servers + if replaces { operator::SPARES } else { 0 };
+    let servers = options.servers + if plan.has(Fault::Replace) { operator::SPARES } else { 0 };
+    // Only who was let in can be cordoned, and can leave.
+    let forms = [Fault::Replace, Fault::Cordon, Fault::WorkerLeave].iter().any(|fault| plan.has(*fault));
     let mut world = World::new(options.seed, servers, options.workers, CLIENTS, plan, trace);
-    if replaces {
+    if forms {
         world.form_of(options.servers);
+    }
+    if faults.contains(&Fault::Links) {
+        world.use_links();
     }
     world.skipped_blows = options.without_blows.clone();
     world.skipped_operations = options.without_operations.clone();
@@ -183,7 +189,7 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
     }
     let storm_us = options.seconds.max(3) * 1_000_000;
     world.queue.push(storm_us, Event::Heal);
-    let end_us = storm_us + 2 * storm::RECOVERY_US;
+    let end_us = storm_us + storm::LONGEST_EXTENSION_US + 2 * storm::RECOVERY_US;
     // A panic is a broken promise like any other: it is told with its seed.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(end_us))) {
         let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

@@ -320,7 +320,7 @@ impl World {
         let (client, number) = (load.client, load.next);
         load.next += 1;
         load.open.insert(number, Open { wish: wish.clone(), due_us: now_us, asked: 0 });
-        self.tell(&Fact::Invoked { client, operation: number, wish: &wish });
+        self.tell(&Fact::Asked { client, operation: number, wish: &wish });
         self.load_again(index, number);
     }
 

@@ -164,6 +164,11 @@ impl Network {
         }
     }
 
+    /// Whether nothing passes in one direction now.
+    pub fn is_cut(&self, now_us: u64, from: NodeIndex, to: NodeIndex) -> bool {
+        self.links.get(from * self.nodes + to).is_some_and(|link| now_us < link.cut_until_us)
+    }
+
     /// Bytes that one direction has taken since the last storm ended.
     pub fn taken_bytes(&self, from: NodeIndex, to: NodeIndex) -> u64 {
         self.links.get(from * self.nodes + to).map_or(0, |link| link.taken_bytes)

@@ -43,6 +43,13 @@ pub struct Operator {
     looked_us: u64,
 }
 
+impl Operator {
+    /// Whether a node has yet to be let in.
+    pub fn is_waiting(&self, node: NodeIndex) -> bool {
+        self.waiting.contains(&node)
+    }
+}
+
 impl World {
     /// The first server begins alone, as every cluster does; the other nodes are let in.
     pub fn form_of(&mut self, servers: usize) {
@@ -190,7 +197,7 @@ impl World {
         let name = self.name(index);
         let worker = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
         let public_key = match worker {
-            Some(identity) => identity.key().verifying_key().to_bytes(),
+            Some(identity) => identity.verifying_key.to_bytes(),
             None => Digest::of(name.as_bytes()).0,
         };
         let node = Digest::of(&public_key);

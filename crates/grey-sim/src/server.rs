@@ -47,6 +47,10 @@ pub enum Ordered {
     Applied { term: u64, index: u64, applied: Applied },
     /// A whole state took the place of what was here.
     Installed { index: u64 },
+    /// A connection was made.
+    Connected,
+    /// A connection was found broken by what was to be written to it.
+    Disconnected,
     /// It believes that it leads, or no longer.
     Role { leads: bool, leader: u64, term: u64 },
 }
@@ -104,6 +108,8 @@ pub struct Server {
     /// Requests of the write that is under way, where those after them wait for the next.
     writing: usize,
     pub paced: bool,
+    /// Whether it has links.
+    linked: bool,
     /// The other servers, where it has links.
     others: Vec<u64>,
     connected: BTreeSet<Peer>,
@@ -160,6 +166,7 @@ impl Server {
             log_busy: false,
             writing: 0,
             paced: options.paced,
+            linked,
             others,
             connected: BTreeSet::new(),
             away: BTreeSet::new(),
@@ -191,8 +198,8 @@ impl Server {
     /// Time passed by this node's monotonic clock.
     pub fn elapse(&mut self, elapsed_ms: u64) -> Result<(), Ended> {
         self.server.elapse(elapsed_ms)?;
-        for other in self.others.clone() {
-            let peer = Peer::Server(other);
+        for position in 0..self.others.len() {
+            let Some(peer) = self.others.get(position).map(|other| Peer::Server(*other)) else { continue };
             if !self.connected.contains(&peer) && self.server.may_connect(peer).is_ok() {
                 if self.away.contains(&peer) {
                     self.server.disconnected(peer);
@@ -205,8 +212,9 @@ impl Server {
     }
 
     fn connect(&mut self, peer: Peer) -> Result<(), Ended> {
-        if self.connected.insert(peer) {
+        if self.linked && self.connected.insert(peer) {
             self.server.connected(peer)?;
+            self.ordered.push(Ordered::Connected);
         }
         Ok(())
     }
@@ -220,6 +228,11 @@ impl Server {
         }
     }
 
+    /// To these nothing can be written, and to all others it can.
+    pub fn set_all_away(&mut self, away: BTreeSet<Peer>) {
+        self.away = away;
+    }
+
     /// The real server.
     pub fn real(&mut self) -> &mut Replicated {
         &mut self.server
@@ -227,12 +240,16 @@ impl Server {
 
     /// Writes what the links let through; where writing fails the connection is over.
     fn post(&mut self) {
-        for peer in self.connected.clone() {
+        for peer in self.server.busy_peers() {
+            if !self.connected.contains(&peer) {
+                continue;
+            }
             while let Some(parcel) = self.server.take(peer) {
                 if self.away.contains(&peer) {
                     self.server.not_sent(peer, parcel.number);
                     self.server.disconnected(peer);
                     self.connected.remove(&peer);
+                    self.ordered.push(Ordered::Disconnected);
                     break;
                 }
                 self.server.sent(peer, parcel.number);
@@ -409,12 +426,9 @@ impl Server {
                 LogRequest::Truncate(index) => truncate = Some(index),
             }
         }
+        self.storage.log.write(&batches, truncate)?;
         if let Some(last) = batches.last().map(|batch: &PersistBatch| batch.number) {
-            self.storage.log.append(&batches)?;
             self.server.replica_mut().persisted(last)?;
-        }
-        if let Some(index) = truncate {
-            self.storage.log.truncate_through(index)?;
         }
         Ok(())
     }

@@ -37,10 +37,15 @@ pub fn shrink(
         Search { best: Smaller { options: options.clone(), outcome, runs: 1 }, promise, most_runs, progress };
     // The classes that the seed chose, by name: the same run.
     search.tries(options)?;
-    search.fewer_seconds()?;
-    search.fewer_classes()?;
-    search.fewer_blows()?;
-    search.fewer_operations()?;
+    // What is left out lets something else come in its place, or makes something else needless.
+    let mut size = None;
+    while size != Some(search.size()) && search.best.runs < most_runs {
+        size = Some(search.size());
+        search.fewer_seconds()?;
+        search.fewer_classes()?;
+        search.fewer_blows()?;
+        search.fewer_operations()?;
+    }
     Ok(Some(search.best))
 }
 
@@ -58,6 +63,16 @@ impl Search<'_> {
             self.best = Smaller { options, outcome, runs: self.best.runs };
         }
         Ok(same)
+    }
+
+    /// Seconds, classes, faults and operations.
+    fn size(&self) -> (u64, usize, usize, usize) {
+        let (options, outcome) = (&self.best.options, &self.best.outcome);
+        (options.seconds, outcome.faults.len(), self.blows().len(), outcome.begun.len())
+    }
+
+    fn blows(&self) -> Vec<u64> {
+        self.best.outcome.blows.difference(&self.best.options.without_blows).copied().collect()
     }
 
     /// A storm that ends when the promise is broken.
@@ -79,8 +94,7 @@ impl Search<'_> {
     }
 
     fn fewer_blows(&mut self) -> std::io::Result<()> {
-        let left = self.best.outcome.blows.iter().copied().collect();
-        self.fewer(left, |options, part: &[u64]| options.without_blows.extend(part))
+        self.fewer(self.blows(), |options, part: &[u64]| options.without_blows.extend(part))
     }
 
     fn fewer_operations(&mut self) -> std::io::Result<()> {

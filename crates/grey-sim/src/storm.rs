@@ -17,6 +17,11 @@ use crate::world::{Event, Input, Node, Process, World};
 
 /// How long after the storm everything must be done, in microseconds.
 pub const RECOVERY_US: u64 = 60_000_000;
+/// How much longer a storm is for a class of fault that has yet to fire, in microseconds, and how often at most.
+const EXTENSION_US: u64 = 4_000_000;
+const MOST_EXTENSIONS: u32 = 9;
+/// How much longer it is at most.
+pub const LONGEST_EXTENSION_US: u64 = EXTENSION_US * MOST_EXTENSIONS as u64;
 /// How often it is looked whether it is, in microseconds.
 const LOOK_US: u64 = 100_000;
 
@@ -81,6 +86,11 @@ impl World {
             Fault::SyncError | Fault::SlowDisk => self.strike_disk(blow.fault, &mut chance),
             Fault::WorkerCrash | Fault::WorkerChange | Fault::ZombieWorker => {
                 self.strike_worker(blow.fault, &mut chance)
+            }
+            Fault::TenantChange | Fault::Cordon | Fault::WorkerLeave => {
+                // Counted when the state says so.
+                self.order(blow.fault, &mut chance);
+                false
             }
             Fault::Replace => {
                 // Counted when it has come about.
@@ -386,10 +396,39 @@ impl World {
         }
     }
 
+    /// The storm is over, unless a class of fault that should have fired has not: then it goes on for a while, and strikes again.
+    pub fn end_storm(&mut self) {
+        let now_us = self.now_us;
+        let may_lose = self.may_lose();
+        let silent = self.counters.silent(&self.plan.faults).into_iter().filter(|fault| match fault {
+            // For these the cluster has lost enough.
+            Fault::Corrupt | Fault::Misdirected | Fault::Wipe => may_lose,
+            _ => true,
+        });
+        let silent: Vec<Fault> = silent.collect();
+        if silent.is_empty() || self.extensions >= MOST_EXTENSIONS {
+            return self.heal();
+        }
+        self.extensions += 1;
+        self.trace.say(now_us, || format!("the storm goes on for {silent:?}"));
+        self.plan.due = silent.iter().copied().collect();
+        for index in self.clients() {
+            self.later(now_us, index, Input::Next);
+        }
+        for (place, fault) in silent.into_iter().enumerate() {
+            let at_us = now_us + 200_000 * place as u64 % EXTENSION_US;
+            if let Some(position) = self.plan.add_blow(fault, self.extensions, at_us) {
+                self.queue.push(at_us, Event::Blow(position));
+            }
+        }
+        self.queue.push(now_us + EXTENSION_US, Event::Heal);
+    }
+
     /// The storm is over: links and disks are whole, a random majority of servers stays up, every worker comes back.
     pub fn heal(&mut self) {
         let now_us = self.now_us;
         self.calm = true;
+        self.plan.due.clear();
         self.healed_us = now_us;
         self.network.heal();
         for index in self.server_indexes() {
@@ -456,6 +495,9 @@ impl World {
         let Some(leader) = self.leader() else { return Some("nobody leads".to_owned()) };
         if self.is_changing() {
             return Some("the membership is not what was agreed on".to_owned());
+        }
+        if let Some(what) = self.open_orders(leader) {
+            return Some(what);
         }
         for index in self.clients() {
             if let Some(Process::Client(client)) = self.nodes.get(index).map(|node| &node.process)

@@ -25,6 +25,8 @@ pub struct Blow {
 pub struct Plan {
     /// Classes of fault that may happen.
     pub faults: BTreeSet<Fault>,
+    /// Classes that should have fired by now and have not.
+    pub due: BTreeSet<Fault>,
     /// How links behave.
     pub links: LinkOptions,
     /// What is done when, in order.
@@ -42,7 +44,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 26] = [
+const BLOWS: [Fault; 29] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -69,6 +71,9 @@ const BLOWS: [Fault; 26] = [
     Fault::Burst,
     Fault::WholeState,
     Fault::Replace,
+    Fault::TenantChange,
+    Fault::Cordon,
+    Fault::WorkerLeave,
 ];
 
 /// Numbers that each class has for its own.
@@ -86,6 +91,9 @@ impl Plan {
             // They came later, and draw for themselves: what a seed has otherwise stays as it was.
             Fault::WholeState => Stream::new(seed, 3_000).chance(550_000),
             Fault::Replace => Stream::new(seed, 3_002).chance(550_000),
+            Fault::TenantChange | Fault::Links | Fault::Cordon | Fault::WorkerLeave => {
+                Stream::new(seed, 3_010 + *fault as u64).chance(550_000)
+            }
             _ => chance.chance(550_000),
         };
         let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();
@@ -103,6 +111,7 @@ impl Plan {
         let blows = blows(seed, seconds, &faults);
         Plan {
             faults,
+            due: BTreeSet::new(),
             links,
             blows,
             checkpoint_bytes,
@@ -111,6 +120,15 @@ impl Plan {
             think_us,
             attempt_us,
         }
+    }
+
+    /// One blow more of a class; where it stands among them. Nothing for a class that does not happen at a time.
+    pub fn add_blow(&mut self, fault: Fault, round: u32, at_us: u64) -> Option<usize> {
+        let number = BLOWS_OF_A_CLASS * (fault as u64 + 1) - 1 - u64::from(round);
+        BLOWS.contains(&fault).then(|| {
+            self.blows.push(Blow { at_us, fault, number });
+            self.blows.len() - 1
+        })
     }
 
     /// Whether a class may happen.

@@ -8,7 +8,7 @@ use grey_core::{
     AttemptId, AttemptResult, Content, FromWorker, Outcome, Resources, SandboxLevel, Signer, ToWorker, Usage,
     UsageSource, WorkerMessage,
 };
-use grey_proof::{Digest, SigningKey};
+use grey_proof::{Digest, SigningKey, VerifyingKey};
 use grey_store::Journal;
 
 use crate::disk::SimulatedDisk;
@@ -23,6 +23,8 @@ const BROKEN_US: u64 = 2_000;
 pub struct Identity {
     pub number: u8,
     pub seed: [u8; 32],
+    /// The public half of its key.
+    pub verifying_key: VerifyingKey,
     pub node: Digest,
     pub cluster: Digest,
     pub capacity: Resources,
@@ -41,11 +43,12 @@ impl Identity {
     pub fn new(number: u8, cluster: Digest, capacity: Resources, parallel: u32) -> Identity {
         let mut seed = [0x57; 32];
         seed[0] = number;
-        let node = SigningKey::from_seed(seed).verifying_key().id();
+        let verifying_key = SigningKey::from_seed(seed).verifying_key();
         Identity {
             number,
             seed,
-            node,
+            verifying_key,
+            node: verifying_key.id(),
             cluster,
             capacity,
             parallel,

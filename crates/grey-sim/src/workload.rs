@@ -15,6 +15,8 @@ use crate::message::{Ask, Told};
 use crate::random::Stream;
 use crate::swarm::Plan;
 
+/// Jobs among which a client chooses what it asks about: the last so many that it knows.
+const RECENT: usize = 12;
 /// How many tenants there are.
 pub const TENANTS: u32 = 3;
 /// A client that has no answer after so long asks again, in microseconds.
@@ -58,6 +60,8 @@ pub struct Client {
     pub number: usize,
     tenant: TenantId,
     seed: u64,
+    /// It looks at the jobs of all, and does nothing else.
+    only_reads: bool,
     pub open: Option<Open>,
     known: Vec<Known>,
     next_operation: u64,
@@ -72,7 +76,7 @@ pub struct Client {
 /// What a client does next.
 pub enum Step {
     /// Ask a server.
-    Ask { server: u64, number: u64, ask: Ask, begins: bool },
+    Ask { server: u64, number: u64, ask: Ask },
     /// Nothing for so long, in microseconds.
     Rest(u64),
     /// Nothing any more.
@@ -80,7 +84,8 @@ pub enum Step {
 }
 
 fn spec(chance: &mut Stream, plan: &Plan, counters: &mut Counters) -> (TaskSpec, bool) {
-    let huge = plan.has(Fault::Huge) && chance.chance(50_000);
+    let due = plan.due.contains(&Fault::Huge) && counters.of(Fault::Huge) == 0;
+    let huge = plan.has(Fault::Huge) && (chance.chance(50_000) || due);
     if huge {
         counters.count(Fault::Huge);
     }
@@ -124,13 +129,14 @@ fn shorten(groups: &mut [GroupSubmission], parallel: u32) {
 
 impl Client {
     /// A client by its number.
-    pub fn new(number: usize, seed: u64, servers: u64) -> Client {
+    pub fn new(number: usize, seed: u64, servers: u64, only_reads: bool) -> Client {
         let tenant = TenantId(1 + u32::try_from(number).unwrap_or(0) % TENANTS);
         let leader = 1 + number as u64 % servers;
         Client {
             number,
             tenant,
             seed,
+            only_reads,
             open: None,
             known: Vec::new(),
             next_operation: 0,
@@ -144,6 +150,7 @@ impl Client {
 
     /// So many operations are due at once.
     pub fn hurry(&mut self, operations: u64) {
+        let operations = if self.only_reads { 0 } else { operations };
         self.hurry.extend(0..operations);
     }
 
@@ -170,6 +177,7 @@ impl Client {
         plan: &Plan,
         calm: bool,
         skipped: &dyn Fn(usize, u64) -> bool,
+        published: &[JobId],
         counters: &mut Counters,
     ) -> Step {
         let endless = self.known.iter_mut().find(|job| calm && job.endless && !job.cancelled);
@@ -190,9 +198,16 @@ impl Client {
         self.next_operation += 1;
         let mut chance = self.chance(operation);
         let hurried = self.hurry.pop_front().is_some();
-        let rest_us = chance.below(2 * plan.think_us);
+        let rest_us = chance.below(2 * self.think_us(plan));
         if skipped(self.number, operation) {
             return Step::Rest(rest_us);
+        }
+        if self.only_reads {
+            let recent = published.get(published.len().saturating_sub(RECENT)..).unwrap_or_default();
+            return match chance.pick(recent) {
+                Some(job) => self.open(operation, Wish::Read(*job)),
+                None => Step::Rest(rest_us),
+            };
         }
         let wish = if hurried { None } else { self.about_known(&mut chance, plan, counters) };
         let wish = wish.unwrap_or_else(|| self.submission(operation, &mut chance, plan, counters));
@@ -201,7 +216,13 @@ impl Client {
 
     /// How long it rests after an operation, in microseconds.
     pub fn rest_us(&self, plan: &Plan) -> u64 {
-        if self.hurry.is_empty() { self.chance(self.next_operation).below(2 * plan.think_us) } else { 1_000 }
+        let think_us = self.think_us(plan);
+        if self.hurry.is_empty() { self.chance(self.next_operation).below(2 * think_us) } else { 1_000 }
+    }
+
+    /// Its mean pause between two operations, in microseconds. Who only looks does so often.
+    fn think_us(&self, plan: &Plan) -> u64 {
+        if self.only_reads { plan.think_us / 10 } else { plan.think_us }
     }
 
     fn open(&mut self, operation: u64, wish: Wish) -> Step {
@@ -213,12 +234,19 @@ impl Client {
     fn about_known(&mut self, chance: &mut Stream, plan: &Plan, counters: &mut Counters) -> Option<Wish> {
         let choice = chance.below(100);
         let draw = chance.next();
-        let recent = self.known.len().saturating_sub(12);
+        let recent = self.known.len().saturating_sub(RECENT);
         let known = self.known.get(recent..)?;
         let position = recent + usize::try_from(draw % known.len().max(1) as u64).unwrap_or(0);
         let known = self.known.get_mut(position)?;
         let task = grey_core::TaskId(known.tasks.first.0 + chance.below(u64::from(known.tasks.count)));
         let target = if chance.chance(500_000) { Target::Job(known.job) } else { Target::Task(task) };
+        let is_due = |fault| plan.due.contains(&fault) && counters.of(fault) == 0;
+        let choice = match choice {
+            _ if is_due(Fault::Huge) => 99,
+            _ if is_due(Fault::Cancel) => 20,
+            _ if is_due(Fault::TimeoutChange) => 35,
+            drawn => drawn,
+        };
         match choice {
             0..20 => Some(Wish::Read(known.job)),
             20..35 if plan.has(Fault::Cancel) => {
@@ -302,7 +330,7 @@ impl Client {
             Wish::ChangeTimeout(body) => Ask::Propose(Box::new(Command::ChangeTimeout(body.clone()))),
             Wish::Read(job) => Ask::Read(*job),
         };
-        Step::Ask { server: self.leader, number: open.number, ask, begins: open.attempts == 1 }
+        Step::Ask { server: self.leader, number: open.number, ask }
     }
 
     /// Nobody answered: what became of it is unknown, and another server may know.
@@ -316,6 +344,8 @@ impl Client {
             return None;
         }
         let told = match told {
+            // It insists: what it asked before may still be let in, when the tenant is let go.
+            Told::Applied(Err(Rejection::TenantSuspended(_))) => return None,
             Told::Applied(result) => fact::Told::Applied(result),
             Told::Read(counts) => fact::Told::Read(counts),
             Told::NotLeader(leader) => {

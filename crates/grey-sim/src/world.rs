@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, Phase, Resources, State};
+use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, JobId, Phase, Resources, State};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{ServerOptions, WatchOptions};
 
@@ -16,20 +16,21 @@ use crate::load::Load;
 use crate::message::Packet;
 use crate::network::{Network, NodeIndex, Traffic};
 use crate::operator::Operator;
+use crate::orders::Orders;
 use crate::queue::Queue;
 use crate::random::Streams;
 use crate::server::{self, Server};
 use crate::swarm::Plan;
 use crate::trace::Trace;
 use crate::worker::{self, Identity, Worker};
-use crate::workload::{Client, PATIENCE_US, Step, bootstrap};
+use crate::workload::{Client, bootstrap};
 
 /// How often a server looks at its clock, in microseconds.
 const TICK_US: u64 = 50_000;
+/// The client that only reads.
+const READER: usize = 6;
 /// Messages that come within so many milliseconds are handled in one turn.
 const TURN_MS: u64 = 8;
-/// How long a client waits before it asks again after a refusal that will pass, in microseconds.
-const AGAIN_US: u64 = 80_000;
 
 /// What runs on a node.
 pub enum Process {
@@ -193,6 +194,12 @@ pub struct World {
     pub workers: usize,
     /// Who replaces servers, where that is done.
     pub operator: Option<Operator>,
+    /// What an operator wants of tenants and workers.
+    pub orders: Orders,
+    /// Jobs that clients know to be accepted, for those who look at anybody's.
+    pub published: Vec<JobId>,
+    /// How often the storm went on since a class of fault had yet to fire.
+    pub extensions: u32,
     pub identities: Vec<Identity>,
     pub network: Network,
     pub chance: Streams,
@@ -244,8 +251,7 @@ impl World {
             ));
         }
         let place = |number: usize| servers + number;
-        let keys =
-            identities.iter().enumerate().map(|(number, one)| (place(number), one.key().verifying_key()));
+        let keys = identities.iter().enumerate().map(|(number, one)| (place(number), one.verifying_key));
         let by_node = identities.iter().enumerate().map(|(number, one)| (one.node, place(number)));
         let mut counters = Counters::default();
         let nodes = (0..servers + workers + clients).map(|number| {
@@ -260,7 +266,8 @@ impl World {
                 counters.count(Fault::Skew);
             }
             if let Some(client) = number.checked_sub(servers + workers) {
-                node.process = Process::Client(Box::new(Client::new(client, seed, servers as u64)));
+                node.process =
+                    Process::Client(Box::new(Client::new(client, seed, servers as u64, client == READER)));
             }
             node
         });
@@ -274,6 +281,9 @@ impl World {
             founders: servers,
             workers,
             operator: None,
+            orders: Orders::default(),
+            published: Vec::new(),
+            extensions: 0,
             keys: Arc::new(keys.collect()),
             by_node: Arc::new(by_node.collect()),
             identities,
@@ -373,7 +383,7 @@ impl World {
                 }
             }
             Event::Start { node } => self.start(node),
-            Event::Heal => self.heal(),
+            Event::Heal => self.end_storm(),
             Event::Look => self.look(),
         }
     }
@@ -438,6 +448,9 @@ impl World {
 
     fn server_step(&mut self, index: NodeIndex, input: Input) {
         let now_us = self.now_us;
+        if self.plan.has(Fault::Links) && matches!(input, Input::Timer) {
+            self.look_at_connections(index);
+        }
         let Some(node) = self.nodes.get_mut(index) else { return };
         let local_ms = node.clock.local_us(now_us) / 1_000;
         let mut elapsed_ms = local_ms.saturating_sub(node.last_ms);
@@ -492,7 +505,8 @@ impl World {
                 _ => Ok(()),
             };
         }
-        self.operate(index)
+        self.operate(index)?;
+        self.carry_out_orders(index)
     }
 
     fn carry_out_server(&mut self, index: NodeIndex) {
@@ -514,6 +528,11 @@ impl World {
                 }
                 server::Ordered::Applied { term, index: at, applied } => {
                     self.applied(index, term, at, &applied)
+                }
+                server::Ordered::Connected | server::Ordered::Disconnected => {
+                    if self.plan.has(Fault::Links) {
+                        self.counters.count(Fault::Links);
+                    }
                 }
                 server::Ordered::Installed { index: at } => self.installed(index, at),
                 server::Ordered::Role { leads, leader, term } => {
@@ -648,88 +667,6 @@ impl World {
         }
         if let Err(reason) = outcome {
             self.worker_ended(index, &reason);
-        }
-    }
-
-    fn client_step(&mut self, index: NodeIndex, input: Input) {
-        let (calm, now_us) = (self.calm, self.now_us);
-        let skipped_operations = &self.skipped_operations;
-        let Some(Process::Client(client)) = self.nodes.get_mut(index).map(|node| &mut node.process) else {
-            return;
-        };
-        let present = client.open.as_ref().map(|open| open.number);
-        let number_of_client = client.number;
-        let reply = match &input {
-            Input::Packet(_, packet) => match packet.as_ref() {
-                Packet::Reply { number, told, .. } if present == Some(*number) => {
-                    Some((*number, told.clone()))
-                }
-                _ => return,
-            },
-            _ => None,
-        };
-        let step = match input {
-            Input::Next if present.is_none() => {
-                let skipped = |client, operation| skipped_operations.contains(&(client, operation));
-                client.begin(&self.plan, calm, &skipped, &mut self.counters)
-            }
-            Input::Again(number) if present == Some(number) => client.ask(),
-            Input::TimeOut(number) if present == Some(number) => {
-                client.look_elsewhere();
-                client.ask()
-            }
-            Input::Packet(..) => {
-                let Some((number, told)) = reply else { return };
-                match client.told(number, told) {
-                    None => {
-                        self.later(now_us + AGAIN_US, index, Input::Again(number));
-                        return;
-                    }
-                    Some((open, told)) => {
-                        let rest_us = client.rest_us(&self.plan);
-                        let name = format!("client-{number_of_client}");
-                        self.trace.fold(&[now_us, 7, index as u64, open.operation, u64::from(open.attempts)]);
-                        self.trace
-                            .say(now_us, || format!("{name}: operation {} is {told:?}", open.operation));
-                        let operation = open.operation;
-                        self.operations += 1;
-                        self.tell(&Fact::Answered {
-                            client: number_of_client,
-                            operation,
-                            wish: &open.wish,
-                            told: &told,
-                        });
-                        Step::Rest(rest_us)
-                    }
-                }
-            }
-            _ => return,
-        };
-        self.client_goes_on(index, number_of_client, step);
-    }
-
-    fn client_goes_on(&mut self, index: NodeIndex, client: usize, step: Step) {
-        let now_us = self.now_us;
-        match step {
-            Step::Done => {}
-            Step::Rest(rest_us) => {
-                let rest_us = if self.calm { rest_us.min(50_000) } else { rest_us };
-                self.later(now_us + rest_us, index, Input::Next);
-            }
-            Step::Ask { server, number, ask, begins } => {
-                if begins
-                    && let Some(Process::Client(asker)) = self.nodes.get(index).map(|node| &node.process)
-                    && let Some(open) = &asker.open
-                    && self.broken.is_none()
-                {
-                    self.begun.insert((client, open.operation));
-                    let fact = Fact::Invoked { client, operation: open.operation, wish: &open.wish };
-                    self.broken = self.checkers.observe(now_us, &fact).err();
-                }
-                let to = usize::try_from(server.saturating_sub(1)).unwrap_or(usize::MAX);
-                self.send(index, to, Packet::Request { number, ask });
-                self.later(now_us + PATIENCE_US, index, Input::TimeOut(number));
-            }
         }
     }
 

@@ -2,7 +2,7 @@
 #![cfg(feature = "mutants")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use grey_sim::{Mutant, Options, run};
+use grey_sim::{Mutant, Options, run, shrink};
 
 /// The first seed, and how many are tried.
 const FIRST_SEED: u64 = 1;
@@ -44,4 +44,42 @@ mutants! {
     a_completion_that_counts_twice_is_seen: ReplayCompletion within 10 breaks ["one-completion"],
     running_what_was_given_back_is_seen: RunRevoked within 20 breaks ["leases-hold"],
     outliving_a_lease_is_seen: OutliveLease within 20 breaks ["leases-hold"],
+    a_read_without_a_quorum_is_seen: ReadWithoutQuorum within 60 breaks ["clients-see-one-order"],
+    a_forgotten_suspension_is_seen: ForgetSuspension within 20 breaks ["who-is-shut-out-rests"],
+}
+
+/// How many runs a search may take here.
+const SHRINK_RUNS: u32 = 120;
+
+/// A failing run is made much smaller, and still breaks the same promise: also when it is run again by what is printed.
+fn becomes_smaller(mutant: Mutant, seeds: u64) {
+    let (seed, promise) = seen(mutant, seeds).unwrap();
+    let options = Options { mutant: Some(mutant), seconds: 15, ..Options::new(seed) };
+    let whole = run(&options, None).unwrap();
+    let smaller = shrink(&options, SHRINK_RUNS, &mut |_, _| {}).unwrap().unwrap();
+    let again = run(&smaller.options, None).unwrap();
+    println!("{mutant:?} in seed {seed}: {} in {} runs", smaller.options.arguments(), smaller.runs);
+    assert!(smaller.runs <= SHRINK_RUNS);
+    assert_eq!(again.broken.as_ref().map(|broken| broken.promise), Some(promise));
+    assert_eq!((again.trace_hash, again.events), (smaller.outcome.trace_hash, smaller.outcome.events));
+    let (classes, operations) = (again.faults.len(), again.begun.len());
+    let least = (whole.faults.len() / 3, (whole.begun.len() / 2).max(2));
+    assert!(classes <= least.0, "{classes} of {} classes are left", whole.faults.len());
+    assert!(operations <= least.1, "{operations} of {} operations are left", whole.begun.len());
+    assert!(smaller.options.seconds <= options.seconds);
+}
+
+#[test]
+fn a_run_that_breaks_agreement_becomes_smaller() {
+    becomes_smaller(Mutant::ApplyOutOfOrder, 10);
+}
+
+#[test]
+fn a_run_that_breaks_completions_becomes_smaller() {
+    becomes_smaller(Mutant::ReplayCompletion, 10);
+}
+
+#[test]
+fn a_run_that_breaks_a_lease_becomes_smaller() {
+    becomes_smaller(Mutant::OutliveLease, 20);
 }

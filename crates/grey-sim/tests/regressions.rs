@@ -15,3 +15,9 @@ fn holds(options: &Options) {
 fn an_attempt_that_was_given_back_and_assigned_again_starts_once() {
     holds(&Options::new(1_236));
 }
+
+/// A worker gave an attempt back and the answer was lost. Asked again it said nothing, since it held the attempt no longer, and so nobody ever ran it.
+#[test]
+fn an_attempt_whose_return_was_lost_is_given_back_again() {
+    holds(&Options::new(20_016));
+}

@@ -111,7 +111,7 @@ impl CheckpointStore {
             None => None,
             Some(stored) => Some(read(&stored, &transaction.open_table(ROWS).map_err(wrong)?)?),
         };
-        transaction.commit().map_err(wrong)?;
+        database.commit(transaction)?;
         Ok((CheckpointStore { database, failed: false }, found))
     }
 
@@ -194,7 +194,7 @@ impl CheckpointStore {
             let mut table = transaction.open_table(FACTS).map_err(wrong)?;
             table.insert(FACTS_KEY, sealed(FACTS_KEY.as_bytes(), &facts).as_slice()).map_err(wrong)?;
         }
-        transaction.commit().map_err(wrong)
+        self.database.commit(transaction)
     }
 }
 

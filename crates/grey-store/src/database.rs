@@ -57,6 +57,17 @@ impl File {
         self.open()?.begin_read().map_err(|error| failure(self.name, error))
     }
 
+    /// Makes a transaction durable.
+    ///
+    /// redb frees the pages that a commit replaced right after it, in a commit of its own that is not durable; as long as anybody
+    /// reads the state before, it leaves them to the next commit, which looks after such pages anyway. So somebody does.
+    pub(crate) fn commit(&self, transaction: WriteTransaction) -> Result<(), StoreError> {
+        let before = self.begin_read()?;
+        transaction.commit().map_err(|error| failure(self.name, error))?;
+        drop(before);
+        Ok(())
+    }
+
     fn open(&self) -> Result<&Database, StoreError> {
         self.database.as_ref().ok_or_else(|| StoreError::Failed { file: self.name.to_owned() })
     }

@@ -150,7 +150,7 @@ impl LogStore {
             let mut table = transaction.open_table(FACTS).map_err(wrong)?;
             table.insert(FACTS_KEY, found.encode().as_slice()).map_err(wrong)?;
         }
-        transaction.commit().map_err(wrong)?;
+        database.commit(transaction)?;
         Ok((LogStore { database, facts: found, failed: false }, found))
     }
 
@@ -178,6 +178,25 @@ impl LogStore {
     /// [`crate::SideStorage::install`] before. When this returns, all of them are durable; after an error none may be taken for
     /// durable, nothing more is written, and the node must end.
     pub fn append(&mut self, batches: &[PersistBatch]) -> Result<(), StoreError> {
+        self.write(batches, None)
+    }
+
+    /// Drops entries up to `index`, once a checkpoint covers them. Does nothing where the log begins behind them, as after a whole
+    /// state that came since the checkpoint.
+    pub fn truncate_through(&mut self, index: u64) -> Result<(), StoreError> {
+        self.write(&[], Some(index))
+    }
+
+    /// Both with one sync: writes batches like [`LogStore::append`], then drops entries like [`LogStore::truncate_through`].
+    pub fn write(
+        &mut self,
+        batches: &[PersistBatch],
+        truncate_through: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let truncated = truncate_through.filter(|index| *index > self.facts.truncated.0);
+        if batches.is_empty() && truncated.is_none() {
+            return Ok(());
+        }
         let mut facts = self.facts;
         self.guarded(|database| {
             let mut transaction = database.begin_write()?;
@@ -200,35 +219,25 @@ impl LogStore {
                         facts.last_index = entry.index;
                     }
                 }
+                if let Some(index) = truncated.filter(|index| *index > facts.truncated.0) {
+                    let term = match entries.get(index).map_err(wrong)? {
+                        Some(entry) => decode(index, entry.value())?.term,
+                        None => {
+                            return Err(StoreError::damaged(
+                                LOG_FILE,
+                                format!("entry {index}"),
+                                "it is missing",
+                            ));
+                        }
+                    };
+                    entries.retain_in(..=index, |_, _| false).map_err(wrong)?;
+                    facts.truncated = (index, term);
+                    facts.last_index = facts.last_index.max(index);
+                }
                 let mut table = transaction.open_table(FACTS).map_err(wrong)?;
                 table.insert(FACTS_KEY, facts.encode().as_slice()).map_err(wrong)?;
             }
-            transaction.commit().map_err(wrong)
-        })?;
-        self.facts = facts;
-        Ok(())
-    }
-
-    /// Drops entries up to `index`, once a checkpoint covers them. Does nothing where the log begins behind them, as after a whole
-    /// state that came since the checkpoint.
-    pub fn truncate_through(&mut self, index: u64) -> Result<(), StoreError> {
-        let mut facts = self.facts;
-        if index <= facts.truncated.0 {
-            return Ok(());
-        }
-        let term = self.reader().term(index);
-        let term = term.map_err(|error| StoreError::damaged(LOG_FILE, format!("entry {index}"), error))?;
-        facts.truncated = (index, term);
-        facts.last_index = facts.last_index.max(index);
-        self.guarded(|database| {
-            let transaction = database.begin_write()?;
-            {
-                let mut entries = transaction.open_table(ENTRIES).map_err(wrong)?;
-                entries.retain_in(..=index, |_, _| false).map_err(wrong)?;
-                let mut table = transaction.open_table(FACTS).map_err(wrong)?;
-                table.insert(FACTS_KEY, facts.encode().as_slice()).map_err(wrong)?;
-            }
-            transaction.commit().map_err(wrong)
+            database.commit(transaction)
         })?;
         self.facts = facts;
         Ok(())

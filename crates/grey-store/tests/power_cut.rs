@@ -55,6 +55,22 @@ impl Bench {
 
     /// What the model becomes if the operation is carried out, and the operation's outcome.
     fn append(&mut self, choices: &mut Choices) -> (Model, Result<(), StoreError>) {
+        let (after, batches) = self.batches(choices);
+        let outcome = self.storage.log.append(&batches);
+        (after, outcome)
+    }
+
+    /// Both in one write.
+    fn append_and_truncate(&mut self, choices: &mut Choices) -> (Model, Result<(), StoreError>) {
+        let (mut after, batches) = self.batches(choices);
+        let (index, term) = after.checkpoint;
+        after.log = after.log.split_off(&(index + 1));
+        after.truncated = (index, term);
+        let outcome = self.storage.log.write(&batches, Some(index));
+        (after, outcome)
+    }
+
+    fn batches(&self, choices: &mut Choices) -> (Model, Vec<PersistBatch>) {
         let mut after = self.model.clone();
         let mut batches = Vec::new();
         for number in 1..=1 + choices.below(3) {
@@ -88,8 +104,7 @@ impl Bench {
             }
             batches.push(batch);
         }
-        let outcome = self.storage.log.append(&batches);
-        (after, outcome)
+        (after, batches)
     }
 
     fn keep(&mut self, choices: &mut Choices) -> (Model, Result<(), StoreError>) {
@@ -159,7 +174,10 @@ impl Bench {
             0..=4 => self.append(choices),
             5..=7 => self.keep(choices),
             8 => self.checkpoint(choices),
-            _ if self.model.checkpoint.0 > self.model.truncated.0 => self.truncate(),
+            _ if self.model.checkpoint.0 > self.model.truncated.0 => match choices.below(2) {
+                0 => self.truncate(),
+                _ => self.append_and_truncate(choices),
+            },
             _ => self.append(choices),
         }
     }

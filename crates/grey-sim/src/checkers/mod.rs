@@ -8,6 +8,8 @@ mod fairness;
 mod history;
 mod leaders;
 mod leases;
+mod linearizability;
+mod resting;
 mod submissions;
 mod tree;
 
@@ -47,6 +49,7 @@ impl Checkers {
             Box::new(capacity::Capacity::default()),
             Box::new(leases::Leases::default()),
             Box::new(history::History::default()),
+            Box::new(resting::Resting::default()),
             Box::new(fairness::Fairness::default()),
         ])
     }

@@ -66,7 +66,7 @@ impl Checker for Submissions {
                 }
                 Ok(())
             }
-            Fact::Invoked { client, operation, wish: Wish::Submit { .. } } => {
+            Fact::Asked { client, operation, wish: Wish::Submit { .. }, .. } => {
                 self.open.insert((*client, *operation));
                 Ok(())
             }
