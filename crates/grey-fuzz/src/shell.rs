@@ -24,7 +24,7 @@ fn agent(records: &[(u64, Vec<u8>)]) -> Result<Agent, AgentError> {
         salt_seed: [5; 32],
     };
     let found = records.iter().map(|(key, bytes)| (*key, bytes.as_slice()));
-    Agent::new(options, SigningKey::from_seed([2; 32]), found)
+    Agent::new(options, SigningKey::from_seed([2; 32]), found, &[])
 }
 
 /// Records that an earlier life left: they are refused, or announced in numbers that a report may have.

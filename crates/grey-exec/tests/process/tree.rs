@@ -135,20 +135,7 @@ fn a_killed_guard_takes_the_attempt_along() {
     let attempt = fresh_attempt();
     rig.executor.start(execution(attempt, spec(&["sleep", &mark])));
     rig.expect_started(attempt);
-    // The guard is the one child of this process that has the attempt's directory locked.
-    let directory = rig.directory(attempt);
-    let guard = std::fs::read_dir("/proc").unwrap().find_map(|entry| {
-        let path = entry.unwrap().path();
-        let own = std::fs::read_to_string(path.join("stat")).ok()?;
-        let parent = own.rsplit(')').next()?.split_whitespace().nth(1)?.to_owned();
-        let holds = std::fs::read_dir(path.join("fd")).ok()?.any(|descriptor| {
-            descriptor
-                .is_ok_and(|descriptor| std::fs::read_link(descriptor.path()).is_ok_and(|to| to == directory))
-        });
-        (holds && parent == std::process::id().to_string()).then(|| path.file_name().unwrap().to_owned())
-    });
-    let killed = Command::new("kill").arg("-KILL").arg(guard.expect("no guard")).status().unwrap();
-    assert!(killed.success());
+    crate::shim::kill("-KILL", crate::shim::guard(&rig, attempt));
     assert_eq!(rig.expect_finished().outcome, Outcome::Infrastructure);
     assert!(!lives(&mark));
 }

@@ -1,0 +1,254 @@
+//! Workers that end and begin again while tasks run: what runs goes on, counts once, and never runs twice at the same time.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "cluster/house.rs"]
+mod house;
+mod support;
+#[path = "cluster/switch.rs"]
+mod switch;
+
+use std::path::Path;
+use std::time::Duration;
+
+use house::House;
+use serde_json::Value;
+use support::{is_alive, kill, wait_until};
+
+/// A cluster of one server and one worker.
+fn with_worker() -> House {
+    let house = House::founded(1);
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    house
+}
+
+fn submit(house: &House, name: &str, script: &str) -> String {
+    let submitted = house.json(&["submit", house.task_file(name, script).to_str().unwrap()]).unwrap();
+    submitted["job"].as_str().unwrap().to_owned()
+}
+
+fn only_task(house: &House, job: &str) -> Value {
+    let mut tasks = house.rows(&["task", "list", "--job", job]);
+    assert_eq!(tasks.len(), 1, "{tasks:?}");
+    tasks.remove(0)
+}
+
+fn runs(house: &House, job: &str) -> bool {
+    house.json(&["job", "status", job]).is_some_and(|job| job["counts"]["running"] == 1)
+}
+
+/// The shim of a worker's directory: whoever has its socket open and listens.
+fn shim(house: &House, worker: &str) -> Option<i32> {
+    let path = house.path(worker).join("shim.sock");
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let line =
+        sockets.lines().find(|line| line.ends_with(path.to_str().unwrap()) && line.contains(" 00010000 "))?;
+    let socket = format!("socket:[{}]", line.split_whitespace().nth(6)?);
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let process: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
+        open.any(|open| std::fs::read_link(open.path()).is_ok_and(|to| to == Path::new(&socket)))
+            .then_some(process)
+    })
+}
+
+/// A script that notes when it begins, when it has waited for a file, and when it ends.
+fn noting(house: &House, go: &str) -> String {
+    let (times, go) = (house.path("times"), house.path(go));
+    let note = |word: &str| format!("echo {word} $GREY_ATTEMPT $(date +%s%N) >>'{}'", times.display());
+    format!(
+        "{}; echo begun; until test -e '{}'; do sleep 0.02; echo waits >&2; done; seq 1 20000; echo over; {}",
+        note("begun"),
+        go.display(),
+        note("over")
+    )
+}
+
+fn notes(house: &House) -> Vec<(String, u64, u128)> {
+    let text = std::fs::read_to_string(house.path("times")).unwrap_or_default();
+    let note = |line: &str| {
+        let mut words = line.split(' ');
+        let (word, attempt, at) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some((word.to_owned(), attempt, at))
+    };
+    text.lines().filter_map(note).collect()
+}
+
+/// What a whole run of [`noting`] prints.
+fn printed() -> String {
+    let numbers: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    format!("begun\n{numbers}over\n")
+}
+
+#[test]
+fn a_killed_worker_s_task_goes_on_and_counts_once() {
+    let house = with_worker();
+    let job = submit(&house, "long", &noting(&house, "go"));
+    wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
+    let shim_before = shim(&house, "w1").expect("a worker has a shim");
+    // When: the worker is killed, again and again, and the task goes on without it.
+    for round in 1..=3 {
+        house.kill_9("w1");
+        house.restart_worker("w1");
+        wait_until("the worker has taken it over", || {
+            let log = std::fs::read_to_string(house.path("w1.log")).unwrap();
+            log.matches("going on with what outlived").count() == round
+        });
+    }
+    house.kill_9("w1");
+    std::fs::write(house.path("go"), "").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    house.restart_worker("w1");
+    let waited = house.grey(&["job", "wait", &job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    // Then: it ran once, and everything that it printed is there.
+    let task = only_task(&house, &job);
+    assert_eq!(task["attempt"], 1, "{task}");
+    assert_eq!(shim(&house, "w1"), Some(shim_before));
+    let words: Vec<(String, u64)> = notes(&house).into_iter().map(|(word, epoch, _)| (word, epoch)).collect();
+    assert_eq!(words, [("begun".to_owned(), 1), ("over".to_owned(), 1)]);
+    let id = task["id"].as_str().unwrap();
+    assert_eq!(house.grey(&["task", "logs", id]).text, printed());
+    let proof = house.grey(&["task", "proof", id, "--out", "p.json"]);
+    assert_eq!(proof.status, 0, "{}", proof.errors);
+    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
+    let verified = house.grey(&["verify", "--root", "root.json", "p.json"]);
+    assert_eq!(verified.status, 0, "{}", verified.errors);
+    // Its time is its own, whoever watched it.
+    let noted = notes(&house);
+    let took_us = u64::try_from((noted[1].2 - noted[0].2) / 1_000).unwrap();
+    let status = house.json(&["task", "status", id]).unwrap();
+    let duration_us = status["result"]["duration_us"].as_u64().unwrap_or_else(|| panic!("{status}"));
+    assert!(duration_us >= took_us && duration_us < took_us + 2_000_000, "{duration_us} for {took_us}");
+    // And: nothing is left of it, and the worker works.
+    wait_until("its directory is gone", || {
+        std::fs::read_dir(house.path("w1/attempts")).unwrap().count() == 0
+    });
+    let ran = house.grey(&["run", "--", "echo", "on"]);
+    assert_eq!((ran.status, ran.text.as_str()), (0, "on\n"), "{}", ran.errors);
+}
+
+#[test]
+fn a_task_that_ends_while_no_worker_is_there_is_reported_by_the_next_one() {
+    let house = with_worker();
+    let over = house.path("over");
+    let script =
+        format!("echo begun; sleep 0.7; echo left >$GREY_OUT/f; touch '{}'; echo over", over.display());
+    let file = house.path("ends.json");
+    let task = serde_json::json!({ "name": "ends", "command": ["sh", "-c", script], "outputs": ["*"] });
+    std::fs::write(&file, serde_json::json!({ "version": 1, "name": "ends", "task": [task] }).to_string())
+        .unwrap();
+    let submitted = house.json(&["submit", file.to_str().unwrap()]).unwrap();
+    let job = submitted["job"].as_str().unwrap();
+    wait_until("the task runs", || runs(&house, job));
+    house.kill_9("w1");
+    wait_until("it has ended", || over.exists());
+    assert!(runs(&house, job), "nobody can have reported it");
+    house.restart_worker("w1");
+    let waited = house.grey(&["job", "wait", job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    let task = only_task(&house, job);
+    assert_eq!(task["attempt"], 1, "{task}");
+    let id = task["id"].as_str().unwrap();
+    assert_eq!(house.grey(&["task", "logs", id]).text, "begun\nover\n");
+    let result = house.grey(&["task", "result", id, "--results", "r"]);
+    assert_eq!(result.status, 0, "{}", result.errors);
+    assert_eq!(std::fs::read_to_string(house.path("r/f")).unwrap(), "left\n");
+}
+
+#[test]
+fn what_a_worker_leaves_ends_with_its_lease_before_it_runs_elsewhere() {
+    let house = with_worker();
+    let job = submit(&house, "long", &noting(&house, "never"));
+    wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
+    // It says all the time that it is there.
+    let alive = house.path("alive");
+    let beats = format!("while :; do date +%s%N >>'{}.$GREY_ATTEMPT'; sleep 0.02; done", alive.display());
+    let beats = beats.replace("'$", "'\"$").replace("$GREY_ATTEMPT'", "'$GREY_ATTEMPT");
+    let beating = submit(&house, "beats", &beats);
+    wait_until("both run", || runs(&house, &beating) && house.path("alive.1").exists());
+    let left = shim(&house, "w1").unwrap();
+    // When: the worker is killed and does not come back, and there is another one.
+    house.kill_9("w1");
+    house.start_worker("w2");
+    wait_until("it runs again", || house.path("alive.2").exists());
+    let times = |epoch: u64| -> Vec<u128> {
+        let text = std::fs::read_to_string(house.path(&format!("alive.{epoch}"))).unwrap();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    };
+    // Then: the first had ended before the second began, and the shim ends too.
+    std::thread::sleep(Duration::from_millis(500));
+    let (last, first) = (*times(1).last().unwrap(), times(2)[0]);
+    assert!(last < first, "they ran at the same time: {last} and {first}");
+    assert!(times(1).len() > 10, "it ended with its worker");
+    assert_eq!(only_task(&house, &beating)["attempt"], 2);
+    wait_until("the shim has ended", || !is_alive(left));
+    for job in [job, beating] {
+        assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
+    }
+}
+
+#[test]
+fn what_a_killed_shim_held_runs_again() {
+    let house = with_worker();
+    let job = submit(&house, "long", &noting(&house, "go"));
+    wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
+    let killed = shim(&house, "w1").unwrap();
+    kill(killed, "KILL");
+    wait_until("it runs again", || notes(&house).len() == 2);
+    std::fs::write(house.path("go"), "").unwrap();
+    let waited = house.grey(&["job", "wait", &job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    let task = only_task(&house, &job);
+    assert_eq!(task["attempt"], 2, "{task}");
+    let words: Vec<(String, u64)> = notes(&house).into_iter().map(|(word, epoch, _)| (word, epoch)).collect();
+    assert_eq!(words, [("begun".to_owned(), 1), ("begun".to_owned(), 2), ("over".to_owned(), 2)]);
+    assert_eq!(house.grey(&["task", "logs", task["id"].as_str().unwrap()]).text, printed());
+    assert!(shim(&house, "w1").is_some_and(|shim| shim != killed));
+}
+
+#[test]
+fn a_cancel_and_a_longer_time_out_reach_what_no_worker_watched() {
+    let house = with_worker();
+    let pid = house.path("pid");
+    let job = submit(&house, "endless", &format!("echo $$ >'{}'; exec sleep 600", pid.display()));
+    let trap = house.path("trapped");
+    let script = format!("trap 'touch {}; exit 0' TERM; while :; do sleep 0.02; done", trap.display());
+    let gentle = submit(&house, "gentle", &script);
+    wait_until("both run", || runs(&house, &job) && runs(&house, &gentle));
+    // When: one is cancelled while no worker is there.
+    house.kill_9("w1");
+    assert_eq!(house.grey(&["job", "cancel", &gentle]).status, 0);
+    assert!(!trap.exists(), "nobody can have told it");
+    house.restart_worker("w1");
+    // Then: it is told, and the other one goes on.
+    wait_until("it was told in order", || trap.exists());
+    wait_until("the cancelled one has stopped", || house.node("w1").is_some_and(|node| node["held"] == 1));
+    assert!(runs(&house, &job));
+    assert_eq!(only_task(&house, &gentle)["state"], "cancelled");
+    assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
+    wait_until("nothing is held", || house.node("w1").is_some_and(|node| node["held"] == 0));
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_leaves_what_runs_to_the_next_one() {
+    let house = with_worker();
+    // Given: nothing runs: it takes its shim along.
+    let idle = shim(&house, "w1").unwrap();
+    house.terminate("w1");
+    wait_until("the shim has ended", || !is_alive(idle));
+    house.restart_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1 && shim(&house, "w1").is_some());
+    // When: something runs, and it is restarted as by an upgrade.
+    let job = submit(&house, "long", &noting(&house, "go"));
+    wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
+    house.terminate("w1");
+    house.restart_worker("w1");
+    std::fs::write(house.path("go"), "").unwrap();
+    let waited = house.grey(&["job", "wait", &job]);
+    assert_eq!(waited.status, 0, "{}", waited.errors);
+    assert_eq!(only_task(&house, &job)["attempt"], 1);
+    // And: a second worker on the same directory is refused, also while a shim is there.
+    let second = support::Ran::of(house.worker_command("w1", None).output().unwrap());
+    assert!(second.status == 1 && second.errors.contains("is in use by process"), "{}", second.errors);
+}
