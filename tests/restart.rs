@@ -22,8 +22,13 @@ fn with_worker() -> House {
     house
 }
 
+/// Submits a job of one task that takes next to nothing of a machine.
 fn submit(house: &House, name: &str, script: &str) -> String {
-    let submitted = house.json(&["submit", house.task_file(name, script).to_str().unwrap()]).unwrap();
+    let path = house.path(&format!("{name}.json"));
+    let task = serde_json::json!({ "name": name, "command": ["sh", "-c", script], "cpu": "100m" });
+    std::fs::write(&path, serde_json::json!({ "version": 1, "name": name, "task": [task] }).to_string())
+        .unwrap();
+    let submitted = house.json(&["submit", path.to_str().unwrap()]).unwrap();
     submitted["job"].as_str().unwrap().to_owned()
 }
 
@@ -156,36 +161,48 @@ fn a_task_that_ends_while_no_worker_is_there_is_reported_by_the_next_one() {
     assert_eq!(std::fs::read_to_string(house.path("r/f")).unwrap(), "left\n");
 }
 
-#[test]
-fn what_a_worker_leaves_ends_with_its_lease_before_it_runs_elsewhere() {
+/// A task says all the time that it is there, until another attempt of it does.
+fn the_lease_parts_two_attempts(leave: impl FnOnce(&House)) -> House {
     let house = with_worker();
-    let job = submit(&house, "long", &noting(&house, "never"));
-    wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
-    // It says all the time that it is there.
     let alive = house.path("alive");
-    let beats = format!("while :; do date +%s%N >>'{}.$GREY_ATTEMPT'; sleep 0.02; done", alive.display());
-    let beats = beats.replace("'$", "'\"$").replace("$GREY_ATTEMPT'", "'$GREY_ATTEMPT");
-    let beating = submit(&house, "beats", &beats);
-    wait_until("both run", || runs(&house, &beating) && house.path("alive.1").exists());
-    let left = shim(&house, "w1").unwrap();
-    // When: the worker is killed and does not come back, and there is another one.
-    house.kill_9("w1");
+    let beats = format!("while :; do date +%s%N >>{}.$GREY_ATTEMPT; sleep 0.02; done", alive.display());
+    let job = submit(&house, "beats", &beats);
+    wait_until("it runs", || runs(&house, &job) && house.path("alive.1").exists());
+    leave(&house);
     house.start_worker("w2");
     wait_until("it runs again", || house.path("alive.2").exists());
+    // Long enough for whatever of the first would go on.
+    std::thread::sleep(Duration::from_millis(500));
     let times = |epoch: u64| -> Vec<u128> {
         let text = std::fs::read_to_string(house.path(&format!("alive.{epoch}"))).unwrap();
         text.lines().map(|line| line.parse().unwrap()).collect()
     };
-    // Then: the first had ended before the second began, and the shim ends too.
-    std::thread::sleep(Duration::from_millis(500));
-    let (last, first) = (*times(1).last().unwrap(), times(2)[0]);
-    assert!(last < first, "they ran at the same time: {last} and {first}");
-    assert!(times(1).len() > 10, "it ended with its worker");
-    assert_eq!(only_task(&house, &beating)["attempt"], 2);
+    let (first, second) = (times(1), times(2));
+    let (last, begun) = (first.last().unwrap(), second.first().unwrap());
+    assert!(last < begun, "they ran at the same time: {last} and {begun}");
+    assert!(last - first[0] > 1_000_000_000, "it ended long before its lease");
+    assert_eq!(only_task(&house, &job)["attempt"], 2);
+    assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
+    house
+}
+
+#[test]
+fn what_a_worker_leaves_ends_with_its_lease_before_it_runs_elsewhere() {
+    let mut left = None;
+    let house = the_lease_parts_two_attempts(|house| {
+        left = shim(house, "w1");
+        house.kill_9("w1");
+    });
+    let left = left.expect("a worker has a shim");
     wait_until("the shim has ended", || !is_alive(left));
-    for job in [job, beating] {
-        assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
-    }
+    assert_eq!(shim(&house, "w1"), None);
+}
+
+#[test]
+fn what_a_stopped_worker_ran_ends_with_its_lease_too() {
+    let house = the_lease_parts_two_attempts(|house| kill(house.process_id("w1"), "STOP"));
+    kill(house.process_id("w1"), "CONT");
+    wait_until("both workers are there", || house.workers() == 2);
 }
 
 #[test]
@@ -208,22 +225,26 @@ fn what_a_killed_shim_held_runs_again() {
 }
 
 #[test]
-fn a_cancel_and_a_longer_time_out_reach_what_no_worker_watched() {
+fn a_cancel_and_another_time_out_reach_what_no_worker_watched() {
     let house = with_worker();
     let pid = house.path("pid");
     let job = submit(&house, "endless", &format!("echo $$ >'{}'; exec sleep 600", pid.display()));
     let trap = house.path("trapped");
     let script = format!("trap 'touch {}; exit 0' TERM; while :; do sleep 0.02; done", trap.display());
     let gentle = submit(&house, "gentle", &script);
-    wait_until("both run", || runs(&house, &job) && runs(&house, &gentle));
-    // When: one is cancelled while no worker is there.
+    let slow = submit(&house, "slow", "sleep 600");
+    wait_until("all run", || [&job, &gentle, &slow].iter().all(|job| runs(&house, job)));
+    // When: one is cancelled while no worker is there, and another given less time.
     house.kill_9("w1");
     assert_eq!(house.grey(&["job", "cancel", &gentle]).status, 0);
+    assert_eq!(house.grey(&["job", "timeout", &slow, "1s"]).status, 0);
     assert!(!trap.exists(), "nobody can have told it");
     house.restart_worker("w1");
-    // Then: it is told, and the other one goes on.
+    // Then: both are told, and the third goes on.
     wait_until("it was told in order", || trap.exists());
-    wait_until("the cancelled one has stopped", || house.node("w1").is_some_and(|node| node["held"] == 1));
+    wait_until("both have stopped", || house.node("w1").is_some_and(|node| node["held"] == 1));
+    let ended = only_task(&house, &slow);
+    assert_eq!((ended["state"].as_str(), ended["attempt"].as_u64()), (Some("failed"), Some(1)), "{ended}");
     assert!(runs(&house, &job));
     assert_eq!(only_task(&house, &gentle)["state"], "cancelled");
     assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
@@ -242,12 +263,14 @@ fn a_worker_that_is_told_to_end_leaves_what_runs_to_the_next_one() {
     // When: something runs, and it is restarted as by an upgrade.
     let job = submit(&house, "long", &noting(&house, "go"));
     wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
+    // It may have been placed on the worker that had ended just before.
+    let attempt = only_task(&house, &job)["attempt"].clone();
     house.terminate("w1");
     house.restart_worker("w1");
     std::fs::write(house.path("go"), "").unwrap();
     let waited = house.grey(&["job", "wait", &job]);
     assert_eq!(waited.status, 0, "{}", waited.errors);
-    assert_eq!(only_task(&house, &job)["attempt"], 1);
+    assert_eq!(only_task(&house, &job)["attempt"], attempt);
     // And: a second worker on the same directory is refused, also while a shim is there.
     let second = support::Ran::of(house.worker_command("w1", None).output().unwrap());
     assert!(second.status == 1 && second.errors.contains("is in use by process"), "{}", second.errors);

@@ -120,7 +120,8 @@ pub(crate) fn run(
     let [out, err] = brought.clone();
     let captures = [Capture::new(STDOUT, out), Capture::new(STDERR, err)];
     let ran = (started_ns, started_at_ms);
-    Running::new(ground, execution, wishes, &directory, mailbox, captures, pipes.map(Some)).run(ran, started)
+    let watched = Watched { level, mailbox, captures, pipes: pipes.map(Some) };
+    Running::new(ground, execution, wishes, &directory, watched).run(ran, started)
 }
 
 /// Goes on with an attempt that a shim holds from before, as [`run`] would have.
@@ -150,7 +151,9 @@ pub(crate) fn resume(
     };
     let pipes = found.pipes.map_or([None, None], |pipes| pipes.map(Some));
     let ran = (found.clock.started_ns, found.clock.started_at_ms);
-    Running::new(ground, execution, wishes, &directory, found.mailbox, captures, pipes).run(ran, started)
+    // Behind which fence it runs was decided when it was started.
+    let watched = Watched { level: found.fence.level(), mailbox: found.mailbox, captures, pipes };
+    Running::new(ground, execution, wishes, &directory, watched).run(ran, started)
 }
 
 fn pipe() -> io::Result<[OwnedFd; 2]> {
@@ -164,8 +167,17 @@ struct Stream {
     capture: Capture,
 }
 
+/// What an attempt that runs is watched by.
+struct Watched {
+    level: SandboxLevel,
+    mailbox: Arc<Mailbox>,
+    captures: [Capture; 2],
+    pipes: [Option<OwnedFd>; 2],
+}
+
 struct Running<'a> {
     ground: &'a Ground<'a>,
+    level: SandboxLevel,
     execution: &'a Execution,
     wishes: &'a Wishes,
     directory: &'a AttemptDirectory,
@@ -183,13 +195,23 @@ impl<'a> Running<'a> {
         execution: &'a Execution,
         wishes: &'a Wishes,
         directory: &'a AttemptDirectory,
-        mailbox: Arc<Mailbox>,
-        [out, err]: [Capture; 2],
-        [stdout, stderr]: [Option<OwnedFd>; 2],
+        watched: Watched,
     ) -> Running<'a> {
+        let Watched { level, mailbox, captures: [out, err], pipes: [stdout, stderr] } = watched;
         let streams = [Stream { pipe: stdout, capture: out }, Stream { pipe: stderr, capture: err }];
         let (is_started, is_over, trouble) = (false, false, None);
-        Running { ground, execution, wishes, directory, mailbox, streams, is_started, is_over, trouble }
+        Running {
+            ground,
+            level,
+            execution,
+            wishes,
+            directory,
+            mailbox,
+            streams,
+            is_started,
+            is_over,
+            trouble,
+        }
     }
 
     fn run(mut self, (started_ns, started_at_ms): (u64, u64), started: &dyn Fn()) -> Option<Executed> {
@@ -335,7 +357,7 @@ impl<'a> Running<'a> {
         files: Vec<CapturedFile>,
         usage: Usage,
     ) -> Executed {
-        let sandbox = self.ground.fence.level();
+        let sandbox = self.level;
         let [stdout, stderr] = self.streams.map(|stream| stream.capture.finish(self.directory));
         let executed = |stdout, stderr, files, outcome, message: &str| Executed {
             attempt: self.execution.attempt,

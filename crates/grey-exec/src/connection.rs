@@ -18,6 +18,7 @@ use crate::datagram::{self, Got, Sent};
 use crate::keeper::PATIENCE;
 use crate::mailbox::{Ending, Mailbox};
 use crate::message::{Clock, FromShim, MESSAGE_BYTES, ToShim};
+use crate::plan::Fence;
 
 /// How often a shim that holds something is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -29,6 +30,7 @@ const AFTER_LEASE: Duration = Duration::from_millis(250);
 /// An attempt that a shim holds from before this worker came.
 pub(crate) struct Found {
     pub(crate) attempt: AttemptId,
+    pub(crate) fence: Fence,
     pub(crate) clock: Clock,
     /// What the worker that started it wanted to have back.
     pub(crate) record: Vec<u8>,

@@ -32,6 +32,8 @@ pub(crate) struct Keeper {
     /// Where a shim listens that outlives its worker; nothing where it ends with it.
     door: Option<PathBuf>,
     current: Mutex<Option<Connection>>,
+    /// Held by whoever starts a shim, which takes time: what concerns the one that there is does not wait for that.
+    starting: Mutex<()>,
     /// When the lease ends, in nanoseconds of the boot clock; zero where there is none.
     lease_ns: Arc<AtomicU64>,
 }
@@ -48,7 +50,8 @@ impl Keeper {
     /// Goes on with the shim that listens at `door`, if there is one that holds something, and starts one otherwise.
     /// Returns what it holds.
     pub(crate) fn open(path: PathBuf, door: Option<PathBuf>) -> io::Result<(Keeper, Vec<Found>)> {
-        let keeper = Keeper { path, door, current: Mutex::default(), lease_ns: Arc::default() };
+        let (current, starting) = (Mutex::default(), Mutex::default());
+        let keeper = Keeper { path, door, current, starting, lease_ns: Arc::default() };
         let found = match keeper.door.as_deref().map(find).transpose()?.flatten() {
             Some((reached, found)) => {
                 let lease_ns = keeper.lease_ns.clone();
@@ -74,9 +77,14 @@ impl Keeper {
     }
 
     fn connection(&self) -> io::Result<Connection> {
-        let mut current = self.current();
-        if let Some(connection) = current.as_ref().filter(|connection| !connection.is_lost()) {
-            return Ok(connection.clone());
+        let usable = || self.current().clone().filter(|connection| !connection.is_lost());
+        if let Some(connection) = usable() {
+            return Ok(connection);
+        }
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have started one meanwhile.
+        if let Some(connection) = usable() {
+            return Ok(connection);
         }
         let (mut reached, is_listening) = match &self.door {
             None => (start_alone(&self.path)?, false),
@@ -93,6 +101,8 @@ impl Keeper {
         let child = reached.child.map(|child| (child, is_listening));
         let lease_ns = self.lease_ns.clone();
         let connection = Connection::new(reached.socket, reached.process, child, lease_ns, &[])?;
+        let mut current = self.current();
+        // A lease that is told from now on is told to this one.
         let lease_ns = self.lease_ns.load(Ordering::SeqCst);
         if lease_ns > 0 {
             connection.say(ToShim::Lease(lease_ns));
@@ -128,8 +138,11 @@ impl Keeper {
 
     /// The lease ends then, in nanoseconds of the boot clock.
     pub(crate) fn hold_until(&self, until_ns: u64) {
+        let current = self.current();
         self.lease_ns.store(until_ns, Ordering::SeqCst);
-        self.say(ToShim::Lease(until_ns));
+        if let Some(connection) = &*current {
+            connection.say(ToShim::Lease(until_ns));
+        }
     }
 
     /// Whether what runs goes on without this worker.
@@ -175,8 +188,13 @@ fn find(door: &Path) -> io::Result<Option<(Reached, Vec<Found>)>> {
             // It may be of an earlier version: a new one costs nothing now.
             let _ = datagram::send(&reached.socket, &ToShim::End.encode(), &[]);
         }
-        // One of another protocol ends by itself; one that does not answer is stuck.
-        Ok(_) | Err(_) => {}
+        // One of another protocol ends by itself.
+        Ok(_) => {}
+        // One that does not answer is stuck, or none.
+        Err(error) => {
+            tracing::warn!(%error, "a shim does not answer, and is killed with what it holds");
+            let _ = rustix::process::pidfd_send_signal(&reached.process, Signal::KILL);
+        }
     }
     end(&reached);
     Ok(None)
@@ -223,12 +241,19 @@ fn greet(reached: &Reached) -> io::Result<(u32, Vec<Found>)> {
         match (message, protocol) {
             (Some(FromShim::Hello(PROTOCOL, _)), None) => protocol = Some(PROTOCOL),
             (Some(FromShim::Hello(other, _)), None) => return Ok((other, Vec::new())),
-            (Some(FromShim::Held(attempt, clock)), Some(_)) => {
+            (Some(FromShim::Held(attempt, fence, clock)), Some(_)) => {
                 let descriptors = <[OwnedFd; HELD_DESCRIPTORS]>::try_from(descriptors).ok();
                 let (record, pipes) = descriptors.map_or((Vec::new(), None), |[plan, stdout, stderr]| {
                     (record::read(plan).unwrap_or_default(), Some([stdout, stderr]))
                 });
-                found.push(Found { attempt, clock, record, pipes, mailbox: Arc::new(Mailbox::new()?) });
+                found.push(Found {
+                    attempt,
+                    fence,
+                    clock,
+                    record,
+                    pipes,
+                    mailbox: Arc::new(Mailbox::new()?),
+                });
             }
             (Some(FromShim::Started(attempt)), Some(_)) => {
                 found.iter().filter(|one| one.attempt == attempt).for_each(|one| one.mailbox.started());

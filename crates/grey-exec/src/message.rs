@@ -111,7 +111,7 @@ pub(crate) enum FromShim {
     /// The first message: which protocol it speaks, and how many attempts it holds.
     Hello(u32, u32),
     /// An attempt that it holds from before this worker came, with [`HELD_DESCRIPTORS`].
-    Held(AttemptId, Clock),
+    Held(AttemptId, Fence, Clock),
     /// All of those were told.
     Ready,
     /// The program of an attempt runs.
@@ -238,7 +238,9 @@ impl FromShim {
     pub(crate) fn encode(self) -> Vec<u8> {
         match self {
             FromShim::Hello(protocol, held) => Writer::new(HELLO).u32(protocol).u32(held),
-            FromShim::Held(attempt, clock) => Writer::new(b'h').attempt(attempt).clock(clock),
+            FromShim::Held(attempt, fence, clock) => {
+                Writer::new(b'h').attempt(attempt).byte(fence.number()).clock(clock)
+            }
             FromShim::Ready => Writer::new(b'r'),
             FromShim::Started(attempt) => Writer::new(b's').attempt(attempt),
             FromShim::Ended(attempt, end) => {
@@ -257,7 +259,7 @@ impl FromShim {
         let mut reader = Reader(bytes);
         let message = match reader.byte()? {
             HELLO => FromShim::Hello(reader.u32()?, reader.u32()?),
-            b'h' => FromShim::Held(reader.attempt()?, reader.clock()?),
+            b'h' => FromShim::Held(reader.attempt()?, Fence::of(reader.byte()?)?, reader.clock()?),
             b'r' => FromShim::Ready,
             b's' => FromShim::Started(reader.attempt()?),
             b'e' => FromShim::Ended(reader.attempt()?, end(&mut reader)?),
@@ -307,7 +309,7 @@ pub(crate) fn examples() -> (Vec<ToShim>, Vec<FromShim>) {
     ];
     let from = vec![
         FromShim::Hello(PROTOCOL, 2),
-        FromShim::Held(attempt, clock),
+        FromShim::Held(attempt, Fence::Subreaper, clock),
         FromShim::Ready,
         FromShim::Started(attempt),
         FromShim::Ended(attempt, end),
@@ -354,7 +356,7 @@ mod tests {
         let digest = grey_proof::Digest::of(&written).to_string();
         assert_eq!(
             (PROTOCOL, digest.as_str()),
-            (1, "e8e5720f7734bd1038de85b236253563246e870fc6780f0ea3b0c05817e0258b")
+            (1, "585bd71c9ea476ae0855a208eeec07f5fcd60faf7bfd7c2a808fd5844068a91b")
         );
         assert_eq!(ToShim::Hello(0x0403_0201).encode(), b"H\x01\x02\x03\x04");
         assert_eq!(FromShim::Hello(1, 2).encode(), b"H\x01\0\0\0\x02\0\0\0");
