@@ -7,7 +7,6 @@ mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
 
-use std::path::Path;
 use std::time::Duration;
 
 use house::House;
@@ -40,21 +39,6 @@ fn only_task(house: &House, job: &str) -> Value {
 
 fn runs(house: &House, job: &str) -> bool {
     house.json(&["job", "status", job]).is_some_and(|job| job["counts"]["running"] == 1)
-}
-
-/// The shim of a worker's directory: whoever has its socket open and listens.
-fn shim(house: &House, worker: &str) -> Option<i32> {
-    let path = house.path(worker).join("shim.sock");
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
-    let line =
-        sockets.lines().find(|line| line.ends_with(path.to_str().unwrap()) && line.contains(" 00010000 "))?;
-    let socket = format!("socket:[{}]", line.split_whitespace().nth(6)?);
-    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let process: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
-        open.any(|open| std::fs::read_link(open.path()).is_ok_and(|to| to == Path::new(&socket)))
-            .then_some(process)
-    })
 }
 
 /// A script that notes when it begins, when it has waited for a file, and when it ends.
@@ -90,7 +74,7 @@ fn a_killed_worker_s_task_goes_on_and_counts_once() {
     let house = with_worker();
     let job = submit(&house, "long", &noting(&house, "go"));
     wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
-    let shim_before = shim(&house, "w1").expect("a worker has a shim");
+    let shim_before = house.shim("w1").expect("a worker has a shim");
     // When: the worker is killed, again and again, and the task goes on without it.
     for round in 1..=3 {
         house.kill_9("w1");
@@ -109,7 +93,7 @@ fn a_killed_worker_s_task_goes_on_and_counts_once() {
     // Then: it ran once, and everything that it printed is there.
     let task = only_task(&house, &job);
     assert_eq!(task["attempt"], 1, "{task}");
-    assert_eq!(shim(&house, "w1"), Some(shim_before));
+    assert_eq!(house.shim("w1"), Some(shim_before));
     let words: Vec<(String, u64)> = notes(&house).into_iter().map(|(word, epoch, _)| (word, epoch)).collect();
     assert_eq!(words, [("begun".to_owned(), 1), ("over".to_owned(), 1)]);
     let id = task["id"].as_str().unwrap();
@@ -190,12 +174,12 @@ fn the_lease_parts_two_attempts(leave: impl FnOnce(&House)) -> House {
 fn what_a_worker_leaves_ends_with_its_lease_before_it_runs_elsewhere() {
     let mut left = None;
     let house = the_lease_parts_two_attempts(|house| {
-        left = shim(house, "w1");
+        left = house.shim("w1");
         house.kill_9("w1");
     });
     let left = left.expect("a worker has a shim");
     wait_until("the shim has ended", || !is_alive(left));
-    assert_eq!(shim(&house, "w1"), None);
+    assert_eq!(house.shim("w1"), None);
 }
 
 #[test]
@@ -210,7 +194,7 @@ fn what_a_killed_shim_held_runs_again() {
     let house = with_worker();
     let job = submit(&house, "long", &noting(&house, "go"));
     wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
-    let killed = shim(&house, "w1").unwrap();
+    let killed = house.shim("w1").unwrap();
     kill(killed, "KILL");
     wait_until("it runs again", || notes(&house).len() == 2);
     std::fs::write(house.path("go"), "").unwrap();
@@ -221,7 +205,7 @@ fn what_a_killed_shim_held_runs_again() {
     let words: Vec<(String, u64)> = notes(&house).into_iter().map(|(word, epoch, _)| (word, epoch)).collect();
     assert_eq!(words, [("begun".to_owned(), 1), ("begun".to_owned(), 2), ("over".to_owned(), 2)]);
     assert_eq!(house.grey(&["task", "logs", task["id"].as_str().unwrap()]).text, printed());
-    assert!(shim(&house, "w1").is_some_and(|shim| shim != killed));
+    assert!(house.shim("w1").is_some_and(|shim| shim != killed));
 }
 
 #[test]
@@ -255,11 +239,11 @@ fn a_cancel_and_another_time_out_reach_what_no_worker_watched() {
 fn a_worker_that_is_told_to_end_leaves_what_runs_to_the_next_one() {
     let house = with_worker();
     // Given: nothing runs: it takes its shim along.
-    let idle = shim(&house, "w1").unwrap();
+    let idle = house.shim("w1").unwrap();
     house.terminate("w1");
     wait_until("the shim has ended", || !is_alive(idle));
     house.restart_worker("w1");
-    wait_until("the worker is there", || house.workers() == 1 && shim(&house, "w1").is_some());
+    wait_until("the worker is there", || house.workers() == 1 && house.shim("w1").is_some());
     // When: something runs, and it is restarted as by an upgrade.
     let job = submit(&house, "long", &noting(&house, "go"));
     wait_until("the task runs", || runs(&house, &job) && !notes(&house).is_empty());
