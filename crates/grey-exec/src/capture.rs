@@ -202,7 +202,8 @@ pub(crate) fn look(pipe: &OwnedFd) -> io::Result<Taken> {
 }
 
 /// Moves bytes from a pipe to the end of a file. Either the kernel does it, or nothing has happened: there is no moment at
-/// which a byte is in this process only.
+/// which a byte is in this process only. Some rare file systems take none that way; there, what is under way at the moment
+/// is lost with this process.
 fn move_over(pipe: &OwnedFd, file: &File, end_bytes: u64, most: usize) -> io::Result<Taken> {
     let mut offset = end_bytes;
     loop {
@@ -211,9 +212,22 @@ fn move_over(pipe: &OwnedFd, file: &File, end_bytes: u64, most: usize) -> io::Re
             Ok(count) => Ok(Taken::Bytes(count as u64)),
             Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) => Ok(Taken::Nothing),
+            Err(Errno::INVAL) => carry_over(pipe, file, end_bytes, most),
             Err(error) => Err(error.into()),
         };
     }
+}
+
+/// Moves bytes from a pipe to the end of a file through this process.
+fn carry_over(pipe: &OwnedFd, file: &File, end_bytes: u64, most: usize) -> io::Result<Taken> {
+    let seen = look(pipe)?;
+    if !matches!(seen, Taken::Bytes(_)) {
+        return Ok(seen);
+    }
+    let mut buffer = vec![0; most.min(READ_BYTES)];
+    let count = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut buffer))?;
+    file.write_all_at(buffer.get(..count).unwrap_or_default(), end_bytes)?;
+    Ok(if count == 0 { Taken::End } else { Taken::Bytes(count as u64) })
 }
 
 /// Makes a file that did not exist. The task may write into the same directory, so what it put under the name goes.
@@ -228,4 +242,42 @@ fn create(directory: &AttemptDirectory, name: &str) -> io::Result<File> {
         result => result,
     };
     Ok(File::from(opened?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn bytes_move_once_whichever_way_the_file_takes_them() {
+        // No file takes them by splice that is open for appending.
+        for appends in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("f");
+            let file = File::options().create(true).write(true).append(appends).open(&path).unwrap();
+            let (reading, writing) = rustix::pipe::pipe().unwrap();
+            assert_eq!(move_over(&reading, &file, 0, 10).unwrap(), Taken::Nothing);
+            let mut writing = File::from(writing);
+            writing.write_all(b"hello, world").unwrap();
+            assert_eq!(move_over(&reading, &file, 0, 5).unwrap(), Taken::Bytes(5));
+            assert_eq!(move_over(&reading, &file, 5, 100).unwrap(), Taken::Bytes(7));
+            assert_eq!(move_over(&reading, &file, 12, 100).unwrap(), Taken::Nothing);
+            drop(writing);
+            assert_eq!(move_over(&reading, &file, 12, 100).unwrap(), Taken::End);
+            assert_eq!(std::fs::read(&path).unwrap(), b"hello, world");
+        }
+    }
+
+    #[test]
+    fn to_look_takes_nothing() {
+        let (reading, writing) = rustix::pipe::pipe().unwrap();
+        assert_eq!(look(&reading).unwrap(), Taken::Nothing);
+        File::from(writing).write_all(b"x").unwrap();
+        assert_eq!(look(&reading).unwrap(), Taken::Bytes(0));
+        assert_eq!(look(&reading).unwrap(), Taken::Bytes(0), "also when nobody writes any more");
+        assert_eq!(rustix::io::read(&reading, &mut [0u8; 8]).unwrap(), 1);
+        assert_eq!(look(&reading).unwrap(), Taken::End);
+    }
 }
