@@ -21,7 +21,7 @@ use crate::clock::monotonic_ns;
 use crate::collect::{Refusal, collect};
 use crate::connection::{Found, Outgoing};
 use crate::directory::{AttemptDirectory, STDERR, STDOUT, WorkDirectory};
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, PATIENCE};
 use crate::mailbox::{Ending, Mailbox};
 use crate::message::{Clock, End, Halted, ToShim};
 use crate::noop::wall_clock_ms;
@@ -143,9 +143,8 @@ pub(crate) fn resume(
         Err(error) => {
             // Nobody would take what it writes.
             ground.keeper.release(found.attempt);
-            let waited = ground.work.wait_for_guard(found.attempt);
+            found.mailbox.wait_for_guard(PATIENCE);
             let message = format!("the attempt's directory cannot be gone on with: {error}");
-            drop(waited);
             return Some(never_ran(found.attempt, ground.fence.level(), Outcome::Infrastructure, &message));
         }
     };
@@ -227,6 +226,7 @@ impl<'a> Running<'a> {
         }
         let Ending::Ended(end) = ending else {
             // The guard is told by the end of the shim; until it is gone, something may run.
+            self.mailbox.wait_for_guard(PATIENCE);
             let waited = self.ground.work.wait_for_guard(self.execution.attempt);
             let message = match waited {
                 Ok(()) => "the shim that held the attempt was lost".to_owned(),

@@ -214,15 +214,19 @@ impl Shared {
     fn hear(&self, asked: &mut Option<Instant>) -> bool {
         loop {
             let mut bytes = [0; MESSAGE_BYTES];
-            let message = match datagram::receive(&self.socket, &mut bytes) {
-                Got::Message(length, _) => FromShim::decode(bytes.get(..length).unwrap_or_default()),
+            let (message, descriptors) = match datagram::receive(&self.socket, &mut bytes) {
+                Got::Message(length, descriptors) => {
+                    (FromShim::decode(bytes.get(..length).unwrap_or_default()), descriptors)
+                }
                 Got::Nothing => return true,
                 Got::End => return false,
             };
             match message {
                 Some(FromShim::Started(attempt)) => {
                     let mailbox = self.state().mailboxes.get(&attempt).cloned();
-                    mailbox.iter().for_each(|mailbox| mailbox.started());
+                    if let Some(mailbox) = mailbox {
+                        mailbox.started(descriptors.into_iter().next());
+                    }
                 }
                 Some(FromShim::Ended(attempt, end)) => {
                     let mailbox = self.state().mailboxes.remove(&attempt);

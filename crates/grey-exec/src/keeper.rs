@@ -256,7 +256,9 @@ fn greet(reached: &Reached) -> io::Result<(u32, Vec<Found>)> {
                 });
             }
             (Some(FromShim::Started(attempt)), Some(_)) => {
-                found.iter().filter(|one| one.attempt == attempt).for_each(|one| one.mailbox.started());
+                if let Some(one) = found.iter().find(|one| one.attempt == attempt) {
+                    one.mailbox.started(descriptors.into_iter().next());
+                }
             }
             (Some(FromShim::Ended(attempt, end)), Some(_)) => {
                 let ending = crate::mailbox::Ending::Ended(end);

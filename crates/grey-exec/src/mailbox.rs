@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::clock::timespec;
 use crate::message::End;
 
 /// How an attempt is over for its thread.
@@ -31,6 +33,8 @@ pub(crate) struct News {
 /// Carries news to the thread of an attempt.
 pub(crate) struct Mailbox {
     news: Mutex<News>,
+    /// The guard, once the program runs.
+    guard: Mutex<Option<OwnedFd>>,
     wake: OwnedFd,
 }
 
@@ -38,11 +42,12 @@ impl Mailbox {
     /// No news yet.
     pub(crate) fn new() -> io::Result<Mailbox> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Mailbox { news: Mutex::default(), wake })
+        Ok(Mailbox { news: Mutex::default(), guard: Mutex::default(), wake })
     }
 
-    /// The program runs.
-    pub(crate) fn started(&self) {
+    /// The program runs, under a guard.
+    pub(crate) fn started(&self, guard: Option<OwnedFd>) {
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = guard;
         self.change(|news| news.is_started = true);
     }
 
@@ -58,6 +63,15 @@ impl Mailbox {
         change(&mut self.news.lock().unwrap_or_else(PoisonError::into_inner));
         // The counter can only be full when it wakes anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Waits for the end of the guard, and with it, in a namespace, of everything else: for so long at most.
+    pub(crate) fn wait_for_guard(&self, patience: Duration) {
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = &*guard {
+            let patience = timespec(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
+            let _ = poll(&mut [PollFd::new(guard, PollFlags::IN)], Some(&patience));
+        }
     }
 
     /// What becomes readable with news.

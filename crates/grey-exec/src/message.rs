@@ -114,7 +114,7 @@ pub(crate) enum FromShim {
     Held(AttemptId, Fence, Clock),
     /// All of those were told.
     Ready,
-    /// The program of an attempt runs.
+    /// The program of an attempt runs; with a descriptor of its guard, by which its end can be waited for.
     Started(AttemptId),
     /// An attempt has ended.
     Ended(AttemptId, End),

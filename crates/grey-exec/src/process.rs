@@ -18,7 +18,7 @@ use crate::capture::Brought;
 use crate::connection::Found;
 use crate::directory::WorkDirectory;
 use crate::error::ExecError;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, PATIENCE};
 use crate::plan::Fence;
 use crate::probe::probe;
 use crate::wishes::Wishes;
@@ -250,7 +250,10 @@ impl Executor for ProcessExecutor {
             state.found.remove(&attempt)
         };
         self.shared.keeper.release(attempt);
-        let ended = found.map_or(Ok(()), |_| self.shared.work.wait_for_guard(attempt));
+        let ended = found.map_or(Ok(()), |found| {
+            found.mailbox.wait_for_guard(PATIENCE);
+            self.shared.work.wait_for_guard(attempt)
+        });
         if let Err(error) = ended.and_then(|()| self.shared.work.remove(attempt)) {
             tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, %error, "a directory was not removed");
         }

@@ -17,8 +17,9 @@ const RECORD_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) fn write(plan: &Plan, record: &[u8]) -> io::Result<OwnedFd> {
     let descriptor = rustix::fs::memfd_create("grey-attempt", MemfdFlags::CLOEXEC)?;
     let mut file = File::from(descriptor);
-    file.write_all(&plan.encode())?;
-    file.write_all(record)?;
+    let mut bytes = plan.encode();
+    bytes.extend_from_slice(record);
+    file.write_all(&bytes)?;
     Ok(file.into())
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use grey_core::AttemptId;
@@ -16,7 +16,7 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_peercred};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
 use crate::clock::{boot_ns, monotonic_ns, timespec};
@@ -30,6 +30,8 @@ use crate::system::{self, Forked, SingleThread};
 const FAILED: i32 = 125;
 /// What a task has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long an attempt runs before anybody listens to its guard, so that of a short one nothing is told but its end.
+const SHORT: Duration = Duration::from_millis(10);
 /// How long a shim stays for which nothing runs and to which nobody is connected: what has ended may be asked for so long.
 const LINGER: Duration = Duration::from_secs(10);
 /// Attempts that may be held: as many as a worker may hold.
@@ -67,6 +69,8 @@ struct Held {
     guard: Option<Pid>,
     /// The socket to the guard, until its last word.
     channel: Option<OwnedFd>,
+    /// When the guard is listened to from then on, in nanoseconds of the monotonic clock; `None` once it is.
+    listen_ns: Option<u64>,
     /// What was read of a report.
     inbox: Vec<u8>,
     /// Nothing where no other worker will come.
@@ -117,6 +121,8 @@ struct Shim<'a> {
     by_guard: HashMap<Pid, AttemptId>,
     by_number: BTreeMap<u64, AttemptId>,
     due: BTreeSet<(u64, AttemptId)>,
+    /// When the guards of attempts that have just begun are listened to.
+    to_listen: BTreeSet<(u64, AttemptId)>,
     next_number: u64,
     /// Since when nobody is connected, in nanoseconds of the monotonic clock.
     alone_ns: Option<u64>,
@@ -152,6 +158,7 @@ impl<'a> Shim<'a> {
             by_guard: HashMap::new(),
             by_number: BTreeMap::new(),
             due: BTreeSet::new(),
+            to_listen: BTreeSet::new(),
             next_number: FIRST_CHANNEL,
             alone_ns: None,
         };
@@ -205,6 +212,7 @@ impl<'a> Shim<'a> {
                     number => self.hear_guard(number),
                 }
             }
+            self.listen_to_guards()?;
             self.end_what_is_due();
             self.tell()?;
             if self.is_of_no_use() {
@@ -216,9 +224,10 @@ impl<'a> Shim<'a> {
     /// When there is something to be done by the monotonic clock.
     fn next_ns(&self) -> Option<u64> {
         let due = self.due.first().map(|(at_ns, _)| *at_ns);
+        let listen = self.to_listen.first().map(|(at_ns, _)| *at_ns);
         let lingers = self.alone_ns.filter(|_| self.by_guard.is_empty());
         let lingers = lingers.map(|since_ns| since_ns.saturating_add(in_ns(LINGER)));
-        due.into_iter().chain(lingers).min()
+        due.into_iter().chain(listen).chain(lingers).min()
     }
 
     /// Whether nothing runs and nobody has come for what has ended.
@@ -381,6 +390,7 @@ impl<'a> Shim<'a> {
             clock,
             guard: None,
             channel: None,
+            listen_ns: None,
             inbox: Vec::new(),
             kept: None,
             is_started: false,
@@ -409,6 +419,8 @@ impl<'a> Shim<'a> {
                 self.by_number.insert(number, attempt);
                 held.due_ns = Some(time_out_ns(clock));
                 self.due.extend(held.due_ns.map(|at_ns| (at_ns, attempt)));
+                held.listen_ns = Some(monotonic_ns().saturating_add(in_ns(SHORT)));
+                self.to_listen.extend(held.listen_ns.map(|at_ns| (at_ns, attempt)));
             }
             None => {
                 let (halted, last) = (held.halted, held.last);
@@ -437,7 +449,6 @@ impl<'a> Shim<'a> {
             }
             Forked::Parent(guard) => {
                 held.guard = Some(guard);
-                self.listen_to(&ours, held.number)?;
                 held.channel = Some(ours);
                 Ok(())
             }
@@ -462,6 +473,24 @@ impl<'a> Shim<'a> {
         self.due.extend(at_ns.map(|at_ns| (at_ns, attempt)));
     }
 
+    /// Begins to listen to the guards of attempts that are no short ones.
+    fn listen_to_guards(&mut self) -> io::Result<()> {
+        while let Some((at_ns, attempt)) = self.to_listen.first().copied() {
+            if at_ns > monotonic_ns() {
+                break;
+            }
+            self.to_listen.pop_first();
+            let Some(held) = self.held.get_mut(&attempt) else { continue };
+            held.listen_ns = None;
+            let (number, channel) =
+                (held.number, self.held.get(&attempt).and_then(|held| held.channel.as_ref()));
+            if let Some(channel) = channel {
+                self.listen_to(channel, number)?;
+            }
+        }
+        Ok(())
+    }
+
     fn end_what_is_due(&mut self) {
         while let Some((at_ns, attempt)) = self.due.first().copied() {
             if at_ns > monotonic_ns() {
@@ -479,6 +508,9 @@ impl<'a> Shim<'a> {
     /// Begins to stop an attempt, or hastens a stop that has begun; the first reason stays. What has ended by itself
     /// cannot be stopped any more.
     fn halt(&mut self, attempt: AttemptId, why: Halted, gently: bool) {
+        if let Some(number) = self.held.get(&attempt).map(|held| held.number) {
+            self.hear_guard(number);
+        }
         let Some(held) = self.held.get_mut(&attempt) else { return };
         let Some(guard) = held.guard.filter(|_| held.last.is_none()) else { return };
         let first = held.halted.is_none();
@@ -510,16 +542,21 @@ impl<'a> Shim<'a> {
 
     fn forget(&mut self, attempt: AttemptId) {
         self.set_due(attempt, None);
-        let Some(held) = self.held.remove(&attempt) else { return };
-        self.by_number.remove(&held.number);
-        if let Some(channel) = held.channel {
-            self.stop_listening(&channel);
+        self.stop_listening(attempt);
+        if let Some(held) = self.held.remove(&attempt) {
+            self.by_number.remove(&held.number);
         }
     }
 
-    fn stop_listening(&self, channel: &OwnedFd) {
-        // That it is not among the events is just as well.
-        let _ = epoll::delete(&self.events, channel);
+    fn stop_listening(&mut self, attempt: AttemptId) {
+        let Some(held) = self.held.get_mut(&attempt) else { return };
+        let (channel, listen_ns) = (held.channel.take(), held.listen_ns.take());
+        match (channel, listen_ns) {
+            (_, Some(at_ns)) => drop(self.to_listen.remove(&(at_ns, attempt))),
+            // A guard that was just forked may have a copy, which would keep it among the events.
+            (Some(channel), None) => drop(epoll::delete(&self.events, &channel)),
+            (None, None) => {}
+        }
     }
 
     /// Takes what a guard reports.
@@ -536,9 +573,7 @@ impl<'a> Shim<'a> {
                 // The guard did not end in order.
                 kill(guard);
             }
-            if let Some(channel) = held.channel.take() {
-                self.stop_listening(&channel);
-            }
+            self.stop_listening(attempt);
             // What has ended has no time-out any more.
             self.set_due(attempt, None);
         }
@@ -568,10 +603,7 @@ impl<'a> Shim<'a> {
             };
             let (halted, last) = (held.halted, held.last);
             held.end = Some(End { ended_ns: monotonic_ns(), halted, last, consumed });
-            let channel = held.channel.take();
-            if let Some(channel) = channel {
-                self.stop_listening(&channel);
-            }
+            self.stop_listening(attempt);
             self.set_due(attempt, None);
             if self.held.get(&attempt).is_some_and(|held| held.is_released) {
                 self.forget(attempt);
@@ -609,8 +641,9 @@ impl<'a> Shim<'a> {
 }
 
 impl Worker {
-    fn say(&self, message: FromShim, descriptors: &[BorrowedFd<'_>]) -> Sent {
-        datagram::send(&self.socket, &message.encode(), descriptors)
+    fn say(&self, message: FromShim, descriptors: &[OwnedFd]) -> Sent {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        datagram::send(&self.socket, &message.encode(), &descriptors)
     }
 
     fn tell(&mut self, held: &mut BTreeMap<AttemptId, Held>) -> Sent {
@@ -674,16 +707,24 @@ impl Held {
     }
 
     /// What the worker is to be told next, and what it will have been told then.
-    fn next_word(&self, attempt: AttemptId) -> Option<(FromShim, Told, Vec<BorrowedFd<'_>>)> {
+    fn next_word(&self, attempt: AttemptId) -> Option<(FromShim, Told, Vec<OwnedFd>)> {
         if self.told < Told::Held {
-            let kept = self.kept.iter().flatten().map(AsFd::as_fd).collect();
+            // Without all of them it cannot be gone on with.
+            let kept = self.kept.iter().flatten().map(OwnedFd::try_clone).collect::<Result<_, _>>();
+            let kept = kept.unwrap_or_default();
             return Some((FromShim::Held(attempt, self.fence, self.clock), Told::Held, kept));
         }
-        if self.is_started && self.told < Told::Started {
-            return Some((FromShim::Started(attempt), Told::Started, Vec::new()));
+        match self.end {
+            Some(end) if self.told < Told::Ended => {
+                Some((FromShim::Ended(attempt, end), Told::Ended, Vec::new()))
+            }
+            None if self.is_started && self.told < Told::Started => {
+                let guard =
+                    self.guard.and_then(|guard| rustix::process::pidfd_open(guard, PidfdFlags::empty()).ok());
+                Some((FromShim::Started(attempt), Told::Started, guard.into_iter().collect()))
+            }
+            _ => None,
         }
-        let end = self.end.filter(|_| self.told < Told::Ended)?;
-        Some((FromShim::Ended(attempt, end), Told::Ended, Vec::new()))
     }
 }
 

@@ -64,7 +64,8 @@ pub(crate) fn played(role: &str, arguments: &[String]) -> bool {
 
 /// A worker that runs a script and is about to be killed.
 struct First {
-    root: tempfile::TempDir,
+    /// There until it is killed.
+    root: Option<tempfile::TempDir>,
     level: SandboxLevel,
     worker: Child,
 }
@@ -80,18 +81,24 @@ impl First {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(worker.stdout.take().unwrap()).lines();
+        let first = First { root: Some(root), level, worker };
         assert_eq!(lines.next().unwrap().unwrap(), "started");
-        First { root, level, worker }
+        first
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
+        self.root.as_ref().unwrap().path().join(name)
     }
 
     fn kill(mut self) -> Left {
-        self.worker.kill().unwrap();
-        self.worker.wait().unwrap();
-        Left { root: self.root, level: self.level }
+        Left { root: self.root.take().unwrap(), level: self.level }
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        let killed = self.worker.kill().and_then(|()| self.worker.wait());
+        assert!(killed.is_ok() || std::thread::panicking());
     }
 }
 
@@ -146,10 +153,12 @@ impl Next {
         assert_eq!(self.event(), ExecutorEvent::Started(ATTEMPT));
     }
 
+    /// The end, before which a start may be told.
     fn expect_finished(&self) -> Executed {
-        match self.event() {
-            ExecutorEvent::Finished(executed) => *executed,
-            other => panic!("{other:?} instead of an end"),
+        loop {
+            if let ExecutorEvent::Finished(executed) = self.event() {
+                return *executed;
+            }
         }
     }
 
@@ -191,7 +200,6 @@ fn a_killed_worker_s_attempt_goes_on() {
         // When: the next worker comes.
         let next = left.next();
         next.adopt(&text);
-        next.expect_started();
         let executed = next.expect_finished();
         // Then: everything is there, once.
         assert_eq!(executed.outcome, Outcome::Exited(0), "{}", executed.message);
@@ -217,7 +225,6 @@ fn what_ended_while_nobody_was_there_is_found() {
         std::thread::sleep(Duration::from_millis(700));
         let next = left.next();
         next.adopt("");
-        next.expect_started();
         let executed = next.expect_finished();
         assert_eq!(executed.outcome, Outcome::Exited(7), "{}", executed.message);
         assert_eq!(text(&executed.stdout), "first\nlast\n");
@@ -235,7 +242,6 @@ fn a_time_out_counts_while_nobody_is_there() {
         wait_until("its end", || !lives(&mark));
         let next = left.next();
         next.adopt("");
-        next.expect_started();
         let executed = next.expect_finished();
         assert_eq!(executed.outcome, Outcome::TimedOut, "{}", executed.message);
         assert!(executed.message.contains("400 ms"), "{}", executed.message);
@@ -304,7 +310,6 @@ fn without_a_lease_nothing_outlives_a_worker() {
         wait_until("the end of the attempt", || !lives(&mark));
         let next = left.next();
         next.adopt("");
-        next.expect_started();
         let executed = next.expect_finished();
         assert_eq!(executed.outcome, Outcome::Infrastructure, "{}", executed.message);
         assert!(executed.message.contains("lease"), "{}", executed.message);
@@ -324,9 +329,8 @@ fn what_nobody_adopts_is_ended() {
 }
 
 fn a_worker_that_leaves_with_nothing() {
-    let next = First::new(SandboxLevel::PidNamespace, LONG_MS, LONG_MS, "true").kill().next();
+    let next = First::new(SandboxLevel::PidNamespace, LONG_MS, LONG_MS, "sleep 0.3").kill().next();
     next.adopt("");
-    next.expect_started();
     assert_eq!(next.expect_finished().outcome, Outcome::Exited(0));
     next.ends();
 }

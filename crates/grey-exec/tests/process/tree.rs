@@ -178,7 +178,8 @@ fn a_killed_worker_leaves_nothing() {
     worker.wait().unwrap();
     let (sink, _events) = sink();
     let _next_life = ProcessExecutor::new(options(root.path(), 1), sink).unwrap();
-    assert!(!lives(&mark), "a process outlived its worker");
+    // A guard lets go of its directory a moment before the kernel ends the rest of its namespace.
+    crate::shim::wait_until("the end of every process", || !lives(&mark));
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "the directory was not swept");
 }
 
@@ -191,7 +192,7 @@ fn a_worker_without_privilege_fences_too() {
     std::os::unix::fs::chown(root.path(), Some(65_534), Some(65_534)).unwrap();
     let output = Command::new("/proc/self/exe")
         .args(["play-worker".as_ref(), root.path().as_os_str()])
-        .args(["sh", "-c", "id -u; echo $$"])
+        .args(["sh", "-c", "sleep 0.3; id -u; echo $$"])
         .uid(65_534)
         .gid(65_534)
         .output()
