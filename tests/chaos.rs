@@ -45,6 +45,8 @@ enum Fault {
     KillFollower,
     StopLeader,
     KillWorker,
+    RestartWorker,
+    KillShim,
     StopWorkerPastItsLease,
     CutOffLeaderInwards,
     CutOffFollower,
@@ -61,11 +63,13 @@ enum Fault {
     PullCableOfWorkerPastItsLease,
 }
 
-const FAULTS: [Fault; 13] = [
+const FAULTS: [Fault; 15] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::StopLeader,
     Fault::KillWorker,
+    Fault::RestartWorker,
+    Fault::KillShim,
     Fault::StopWorkerPastItsLease,
     Fault::CutOffLeaderInwards,
     Fault::CutOffFollower,
@@ -148,7 +152,19 @@ impl Chaos {
             Fault::StopLeader => self.stop_for(&self.a_leader(), LASTS),
             Fault::KillWorker => {
                 self.house.kill_9("w1");
+                // Within its lease: what it ran goes on meanwhile.
+                std::thread::sleep(LASTS);
                 self.house.restart_worker("w1");
+            }
+            Fault::RestartWorker => {
+                std::thread::sleep(LASTS);
+                self.house.terminate("w1");
+                self.house.restart_worker("w1");
+            }
+            Fault::KillShim => {
+                std::thread::sleep(LASTS);
+                wait_until("the worker has a shim", || self.house.shim("w1").is_some());
+                kill(self.house.shim("w1").unwrap(), "KILL");
             }
             Fault::StopWorkerPastItsLease => self.stop_for("w2", PAST_THE_LEASE),
             Fault::CutOffLeaderInwards => {

@@ -123,6 +123,9 @@ enum Command {
     /// Run a server of a cluster
     Server(Box<node_config::ServerArguments>),
     /// Run a worker of a cluster
+    ///
+    /// What runs outlives this process until its lease ends, a few seconds after it was last in touch with the cluster: started
+    /// again by then on the same directory, it goes on with everything. To end it for good, drain it first (`grey node drain`).
     Worker(Box<node_config::WorkerArguments>),
     /// Found a cluster, let nodes in, and look at it
     #[command(subcommand)]

@@ -344,6 +344,23 @@ impl House {
         i32::try_from(self.running.lock().unwrap()[name].id()).unwrap()
     }
 
+    /// The shim that a worker's directory has: whoever listens at its door.
+    pub fn shim(&self, worker: &str) -> Option<i32> {
+        let door = self.path(worker).join("shim.sock");
+        // Who listens has this among its flags.
+        const LISTENS: &str = " 00010000 ";
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let mut lines = sockets.lines().filter(|line| line.contains(LISTENS));
+        let line = lines.find(|line| line.ends_with(door.to_str().unwrap()))?;
+        let socket = PathBuf::from(format!("socket:[{}]", line.split_whitespace().nth(6)?));
+        std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let process: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
+            let has = open.any(|open| std::fs::read_link(open.path()).is_ok_and(|to| to == socket));
+            has.then_some(process)
+        })
+    }
+
     pub fn kill_9(&self, name: &str) {
         let mut child = self.running.lock().unwrap().remove(name).unwrap();
         child.kill().unwrap();

@@ -219,7 +219,7 @@ impl Simulation {
             salt_seed: [u8::try_from(number).unwrap(); 32],
         };
         self.workers.push(SimulatedWorker {
-            agent: Agent::new(options, key(), []).unwrap(),
+            agent: Agent::new(options, key(), [], &[]).unwrap(),
             capacity,
             running: BTreeMap::new(),
             started: Vec::new(),
@@ -432,6 +432,8 @@ impl Simulation {
                 }
             }
             AgentOutput::Persist(_) => self.workers[number].agent.persisted(),
+            // No worker here outlives another.
+            AgentOutput::Adopt(_) | AgentOutput::Release(_) => {}
         }
     }
 

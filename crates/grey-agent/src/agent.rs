@@ -11,9 +11,10 @@ use grey_core::{
 };
 use grey_proof::{ReportHeader, SigningKey, derive_seed};
 
+use crate::adoption;
 use crate::devices::FreeDevices;
 use crate::error::AgentError;
-use crate::executor::StopReason;
+use crate::executor::{Adoptable, StopReason};
 use crate::lease::{KeepOptions, Lease};
 use crate::outbox::{Ended, GroupContext, Outbox};
 use crate::prefetch::Prefetch;
@@ -74,6 +75,8 @@ pub struct Start {
     pub devices: Vec<(String, Vec<u32>)>,
     /// Index of the entry that assigned it: what it is given was committed before.
     pub assigned_index: u64,
+    /// To be kept with it, for the next worker should it outlive this one; empty where it cannot.
+    pub record: Vec<u8>,
 }
 
 /// What the agent asks of its shell, in order.
@@ -83,6 +86,10 @@ pub enum Output {
     Send(FromWorker),
     /// Run an attempt; answered by [`Agent::started`] and [`Agent::finished`].
     Execute(Start),
+    /// Go on with an attempt that was found; answered as [`Output::Execute`] is.
+    Adopt(Start),
+    /// Attempts of processes whose results are durable, or that nobody wants to know of: the executor may forget them.
+    Release(Vec<AttemptId>),
     /// Stop a running attempt; [`Agent::finished`] follows.
     Stop(AttemptId, StopReason),
     /// Give a running attempt another time-out, in milliseconds from its start.
@@ -92,17 +99,17 @@ pub enum Output {
 }
 
 #[derive(Debug)]
-struct Held {
-    context: Arc<GroupContext>,
-    assigned: (u64, u64),
-    timeout_ms: u64,
+pub(crate) struct Held {
+    pub(crate) context: Arc<GroupContext>,
+    pub(crate) assigned: (u64, u64),
+    pub(crate) timeout_ms: u64,
     /// Devices that it has to itself while it runs.
-    devices: Vec<(String, Vec<u32>)>,
-    phase: HeldPhase,
+    pub(crate) devices: Vec<(String, Vec<u32>)>,
+    pub(crate) phase: HeldPhase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum HeldPhase {
+pub(crate) enum HeldPhase {
     /// Not started.
     Waiting,
     /// Given to the executor.
@@ -137,31 +144,37 @@ pub struct Agent {
     session: u64,
     due_number: u64,
     lease: Option<Lease>,
-    held: BTreeMap<AttemptId, Held>,
-    contexts: BTreeMap<TaskId, Arc<GroupContext>>,
+    pub(crate) held: BTreeMap<AttemptId, Held>,
+    pub(crate) contexts: BTreeMap<TaskId, Arc<GroupContext>>,
     waiting: VecDeque<AttemptId>,
-    running: Resources,
-    running_count: u32,
-    free_devices: FreeDevices,
+    pub(crate) running: Resources,
+    pub(crate) running_count: u32,
+    pub(crate) free_devices: FreeDevices,
     started: BTreeMap<AttemptId, u64>,
     ended: Vec<Ended>,
     ended_since_us: u64,
-    outbox: Outbox,
+    pub(crate) outbox: Outbox,
     in_flight: VecDeque<InFlight>,
     next_sequence: u64,
     announced_slots: u32,
     prefetch: Prefetch,
     now_us: u64,
     persisting: bool,
-    outputs: VecDeque<Output>,
+    /// What the record has that is being made durable.
+    to_release: Vec<AttemptId>,
+    pub(crate) outputs: VecDeque<Output>,
 }
 
 impl Agent {
-    /// A worker's life begins with what an earlier one left in the outbox.
+    /// A worker's life begins with what an earlier one left in the outbox, and with what still runs of it.
+    ///
+    /// # Errors
+    /// [`AgentError`] when a record does not decode or options contradict themselves.
     pub fn new<'a>(
         options: AgentOptions,
         key: SigningKey,
         outbox: impl IntoIterator<Item = (u64, &'a [u8])>,
+        found: &[Adoptable],
     ) -> Result<Agent, AgentError> {
         let prefetch = Prefetch::new(options.parallel.max(1));
         let mut agent = Agent {
@@ -186,9 +199,11 @@ impl Agent {
             prefetch,
             now_us: 0,
             persisting: false,
+            to_release: Vec::new(),
             outputs: VecDeque::new(),
             options,
         };
+        agent.adopt(found);
         agent.announce();
         Ok(agent)
     }
@@ -235,6 +250,12 @@ impl Agent {
     pub fn elapse(&mut self, elapsed_us: u64) {
         self.now_us = self.now_us.saturating_add(elapsed_us);
         self.prefetch.elapse(elapsed_us);
+    }
+
+    /// When the lease ends unless it is prolonged, and what time it is: both in microseconds of the agent's clock. Nothing once it
+    /// has ended, and where there is none.
+    pub fn lease_end_and_now_us(&self) -> Option<(u64, u64)> {
+        Some((self.lease.as_ref()?.end_us()?, self.now_us))
     }
 
     /// In how many microseconds [`Agent::settle`] is worth calling though nothing happened.
@@ -494,7 +515,10 @@ impl Agent {
 
     /// An attempt ended, and its outputs are either in `result` or durable elsewhere.
     pub fn finished(&mut self, attempt: AttemptId, result: AttemptResult, usage: Usage) {
-        let Some(held) = self.held.remove(&attempt) else { return };
+        let Some(held) = self.held.remove(&attempt) else {
+            self.outputs.push_back(Output::Release(vec![attempt]));
+            return;
+        };
         self.started.remove(&attempt);
         if held.phase != HeldPhase::Waiting {
             let resources = &held.context.spec.resources;
@@ -505,6 +529,8 @@ impl Agent {
         self.prefetch.completed(1);
         if held.phase != HeldPhase::Unwanted {
             self.note_ended(attempt, held, result, usage);
+        } else if held.context.spec.executor == grey_core::ExecutorKind::Process {
+            self.outputs.push_back(Output::Release(vec![attempt]));
         }
     }
 
@@ -519,6 +545,10 @@ impl Agent {
     pub fn persisted(&mut self) {
         self.persisting = false;
         self.outbox.durable();
+        let released = core::mem::take(&mut self.to_release);
+        if !released.is_empty() {
+            self.outputs.push_back(Output::Release(released));
+        }
     }
 
     /// The cluster answered a report.
@@ -570,7 +600,11 @@ impl Agent {
             self.started.remove(attempt);
         }
         self.waiting.retain(|attempt| !unwanted.contains(attempt));
-        self.ended.retain(|ended| !unwanted.contains(&ended.attempt));
+        let dropped = self.ended.extract_if(.., |ended| unwanted.contains(&ended.attempt));
+        let released: Vec<AttemptId> = dropped.filter(Ended::is_process).map(|ended| ended.attempt).collect();
+        if !released.is_empty() {
+            self.outputs.push_back(Output::Release(released));
+        }
         self.outbox.drop_attempts(&|attempt| unwanted.contains(&attempt));
     }
 
@@ -615,6 +649,11 @@ impl Agent {
             }
             held.phase = HeldPhase::Running;
             held.devices = self.free_devices.take(&spec.devices);
+            // Without a lease nothing outlives the worker.
+            let record = match &self.lease {
+                Some(_) => adoption::record(&held.context, held.assigned, &held.devices),
+                None => Vec::new(),
+            };
             let index = attempt.task.0.saturating_sub(held.context.group.0);
             self.outputs.push_back(Output::Execute(Start {
                 attempt,
@@ -625,6 +664,7 @@ impl Agent {
                 timeout_ms: held.timeout_ms,
                 devices: held.devices.clone(),
                 assigned_index: held.assigned.1,
+                record,
             }));
             self.running = running;
             self.running_count += 1;
@@ -647,7 +687,11 @@ impl Agent {
             // Removals alone are not worth a sync while more is to come.
             return;
         }
+        let gathered = self.ended.iter().map(|ended| ended.is_process().then_some(ended.attempt));
+        let mut gathered: Vec<Option<AttemptId>> = gathered.collect();
         let changes = self.outbox.gather(&mut self.ended);
+        gathered.truncate(gathered.len().saturating_sub(self.ended.len()));
+        self.to_release = gathered.into_iter().flatten().collect();
         self.ended_since_us = self.now_us;
         self.persisting = true;
         self.outputs.push_back(Output::Persist(changes));

@@ -21,6 +21,19 @@ pub struct Execution {
     pub stdin: Option<PathBuf>,
     /// Input files: where the content lies, already checked, beside the declared path and executable bit in `spec.inputs`, same order.
     pub inputs: Vec<PathBuf>,
+    /// What whoever starts it wants to have back with it, should it outlive them: opaque to an executor.
+    pub record: Vec<u8>,
+}
+
+/// An attempt that an executor found, running or ended, and did not start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoptable {
+    /// Which attempt.
+    pub attempt: AttemptId,
+    /// What was given with its [`Execution`]; may be anything where that was somebody else's.
+    pub record: Vec<u8>,
+    /// Its time-out in milliseconds, which may have been changed since.
+    pub timeout_ms: u64,
 }
 
 /// A stream or file that an attempt left behind.
@@ -130,6 +143,14 @@ pub trait Executor: Send + Sync {
     /// Starts an attempt and returns at once; a failure to start is a `Finished` too.
     fn start(&self, execution: Execution);
 
+    /// Goes on with an attempt that the executor found: answered as a start is.
+    fn adopt(&self, execution: Execution);
+
+    /// The lease under which attempts run ends then, in nanoseconds since the machine's start, sleep included. Whatever runs
+    /// is ended at that moment, whatever becomes of this process, unless a later one is told before. Nothing outlives a
+    /// process that never told.
+    fn hold_until(&self, lease_end_ns: u64);
+
     /// Stops every process of the attempt; unknown attempts are ignored.
     fn stop(&self, attempt: AttemptId, reason: StopReason);
 
@@ -140,6 +161,7 @@ pub trait Executor: Send + Sync {
     /// A stream of an attempt that has been started and has not finished.
     fn tail(&self, attempt: AttemptId, stream: OutputStream) -> Option<Arc<dyn Tail>>;
 
-    /// Removes the attempt's directory once its outputs are safe elsewhere.
+    /// Forgets an attempt and removes its directory, once its outputs are safe elsewhere or nobody wants them. One that was
+    /// found and not adopted is ended first.
     fn release(&self, attempt: AttemptId);
 }

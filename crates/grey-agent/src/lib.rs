@@ -3,6 +3,7 @@
 //! An [`Agent`] takes assignments and what its executor tells, and asks for executions, durable records and signed
 //! reports. It owns no thread, clock, disk or socket, so a simulator can run a thousand of them.
 
+mod adoption;
 mod agent;
 mod devices;
 mod error;
@@ -14,7 +15,7 @@ mod prefetch;
 pub use agent::{Agent, AgentOptions, Output, Start};
 pub use error::AgentError;
 pub use executor::{
-    Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent,
+    Adoptable, Capabilities, Captured, CapturedFile, EventSink, Executed, Execution, Executor, ExecutorEvent,
     OutputStream, StopReason, Tail,
 };
 pub use lease::KeepOptions;

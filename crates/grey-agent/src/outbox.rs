@@ -39,6 +39,13 @@ pub(crate) struct Ended {
     pub(crate) usage: Usage,
 }
 
+impl Ended {
+    /// Whether an executor of processes may hold something of it.
+    pub(crate) fn is_process(&self) -> bool {
+        self.context.spec.executor == grey_core::ExecutorKind::Process
+    }
+}
+
 /// The results of one report.
 #[derive(Debug)]
 pub(crate) struct Record {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use grey_agent::{Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
+use grey_agent::{Adoptable, Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
 use grey_core::{
     Answer, Assignment, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Content,
     Devices, Effect, Entry, Epoch, ExecutorKind, FromWorker, GroupSubmission, HistoryRecord, JobId,
@@ -11,6 +11,7 @@ use grey_core::{
     SandboxLevel, Signer, State, Submit, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId,
     TenantRecord, Usage, UsageSource, WorkerId, apply_entry, check_report, leaves, plan,
 };
+use grey_health::LeaseOptions;
 use grey_proof::{Digest, SigningKey, merkle_root};
 
 const USAGE: Usage =
@@ -63,6 +64,8 @@ struct House {
     counts: BTreeMap<JobId, grey_core::Counts>,
     timeouts: Vec<(AttemptId, u64)>,
     starts: BTreeMap<AttemptId, Start>,
+    adopted: Vec<AttemptId>,
+    released: Vec<AttemptId>,
     connected: bool,
 }
 
@@ -80,7 +83,7 @@ impl House {
         apply_entry(&mut state, 1, 1, Entry { time_ms: 0, command: Command::Bootstrap(body) });
         House {
             state,
-            agent: Agent::new(options(1), key(), []).unwrap(),
+            agent: Agent::new(options(1), key(), [], &[]).unwrap(),
             journal: BTreeMap::new(),
             running: VecDeque::new(),
             most_running: 0,
@@ -88,6 +91,8 @@ impl House {
             reports: Vec::new(),
             counts: BTreeMap::new(),
             timeouts: Vec::new(),
+            adopted: Vec::new(),
+            released: Vec::new(),
             starts: BTreeMap::new(),
             connected: true,
         }
@@ -201,6 +206,12 @@ impl House {
                     self.agent.started(start.attempt);
                     self.starts.insert(start.attempt, start);
                 }
+                Output::Adopt(start) => {
+                    self.adopted.push(start.attempt);
+                    self.running.push_back(start.attempt);
+                    self.agent.started(start.attempt);
+                }
+                Output::Release(attempts) => self.released.extend(attempts),
                 Output::Stop(attempt, reason) => {
                     self.running.retain(|running| *running != attempt);
                     let outcome = match reason {
@@ -242,10 +253,8 @@ impl House {
                 self.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
                 moved = true;
             }
-            if !moved && self.agent.next_wake_us().is_none() {
-                return;
-            }
-            if !moved && !complete && self.agent.next_wake_us().is_some_and(|wake| wake > 60_000) {
+            // A heartbeat is due some time, whatever happens.
+            if !moved && self.agent.next_wake_us().is_none_or(|wake| wake > 60_000) {
                 return;
             }
         }
@@ -255,7 +264,7 @@ impl House {
     /// The worker's process ends and another one begins with what was durable.
     fn restart(&mut self, incarnation: u64) {
         let entries = self.journal.iter().map(|(key, bytes)| (*key, bytes.as_slice()));
-        self.agent = Agent::new(options(incarnation), key(), entries).unwrap();
+        self.agent = Agent::new(options(incarnation), key(), entries, &[]).unwrap();
         self.running.clear();
     }
 
@@ -313,6 +322,84 @@ fn results_outlive_the_worker_s_process_and_a_lost_cluster() {
 }
 
 #[test]
+fn what_runs_goes_on_in_the_next_life_and_counts_once() {
+    // Given: four attempts that run, of which one has ended and is durable, and something is kept with each.
+    let mut house = House::new();
+    let leased = |incarnation| {
+        let lease = LeaseOptions { length_ms: 60_000, ..LeaseOptions::default() };
+        let keep = KeepOptions { lease, heartbeat_ms: 50_000, ..KeepOptions::default() };
+        AgentOptions { lease: Some(keep), ..options(incarnation) }
+    };
+    house.agent = Agent::new(leased(1), key(), [], &[]).unwrap();
+    let job = house.submit(4);
+    house.run(false);
+    let running: Vec<AttemptId> = house.running.iter().copied().collect();
+    assert_eq!(running.len(), 4);
+    house.connected = false;
+    house.agent.finished(running[3], result(Outcome::Exited(0)), USAGE);
+    for _ in 0..100 {
+        house.agent.elapse(1_000);
+        house.turn();
+    }
+    assert_eq!((house.journal.len(), house.released.as_slice()), (1, &running[3..]));
+    house.released.clear();
+    // When: another life begins, and the executor has all four, of which one is nobody knows what.
+    let found = |attempt: &AttemptId| Adoptable {
+        attempt: *attempt,
+        record: house.starts[attempt].record.clone(),
+        timeout_ms: 77,
+    };
+    let mut found: Vec<Adoptable> = running.iter().map(found).collect();
+    assert!(found.iter().all(|one| !one.record.is_empty()));
+    found[1].record[0] = 0;
+    let entries = house.journal.iter().map(|(key, bytes)| (*key, bytes.as_slice()));
+    house.agent = Agent::new(leased(2), key(), entries, &found).unwrap();
+    (house.connected, house.running) = (true, VecDeque::new());
+    assert_eq!((house.agent.held(), house.agent.running()), (2, 2));
+    house.run(true);
+    // Then: two went on, and the result of the one that had ended counts; the unknown one runs again, and it alone.
+    assert_eq!(house.adopted, [running[0], running[2]]);
+    assert_eq!(house.starts[&running[0]].timeout_ms, 60_000, "it is not started again");
+    assert_eq!(&house.released[..2], [running[1], running[3]], "at once, since nobody waits for them");
+    assert_eq!(house.counts[&job].completed, 4);
+    assert!(running.iter().all(|attempt| house.executed[attempt] == 1));
+    let again = AttemptId { epoch: Epoch(2), ..running[1] };
+    assert_eq!((house.executed.len(), house.executed[&again]), (5, 1));
+    let mut released: Vec<AttemptId> = house.released.clone();
+    released.sort_unstable();
+    released.dedup();
+    assert_eq!(released.len(), house.released.len(), "an attempt is released once");
+    assert_eq!(released.len(), 5, "and every one is");
+    house.check_reports();
+}
+
+#[test]
+fn an_adopted_attempt_keeps_its_devices_and_what_the_cluster_does_not_want_is_ended() {
+    let lease = LeaseOptions { length_ms: 60_000, ..LeaseOptions::default() };
+    let keep = KeepOptions { lease, heartbeat_ms: 50_000, ..KeepOptions::default() };
+    let leased = |incarnation| AgentOptions { lease: Some(keep.clone()), ..options(incarnation) };
+    let mut house = House::new();
+    house.agent = Agent::new(leased(1), key(), [], &[]).unwrap();
+    house.submit_with_devices(1, &[("gpu", 1)]);
+    house.run(false);
+    let first = house.running[0];
+    let record = house.starts[&first].record.clone();
+    let found = [
+        Adoptable { attempt: first, record: record.clone(), timeout_ms: 9 },
+        Adoptable { attempt: AttemptId { epoch: Epoch(9), ..first }, record, timeout_ms: 9 },
+    ];
+    house.agent = Agent::new(leased(2), key(), [], &found).unwrap();
+    house.running.clear();
+    house.submit_with_devices(1, &[("gpu", 1)]);
+    house.run(false);
+    // Then: the attempt that the cluster does not know was stopped and released, and the new one has the other device.
+    assert_eq!(house.released, [found[1].attempt]);
+    let second = house.executed.keys().find(|attempt| **attempt != first).unwrap();
+    let devices = |attempt| &house.starts[attempt].devices;
+    assert_eq!((devices(&first)[0].1.as_slice(), devices(second)[0].1.as_slice()), (&[0][..], &[1][..]));
+}
+
+#[test]
 fn a_report_that_was_taken_and_not_answered_is_not_counted_twice() {
     let mut house = House::new();
     let job = house.submit(3);
@@ -329,6 +416,7 @@ fn a_report_that_was_taken_and_not_answered_is_not_counted_twice() {
         for output in outputs {
             match output {
                 Output::Persist(_) => house.agent.persisted(),
+                Output::Release(_) => {}
                 Output::Send(FromWorker::Report(report)) => {
                     house.propose(Command::Report(report.clone())).unwrap();
                     lost = Some(report);
@@ -406,6 +494,7 @@ fn a_forged_report_is_refused_before_it_is_proposed() {
         for output in outputs {
             match output {
                 Output::Persist(_) => house.agent.persisted(),
+                Output::Release(_) => {}
                 Output::Send(FromWorker::Report(report)) => found = Some(report),
                 other => panic!("{other:?}"),
             }
@@ -433,7 +522,7 @@ fn a_forged_report_is_refused_before_it_is_proposed() {
 #[test]
 fn a_damaged_outbox_is_named() {
     let found: Vec<(u64, &[u8])> = vec![(7, b"\xff\xff")];
-    let error = Agent::new(options(1), key(), found).err().unwrap();
+    let error = Agent::new(options(1), key(), found, &[]).err().unwrap();
     assert!(error.to_string().contains("record 7"), "{error}");
 }
 
@@ -484,7 +573,7 @@ fn a_time_out_that_changes_reaches_what_runs_and_what_is_yet_to_start() {
 #[test]
 fn a_worker_out_of_touch_is_not_woken_for_heartbeats_that_it_cannot_send() {
     let options = AgentOptions { lease: Some(KeepOptions::default()), ..options(1) };
-    let mut agent = Agent::new(options, key(), []).unwrap();
+    let mut agent = Agent::new(options, key(), [], &[]).unwrap();
     agent.settle().unwrap();
     let wait_us = agent.next_wake_us().unwrap();
     assert!(wait_us > 500_000, "it waits for an answer, and is woken after {wait_us} µs");

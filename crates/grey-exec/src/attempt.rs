@@ -1,31 +1,36 @@
 //! One attempt, from its directory to its outcome, on a thread of its own.
+//!
+//! The shim sees to it that the attempt ends: at its time-out, at the end of the lease, when somebody wants it to. This thread
+//! takes what it writes, and what it leaves. Another worker can go on with it from here at any moment.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use grey_agent::{Captured, CapturedFile, Executed, Execution, StopReason};
 use grey_core::limits::MESSAGE_BYTES;
 use grey_core::{AttemptId, Outcome, SandboxLevel, Usage, UsageSource};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 
-use crate::capture::{Brought, Capture};
-use crate::channel::{Channel, Received};
+use crate::capture::{Brought, Capture, Taken};
+use crate::clock::monotonic_ns;
 use crate::collect::{Refusal, collect};
-use crate::directory::{AttemptDirectory, WorkDirectory};
-use crate::keeper::Keeper;
+use crate::connection::{Found, Outgoing};
+use crate::directory::{AttemptDirectory, STDERR, STDOUT, WorkDirectory};
+use crate::keeper::{Keeper, PATIENCE};
+use crate::mailbox::{Ending, Mailbox};
+use crate::message::{Clock, End, Halted, ToShim};
 use crate::noop::wall_clock_ms;
-use crate::plan::{CONTROL_TERMINATE, Consumed, Fence, NotStarted, Report, Stage};
+use crate::plan::{Fence, NotStarted, Report, Stage};
 use crate::prepare;
-use crate::stop::Stop;
+use crate::record;
+use crate::wishes::{NotAsked, Wishes};
 
-/// What a task has between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(2);
-/// What is read from a stream at once: a pipe's usual capacity.
+/// What is taken from a stream at once: a pipe's usual capacity.
 const READ_BYTES: usize = 64 * 1024;
 
 /// What ends an attempt that does not end by itself, in words.
@@ -68,36 +73,91 @@ pub(crate) struct Ground<'a> {
     pub(crate) fence: Fence,
 }
 
-/// Runs an attempt to its end and returns when every process of it is gone. Calls `started` when the program runs.
+/// Runs an attempt to its end and returns when every process of it is gone; `None` when it is left to the next worker.
+/// Calls `started` when the program runs.
 pub(crate) fn run(
     ground: &Ground<'_>,
     execution: &Execution,
-    stop: &Stop,
+    wishes: &Wishes,
     brought: &[Arc<Brought>; 2],
     started: &dyn Fn(),
-) -> Executed {
-    let started_at_ms = wall_clock_ms();
-    let clock = Instant::now();
-    let level = ground.fence.level();
-    let refused = |message: String| never_ran(execution.attempt, level, Outcome::Infrastructure, &message);
-    let directory = match ground.work.create(execution.attempt) {
+) -> Option<Executed> {
+    let (started_at_ms, started_ns) = (wall_clock_ms(), monotonic_ns());
+    let (attempt, level) = (execution.attempt, ground.fence.level());
+    let refused = |message: String| Some(never_ran(attempt, level, Outcome::Infrastructure, &message));
+    let directory = match ground.work.create(attempt) {
         Ok(directory) => directory,
         Err(error) => return refused(format!("the attempt's directory cannot be made: {error}")),
     };
-    let plan = match prepare::plan(ground.fence, execution, &directory) {
-        Ok(plan) => plan,
+    let prepared = prepare::plan(ground.fence, execution, &directory).and_then(|plan| {
+        let file = record::write(&plan, &execution.record);
+        let made = file.and_then(|file| Ok((file, pipe()?, pipe()?, Arc::new(Mailbox::new()?))));
+        made.map_err(|error| format!("the attempt cannot be watched: {error}"))
+    });
+    let (file, [stdout, their_stdout], [stderr, their_stderr], mailbox) = match prepared {
+        Ok(prepared) => prepared,
         Err(message) => return refused(message),
     };
-    let opened = Channel::open(ground.keeper, &plan)
-        .and_then(|channel| Running::new(execution, &directory, channel, stop, brought, clock));
-    drop(plan);
-    let mut running = match opened {
-        Ok(running) => running,
-        Err(error) => return refused(format!("the launcher cannot be started: {error}")),
+    let pipes = stdout.try_clone().and_then(|stdout| Ok([stdout, stderr.try_clone()?]));
+    let pipes = match pipes {
+        Ok(pipes) => pipes,
+        Err(error) => return refused(format!("the attempt cannot be watched: {error}")),
     };
-    running.watch(started);
-    let duration_us = u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX);
-    running.finish(level, Usage { started_at_ms, duration_us, ..Usage::default() })
+    let asked = wishes.begin(|timeout_ms| {
+        let clock = Clock { started_ns, started_at_ms, timeout_ms };
+        let message = ToShim::Start(attempt, ground.fence, clock);
+        let descriptors = vec![file, their_stdout, their_stderr, stdout, stderr];
+        ground.keeper.start(attempt, Outgoing { message, descriptors }, &mailbox)
+    });
+    match asked {
+        Ok(()) => {}
+        Err(NotAsked::Stopped(reason)) => {
+            let (outcome, message) = stopped(reason);
+            return Some(never_ran(attempt, level, outcome, message));
+        }
+        Err(NotAsked::Failed(error)) => return refused(format!("the shim cannot be started: {error}")),
+    }
+    let [out, err] = brought.clone();
+    let captures = [Capture::new(STDOUT, out), Capture::new(STDERR, err)];
+    let ran = (started_ns, started_at_ms);
+    let watched = Watched { level, mailbox, captures, pipes: pipes.map(Some) };
+    Running::new(ground, execution, wishes, &directory, watched).run(ran, started)
+}
+
+/// Goes on with an attempt that a shim holds from before, as [`run`] would have.
+pub(crate) fn resume(
+    ground: &Ground<'_>,
+    execution: &Execution,
+    found: Found,
+    wishes: &Wishes,
+    brought: &[Arc<Brought>; 2],
+    started: &dyn Fn(),
+) -> Option<Executed> {
+    let resumed = ground.work.reopen(found.attempt).and_then(|directory| {
+        let [out, err] = brought.clone();
+        let captures = [Capture::resume(STDOUT, out, &directory)?, Capture::resume(STDERR, err, &directory)?];
+        Ok((directory, captures))
+    });
+    let (directory, captures) = match resumed {
+        Ok(resumed) => resumed,
+        Err(error) => {
+            // Nobody would take what it writes.
+            ground.keeper.release(found.attempt);
+            found.mailbox.wait_for_guard(PATIENCE);
+            let message = format!("the attempt's directory cannot be gone on with: {error}");
+            return Some(never_ran(found.attempt, ground.fence.level(), Outcome::Infrastructure, &message));
+        }
+    };
+    let pipes = found.pipes.map_or([None, None], |pipes| pipes.map(Some));
+    let ran = (found.clock.started_ns, found.clock.started_at_ms);
+    // Behind which fence it runs was decided when it was started.
+    let watched = Watched { level: found.fence.level(), mailbox: found.mailbox, captures, pipes };
+    Running::new(ground, execution, wishes, &directory, watched).run(ran, started)
+}
+
+fn pipe() -> io::Result<[OwnedFd; 2]> {
+    let (reading, writing) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok([reading, writing])
 }
 
 /// One of the two output streams.
@@ -106,113 +166,114 @@ struct Stream {
     capture: Capture,
 }
 
-/// An attempt that is being stopped.
-struct Stopping {
-    outcome: Outcome,
-    message: String,
-    /// When patience ends; `None` after everything was killed.
-    kill_at: Option<Instant>,
+/// What an attempt that runs is watched by.
+struct Watched {
+    level: SandboxLevel,
+    mailbox: Arc<Mailbox>,
+    captures: [Capture; 2],
+    pipes: [Option<OwnedFd>; 2],
 }
 
 struct Running<'a> {
+    ground: &'a Ground<'a>,
+    level: SandboxLevel,
     execution: &'a Execution,
+    wishes: &'a Wishes,
     directory: &'a AttemptDirectory,
-    channel: Channel,
-    stop: &'a Stop,
-    clock: Instant,
+    mailbox: Arc<Mailbox>,
     streams: [Stream; 2],
-    /// What the streams may still bring.
-    left_bytes: u64,
-    ended: Option<ExitStatus>,
-    consumed: Option<Consumed>,
-    /// Whether the guard said its last word.
+    is_started: bool,
     is_over: bool,
-    failure: Option<(Outcome, String)>,
-    stopping: Option<Stopping>,
+    /// What is wrong with its output.
+    trouble: Option<(Outcome, String)>,
 }
 
 impl<'a> Running<'a> {
     fn new(
+        ground: &'a Ground<'a>,
         execution: &'a Execution,
+        wishes: &'a Wishes,
         directory: &'a AttemptDirectory,
-        mut channel: Channel,
-        stop: &'a Stop,
-        brought: &[Arc<Brought>; 2],
-        clock: Instant,
-    ) -> io::Result<Running<'a>> {
-        channel.do_not_wait()?;
-        let [stdout, stderr] = channel.take_output().map_or([None, None], |pipes| pipes.map(Some));
-        let [out, err] = brought.clone();
-        let streams = [("stdout", stdout, out), ("stderr", stderr, err)]
-            .map(|(name, pipe, brought)| Stream { pipe, capture: Capture::new(name, brought) });
-        for pipe in streams.iter().filter_map(|stream| stream.pipe.as_ref()) {
-            rustix::io::ioctl_fionbio(pipe, true)?;
-        }
-        Ok(Running {
+        watched: Watched,
+    ) -> Running<'a> {
+        let Watched { level, mailbox, captures: [out, err], pipes: [stdout, stderr] } = watched;
+        let streams = [Stream { pipe: stdout, capture: out }, Stream { pipe: stderr, capture: err }];
+        let (is_started, is_over, trouble) = (false, false, None);
+        Running {
+            ground,
+            level,
             execution,
+            wishes,
             directory,
-            channel,
-            stop,
-            clock,
+            mailbox,
             streams,
-            left_bytes: execution.spec.output_limit_bytes,
-            ended: None,
-            consumed: None,
-            is_over: false,
-            failure: None,
-            stopping: None,
-        })
+            is_started,
+            is_over,
+            trouble,
+        }
     }
 
-    /// Serves the attempt until its guard has ended and its output is read.
-    fn watch(&mut self, started: &dyn Fn()) {
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            let ready = match self.wait() {
-                Ok(ready) => ready,
-                Err(error) => {
-                    self.halt(
-                        Outcome::Infrastructure,
-                        format!("the attempt cannot be watched: {error}"),
-                        false,
-                    );
-                    break;
-                }
-            };
-            if ready.channel && !self.read_reports(started) {
-                break;
-            }
-            for (number, readable) in ready.streams.into_iter().enumerate() {
-                if readable {
-                    self.read_stream(number, &mut buffer);
-                }
-            }
-            self.look_at_time_and_wishes();
+    fn run(mut self, (started_ns, started_at_ms): (u64, u64), started: &dyn Fn()) -> Option<Executed> {
+        let ending = self.watch(started);
+        self.is_over = true;
+        if ending == Ending::Left {
+            return None;
         }
-        self.wait_for_the_last(started);
-        // Every writer is dead, so what is in the pipes is all there will be. A descriptor that the task passed to
-        // a process outside of the attempt does not keep us waiting.
+        // Every writer is dead, so what is in the pipes is all there will be. A descriptor that the task passed to a
+        // process outside of the attempt does not keep us waiting.
         for number in 0..self.streams.len() {
-            while self.read_stream(number, &mut buffer) {}
+            while self.take(number) {}
+        }
+        let Ending::Ended(end) = ending else {
+            // The guard is told by the end of the shim; until it is gone, something may run.
+            self.mailbox.wait_for_guard(PATIENCE);
+            let waited = self.ground.work.wait_for_guard(self.execution.attempt);
+            let message = match waited {
+                Ok(()) => "the shim that held the attempt was lost".to_owned(),
+                Err(error) => format!("the shim that held the attempt was lost: {error}"),
+            };
+            let duration_us = monotonic_ns().saturating_sub(started_ns) / 1_000;
+            let usage = Usage { started_at_ms, duration_us, ..Usage::default() };
+            return Some(self.finish((Outcome::Infrastructure, message), Vec::new(), usage));
+        };
+        let (mut outcome, mut files) = (self.outcome(end), Vec::new());
+        if let Outcome::Exited(status) = outcome.0 {
+            match self.collect(status == 0) {
+                Ok(collected) => files = collected,
+                Err(refusal) => outcome = refusal,
+            }
+        }
+        let usage = Usage {
+            started_at_ms,
+            duration_us: end.ended_ns.saturating_sub(started_ns) / 1_000,
+            cpu_time_us: end.consumed.cpu_time_us,
+            peak_memory_bytes: end.consumed.peak_memory_bytes,
+        };
+        Some(self.finish(outcome, files, usage))
+    }
+
+    /// Takes the output until the attempt is over.
+    fn watch(&mut self, started: &dyn Fn()) -> Ending {
+        loop {
+            let news = self.mailbox.look();
+            if news.is_started && !self.is_started {
+                self.is_started = true;
+                started();
+            }
+            if let Some(ending) = news.ending {
+                return ending;
+            }
+            for (number, is_readable) in self.wait().into_iter().enumerate() {
+                if is_readable {
+                    self.take(number);
+                }
+            }
         }
     }
 
-    fn wait(&self) -> io::Result<Ready> {
-        let timeout = self.next_deadline().map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            // Rounded up, so that the deadline has passed when the wait is over.
-            let left = left.saturating_add(Duration::from_micros(1));
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            }
-        });
-        // After the last resort no further wish makes a difference.
-        let wishes = if self.stopping_for_good() { PollFlags::empty() } else { PollFlags::IN };
-        let mut descriptors = vec![
-            PollFd::from_borrowed_fd(self.channel.descriptor(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.stop.descriptor(), wishes),
-        ];
+    /// Waits for news or for output, and says which streams have some.
+    fn wait(&self) -> [bool; 2] {
+        let mut descriptors = vec![PollFd::from_borrowed_fd(self.mailbox.descriptor(), PollFlags::IN)];
         let mut places = [None; 2];
         for (place, stream) in places.iter_mut().zip(&self.streams) {
             if let Some(pipe) = &stream.pipe {
@@ -220,61 +281,150 @@ impl<'a> Running<'a> {
                 descriptors.push(PollFd::new(pipe, PollFlags::IN));
             }
         }
-        match poll(&mut descriptors, timeout.as_ref()) {
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            result => result?,
-        };
+        // A signal, or a moment without memory: it is looked at again.
+        let _ = poll(&mut descriptors, None);
         let is_ready =
             |place: usize| descriptors.get(place).is_some_and(|descriptor| !descriptor.revents().is_empty());
-        if is_ready(1) {
-            self.stop.acknowledge();
-        }
-        Ok(Ready { channel: is_ready(0), streams: places.map(|place| place.is_some_and(is_ready)) })
+        places.map(|place| place.is_some_and(is_ready))
     }
 
-    fn stopping_for_good(&self) -> bool {
-        self.stopping.as_ref().is_some_and(|stopping| stopping.kill_at.is_none())
+    /// What the streams may still bring.
+    fn left_bytes(&self) -> u64 {
+        let taken =
+            self.streams.iter().fold(0u64, |sum, stream| sum.saturating_add(stream.capture.size_bytes()));
+        self.execution.spec.output_limit_bytes.saturating_sub(taken)
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
-        match &self.stopping {
-            Some(stopping) => stopping.kill_at,
-            None => self.deadline(),
-        }
-    }
-
-    /// When the attempt has run for too long; `None` is a time that the clock cannot tell.
-    fn deadline(&self) -> Option<Instant> {
-        self.clock.checked_add(Duration::from_millis(self.stop.timeout_ms()))
-    }
-
-    /// Takes in what the guard says; false after its last word.
-    fn read_reports(&mut self, started: &dyn Fn()) -> bool {
-        while !self.is_over {
-            match self.channel.receive() {
-                Received::Report(report) => self.take_report(report, started),
-                Received::Nothing => return true,
-                Received::End => return false,
+    /// Takes something from a stream; false when there is nothing to be taken now or any more.
+    fn take(&mut self, number: usize) -> bool {
+        let most = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX).min(READ_BYTES);
+        let Some(stream) = self.streams.get_mut(number) else { return false };
+        let Some(pipe) = &stream.pipe else { return false };
+        let taken = if most == 0 || self.trouble.is_some() {
+            crate::capture::look(pipe)
+        } else {
+            stream.capture.take(pipe, most, self.directory)
+        };
+        match taken {
+            Ok(Taken::Bytes(0)) => {
+                let message = over_limit(self.execution);
+                self.halt(Halted::OutputLimit, Outcome::OutputLimit, message);
+                self.pass_over(number)
+            }
+            Ok(Taken::Bytes(_)) => true,
+            Ok(Taken::Nothing) => false,
+            Ok(Taken::End) => {
+                stream.pipe = None;
+                false
+            }
+            Err(error) => {
+                let message = format!("the output cannot be kept: {error}");
+                self.halt(Halted::OutputLost, Outcome::Infrastructure, message);
+                self.pass_over(number)
             }
         }
-        false
     }
 
-    fn take_report(&mut self, report: Report, started: &dyn Fn()) {
-        self.is_over = report.is_last();
-        match report {
-            Report::Started => started(),
-            Report::NotStarted(why, error) => self.failure = Some(self.explain_not_started(why, error)),
-            Report::Ended(status, consumed) => {
-                self.ended = Some(ExitStatus::from_raw(status));
-                self.consumed = Some(consumed);
-            }
-            Report::Failed(stage, error, position) => {
-                let message = self.explain_failure(stage, error, position);
-                self.failure.get_or_insert((Outcome::Infrastructure, message));
-            }
-            Report::Begun | Report::Probed(_) => {}
+    /// Empties a pipe of what is not kept, so that nobody waits for room in it. Once all are dead, nobody does.
+    fn pass_over(&mut self, number: usize) -> bool {
+        let Some(stream) = self.streams.get_mut(number) else { return false };
+        let has_some = |pipe: &OwnedFd| matches!(crate::capture::look(pipe), Ok(Taken::Bytes(_)));
+        let Some(pipe) = stream.pipe.as_ref().filter(|pipe| !self.is_over && has_some(pipe)) else {
+            stream.pipe = None;
+            return false;
+        };
+        let mut buffer = vec![0; READ_BYTES];
+        match rustix::io::read(pipe, &mut buffer) {
+            Ok(1..) | Err(Errno::INTR) => {}
+            _ => stream.pipe = None,
         }
+        stream.pipe.is_some()
+    }
+
+    /// Has the attempt stopped because of its output; the first reason stays. The shim knows it before anything is thrown
+    /// away, so that another worker would too.
+    fn halt(&mut self, why: Halted, outcome: Outcome, message: String) {
+        if self.trouble.is_none() {
+            self.trouble = Some((outcome, message));
+            self.ground.keeper.say(ToShim::Halt(self.execution.attempt, why, false));
+        }
+    }
+
+    /// Puts together how it ended and what it left.
+    fn finish(
+        self,
+        (outcome, message): (Outcome, String),
+        files: Vec<CapturedFile>,
+        usage: Usage,
+    ) -> Executed {
+        let sandbox = self.level;
+        let [stdout, stderr] = self.streams.map(|stream| stream.capture.finish(self.directory));
+        let executed = |stdout, stderr, files, outcome, message: &str| Executed {
+            attempt: self.execution.attempt,
+            outcome,
+            sandbox,
+            usage_source: UsageSource::ResourceUsage,
+            usage,
+            stdout,
+            stderr,
+            files,
+            message: bounded(message),
+        };
+        match (stdout, stderr) {
+            (Ok(stdout), Ok(stderr)) => executed(stdout, stderr, files, outcome, &message),
+            (Err(error), _) | (_, Err(error)) => {
+                let message = format!("the kept output was changed by somebody: {error}");
+                let nothing = || Captured::Inline(Vec::new());
+                executed(nothing(), nothing(), Vec::new(), Outcome::OutputRefused, &message)
+            }
+        }
+    }
+
+    fn outcome(&mut self, end: End) -> (Outcome, String) {
+        if let Some(why) = end.halted {
+            return self.explain_halt(why);
+        }
+        if let Some(trouble) = self.trouble.take() {
+            return trouble;
+        }
+        let status = match end.last {
+            Some(Report::Ended(status, _)) => ExitStatus::from_raw(status),
+            Some(Report::NotStarted(why, error)) => return self.explain_not_started(why, error),
+            Some(Report::Failed(stage, error, position)) => {
+                return (Outcome::Infrastructure, self.explain_failure(stage, error, position));
+            }
+            Some(Report::Probed(_) | Report::Started) | None => {
+                let message = "the attempt's guard ended without saying how the program did";
+                return (Outcome::Infrastructure, message.to_owned());
+            }
+        };
+        let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+        match (status.code(), status.signal()) {
+            (Some(status), _) => (Outcome::Exited(number(status)), String::new()),
+            (None, Some(signal)) => {
+                (Outcome::Signaled(number(signal)), format!("the program was ended by signal {signal}"))
+            }
+            (None, None) => (Outcome::Infrastructure, "the program's end has no known form".to_owned()),
+        }
+    }
+
+    fn explain_halt(&mut self, why: Halted) -> (Outcome, String) {
+        let (outcome, message) = match why {
+            Halted::Cancelled => stopped(StopReason::Cancelled),
+            Halted::Infrastructure => stopped(StopReason::Infrastructure),
+            Halted::LeaseEnded => (Outcome::Infrastructure, "the worker's lease ended"),
+            Halted::TimedOut => {
+                let timeout_ms = self.wishes.timeout_ms();
+                let message = format!("the task ran longer than its time-out of {timeout_ms} ms");
+                return (Outcome::TimedOut, message);
+            }
+            Halted::OutputLimit => return (Outcome::OutputLimit, over_limit(self.execution)),
+            Halted::OutputLost => {
+                let message = || (Outcome::Infrastructure, "the output could not be kept".to_owned());
+                return self.trouble.take().unwrap_or_else(message);
+            }
+        };
+        (outcome, message.to_owned())
     }
 
     fn explain_not_started(&self, why: NotStarted, error: i32) -> (Outcome, String) {
@@ -321,163 +471,21 @@ impl<'a> Running<'a> {
         format!("{what}: {error}")
     }
 
-    /// Reads once from a stream; false when there is nothing to read now or any more.
-    fn read_stream(&mut self, number: usize, buffer: &mut [u8]) -> bool {
-        let Some(stream) = self.streams.get_mut(number) else { return false };
-        let Some(pipe) = &stream.pipe else { return false };
-        let count = match rustix::io::read(pipe, &mut *buffer) {
-            Err(Errno::INTR) => return true,
-            Err(Errno::AGAIN) => return false,
-            Ok(0) | Err(_) => {
-                stream.pipe = None;
-                return false;
-            }
-            Ok(count) => count,
-        };
-        let bytes = buffer.get(..count).unwrap_or_default();
-        let fitting = usize::try_from(self.left_bytes).unwrap_or(usize::MAX).min(count);
-        self.left_bytes = self.left_bytes.saturating_sub(fitting as u64);
-        let kept = stream.capture.push(bytes.get(..fitting).unwrap_or_default(), self.directory);
-        if let Err(error) = kept {
-            self.halt(Outcome::Infrastructure, format!("the output cannot be kept: {error}"), false);
-        } else if fitting < count {
-            self.halt(Outcome::OutputLimit, over_limit(self.execution), false);
-        }
-        true
-    }
-
-    fn look_at_time_and_wishes(&mut self) {
-        let now = Instant::now();
-        if let Some(reason) = self.stop.reason() {
-            let (outcome, message) = stopped(reason);
-            self.halt(outcome, message.to_owned(), reason == StopReason::Cancelled);
-        }
-        if self.stopping.is_none() && self.deadline().is_some_and(|deadline| deadline <= now) {
-            let timeout_ms = self.stop.timeout_ms();
-            self.halt(
-                Outcome::TimedOut,
-                format!("the task ran longer than its time-out of {timeout_ms} ms"),
-                true,
-            );
-        }
-        if let Some(stopping) = &mut self.stopping
-            && stopping.kill_at.is_some_and(|at| at <= now)
-        {
-            stopping.kill_at = None;
-            self.channel.kill_all();
-        }
-    }
-
-    /// Begins to stop the attempt, or hastens a stop that has begun; the first reason stays.
-    fn halt(&mut self, outcome: Outcome, message: String, gently: bool) {
-        // A program that has ended by itself cannot be stopped any more; only what it wrote still counts.
-        let too_late = self.ended.is_some() && matches!(outcome, Outcome::Cancelled | Outcome::TimedOut);
-        if too_late {
-            return;
-        }
-        if self.stopping_for_good() {
-            return;
-        }
-        let first = self.stopping.is_none();
-        let stopping = self.stopping.get_or_insert(Stopping {
-            outcome,
-            message,
-            kill_at: Instant::now().checked_add(GRACE),
-        });
-        if !gently {
-            stopping.kill_at = None;
-            self.channel.kill_all();
-        } else if first {
-            self.channel.control(CONTROL_TERMINATE);
-        }
-    }
-
-    /// Waits until the guard is reaped, and with it, in a namespace, everything else.
-    fn wait_for_the_last(&mut self, started: &dyn Fn()) {
-        if !self.read_reports(started) && !self.is_over {
-            // The guard did not end in order.
-            self.channel.kill();
-        }
-        match self.channel.wait() {
-            Ok(consumed) => drop(self.consumed.get_or_insert(consumed)),
-            Err(error) => {
-                let message = format!("the attempt's guard was lost: {error}");
-                self.failure.get_or_insert((Outcome::Infrastructure, message));
-            }
-        }
-    }
-
-    /// Decides on the outcome and takes the outputs.
-    fn finish(mut self, sandbox: SandboxLevel, mut usage: Usage) -> Executed {
-        let consumed = self.consumed.unwrap_or_default();
-        usage.cpu_time_us = consumed.cpu_time_us;
-        usage.peak_memory_bytes = consumed.peak_memory_bytes;
-        let (mut outcome, mut message) = self.outcome();
-        let mut files = Vec::new();
-        if let Outcome::Exited(status) = outcome {
-            match self.collect(status == 0) {
-                Ok(collected) => files = collected,
-                Err(refusal) => (outcome, message) = refusal,
-            }
-        }
-        let [stdout, stderr] = self.streams.map(|stream| stream.capture.finish(self.directory));
-        Executed {
-            attempt: self.execution.attempt,
-            outcome,
-            sandbox,
-            usage_source: UsageSource::ResourceUsage,
-            usage,
-            stdout,
-            stderr,
-            files,
-            message: bounded(&message),
-        }
-    }
-
-    fn outcome(&mut self) -> (Outcome, String) {
-        if let Some(stopping) = self.stopping.take() {
-            return (stopping.outcome, stopping.message);
-        }
-        if let Some(failure) = self.failure.take() {
-            return failure;
-        }
-        let Some(status) = self.ended else {
-            return (
-                Outcome::Infrastructure,
-                "the attempt's guard ended without saying how the program did".to_owned(),
-            );
-        };
-        let number = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-        match (status.code(), status.signal()) {
-            (Some(status), _) => (Outcome::Exited(number(status)), String::new()),
-            (None, Some(signal)) => {
-                (Outcome::Signaled(number(signal)), format!("the program was ended by signal {signal}"))
-            }
-            (None, None) => (Outcome::Infrastructure, "the program's end has no known form".to_owned()),
-        }
-    }
-
     fn collect(&self, complete: bool) -> Result<Vec<CapturedFile>, (Outcome, String)> {
-        collect(self.directory, &self.execution.spec.outputs, self.left_bytes, complete).map_err(|refusal| {
-            match refusal {
+        collect(self.directory, &self.execution.spec.outputs, self.left_bytes(), complete).map_err(
+            |refusal| match refusal {
                 Refusal::Refused(message) => (Outcome::OutputRefused, message),
                 Refusal::OverLimit => (Outcome::OutputLimit, over_limit(self.execution)),
                 Refusal::Failed(error) => {
                     (Outcome::Infrastructure, format!("the outputs cannot be read: {error}"))
                 }
-            }
-        })
+            },
+        )
     }
 }
 
 fn over_limit(execution: &Execution) -> String {
     format!("the output is larger than its limit of {} bytes", execution.spec.output_limit_bytes)
-}
-
-#[derive(Default)]
-struct Ready {
-    channel: bool,
-    streams: [bool; 2],
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The directories of attempts: made, swept and removed without following a link.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::fs::DirBuilder;
 use std::io;
@@ -15,6 +16,10 @@ use rustix::io::Errno;
 
 use crate::error::ExecError;
 
+/// In an attempt's directory: what came over standard output, where something did.
+pub(crate) const STDOUT: &str = "stdout";
+/// In an attempt's directory: what came over standard error, where something did.
+pub(crate) const STDERR: &str = "stderr";
 /// Below an attempt's directory: where the program starts.
 pub(crate) const WORK: &str = "work";
 /// Below an attempt's directory: what the task leaves.
@@ -25,9 +30,9 @@ pub(crate) const TEMPORARY: &str = "tmp";
 const REMOVING: &str = ".removing-";
 /// Names taken from a directory before they are worked off.
 const NAMES: usize = 1_024;
-/// How long a sweep waits for the processes of an earlier life, which end when their worker does.
+/// How long is waited for the processes of a shim that has ended, which end with it.
 const SWEEP_WAIT: Duration = Duration::from_secs(5);
-/// How often a sweep looks whether they have ended.
+/// How often is looked whether they have ended.
 const SWEEP_LOOK: Duration = Duration::from_millis(5);
 
 const OPEN_DIRECTORY: OFlags =
@@ -56,8 +61,7 @@ fn is_ours(name: &[u8]) -> bool {
 }
 
 impl WorkDirectory {
-    /// Makes the directory where it is missing, takes it for this executor and removes what an earlier life left.
-    /// Entries with names that Grey does not give are left alone.
+    /// Makes the directory where it is missing, and takes it for this executor.
     pub(crate) fn open(path: &Path) -> Result<WorkDirectory, ExecError> {
         let unusable = |source: io::Error| ExecError::WorkDirectory { path: path.to_path_buf(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
@@ -69,9 +73,15 @@ impl WorkDirectory {
             Err(Errno::WOULDBLOCK) => return Err(ExecError::WorkDirectoryInUse { path }),
             result => result.map_err(io::Error::from).map_err(unusable)?,
         }
-        let directory = WorkDirectory { path, descriptor, removals: AtomicU64::new(0) };
-        directory.sweep().map_err(unusable)?;
-        Ok(directory)
+        Ok(WorkDirectory { path, descriptor, removals: AtomicU64::new(0) })
+    }
+
+    /// Removes what an earlier life left, but for attempts that go on. Entries with names that Grey does not give are left
+    /// alone.
+    pub(crate) fn sweep(&self, going_on: &[AttemptId]) -> Result<(), ExecError> {
+        let kept: BTreeSet<Vec<u8>> = going_on.iter().map(|attempt| name_of(*attempt).into_bytes()).collect();
+        let unusable = |source: io::Error| ExecError::WorkDirectory { path: self.path.clone(), source };
+        self.remove_all_but(&kept).map_err(unusable)
     }
 
     /// Makes the directory of an attempt with everything that belongs into it.
@@ -86,6 +96,18 @@ impl WorkDirectory {
         Ok(AttemptDirectory { path: self.path.join(name), descriptor })
     }
 
+    /// Opens the directory of an attempt that goes on.
+    pub(crate) fn reopen(&self, attempt: AttemptId) -> io::Result<AttemptDirectory> {
+        let name = name_of(attempt);
+        let descriptor = rustix::fs::openat(&self.descriptor, &name, OPEN_DIRECTORY, Mode::empty())?;
+        Ok(AttemptDirectory { path: self.path.join(name), descriptor })
+    }
+
+    /// Waits until the guard of an attempt is gone whose shim is: it locks the attempt's directory as long as it lives.
+    pub(crate) fn wait_for_guard(&self, attempt: AttemptId) -> io::Result<()> {
+        self.wait_for_earlier_life(&CString::new(name_of(attempt))?)
+    }
+
     /// Removes an attempt's directory; one that does not exist is removed already.
     pub(crate) fn remove(&self, attempt: AttemptId) -> io::Result<()> {
         let name = CString::new(name_of(attempt))?;
@@ -94,6 +116,9 @@ impl WorkDirectory {
         if let Ok(directory) = rustix::fs::openat(&self.descriptor, &name, OPEN_DIRECTORY, Mode::empty()) {
             for below in [WORK, OUT, TEMPORARY] {
                 let _ = rustix::fs::unlinkat(&directory, below, AtFlags::REMOVEDIR);
+            }
+            for stream in [STDOUT, STDERR] {
+                let _ = rustix::fs::unlinkat(&directory, stream, AtFlags::empty());
             }
         }
         if rustix::fs::unlinkat(&self.descriptor, &name, AtFlags::REMOVEDIR).is_ok() {
@@ -105,9 +130,10 @@ impl WorkDirectory {
         }
     }
 
-    fn sweep(&self) -> io::Result<()> {
+    fn remove_all_but(&self, kept: &BTreeSet<Vec<u8>>) -> io::Result<()> {
         loop {
-            let names: Vec<CString> = names_in(&self.descriptor, |name| is_ours(name.to_bytes()))?;
+            let goes = |name: &CStr| is_ours(name.to_bytes()) && !kept.contains(name.to_bytes());
+            let names: Vec<CString> = names_in(&self.descriptor, goes)?;
             if names.is_empty() {
                 return Ok(());
             }
@@ -118,7 +144,7 @@ impl WorkDirectory {
         }
     }
 
-    /// The guard of an attempt locks its directory as long as it lives, and ends with its worker.
+    /// The guard of an attempt locks its directory as long as it lives, and ends with its shim.
     fn wait_for_earlier_life(&self, name: &CStr) -> io::Result<()> {
         let Ok(descriptor) = rustix::fs::openat(&self.descriptor, name, OPEN_DIRECTORY, Mode::empty()) else {
             return Ok(());
@@ -130,9 +156,7 @@ impl WorkDirectory {
                     std::thread::sleep(SWEEP_LOOK);
                 }
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(io::Error::other(format!(
-                        "{name:?} still has processes of an earlier worker"
-                    )));
+                    return Err(io::Error::other(format!("{name:?} still has processes of an earlier life")));
                 }
                 result => return result.map_err(io::Error::from),
             }
@@ -288,14 +312,15 @@ mod tests {
     #[test]
     fn leftovers_are_swept_and_other_names_are_left_alone() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["t1-e1/work", ".removing-0/a/b", "t1-x/work", "notes"] {
+        for name in ["t1-e1/work", "t7-e2/work", ".removing-0/a/b", "t1-x/work", "notes"] {
             std::fs::create_dir_all(root.path().join(name)).unwrap();
         }
-        let _work = WorkDirectory::open(root.path()).unwrap();
+        let work = WorkDirectory::open(root.path()).unwrap();
+        work.sweep(&[ATTEMPT]).unwrap();
         let mut left: Vec<_> =
             std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["notes", "t1-x"]);
+        assert_eq!(left, ["notes", "t1-x", "t7-e2"]);
     }
 
     #[test]

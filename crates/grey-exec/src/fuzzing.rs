@@ -1,7 +1,8 @@
-//! A door for the fuzz targets: what goes between a worker and its launchers, and patterns of output files.
+//! A door for the fuzz targets: what goes between worker, shim and guards, and patterns of output files.
 
 use std::path::PathBuf;
 
+use crate::message::{self, FromShim, ToShim};
 use crate::pattern::Pattern;
 use crate::plan::{Consumed, Fence, NotStarted, Plan, PlannedInput, REPORT_BYTES as LENGTH, Report, Stage};
 
@@ -16,6 +17,22 @@ pub fn plan(bytes: &[u8]) -> Option<Vec<u8>> {
 /// Reads a report and writes it again; nothing when it is none.
 pub fn report(bytes: &[u8]) -> Option<Vec<u8>> {
     Report::decode(bytes.first_chunk()?).map(|report| report.encode().to_vec())
+}
+
+/// Reads a message of a worker and writes it again; nothing when it is none.
+pub fn to_shim(bytes: &[u8]) -> Option<Vec<u8>> {
+    ToShim::decode(bytes).map(ToShim::encode)
+}
+
+/// Reads a message of a shim and writes it again; nothing when it is none.
+pub fn from_shim(bytes: &[u8]) -> Option<Vec<u8>> {
+    FromShim::decode(bytes).map(FromShim::encode)
+}
+
+/// A message of each kind, as it is written.
+pub fn messages() -> Vec<Vec<u8>> {
+    let (to, from) = message::examples();
+    to.into_iter().map(ToShim::encode).chain(from.into_iter().map(FromShim::encode)).collect()
 }
 
 /// Whether a path matches a pattern; nothing when that is not known within the budget.
@@ -38,7 +55,6 @@ pub fn examples() -> Vec<Vec<u8>> {
     };
     let used = Consumed { cpu_time_us: 7, peak_memory_bytes: 4_096 };
     let reports = [
-        Report::Begun,
         Report::Probed(0),
         Report::Started,
         Report::NotStarted(NotStarted::NotFound, 2),

@@ -1,10 +1,10 @@
-//! The guard of one attempt: forked from the launcher, it builds the fence around the task and watches over it. In a pid
+//! The guard of one attempt: forked from the shim, it builds the fence around the task and watches over it. In a pid
 //! namespace it is the first process there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,8 +14,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::UnshareFlags;
 
-use crate::launcher::Request;
-use crate::plan::{CONTROL_KILL, Fence, PLAN_BYTES, Plan, PlannedInput, Report, Stage};
+use crate::plan::{CONTROL_KILL, Fence, LENGTH_BYTES, PLAN_BYTES, Plan, PlannedInput, Report, Stage};
 use crate::supervise;
 use crate::system::{self, SingleThread};
 
@@ -26,7 +25,7 @@ const COPY_BYTES: usize = 16 * 1024 * 1024;
 /// The buffer for copying between file systems that cannot copy for us.
 const COPY_BUFFER_BYTES: usize = 256 * 1024;
 
-/// A step that failed, as the worker is told.
+/// A step that failed, as the shim is told.
 pub(crate) struct Failure {
     pub(crate) stage: Stage,
     pub(crate) error: io::Error,
@@ -68,6 +67,17 @@ impl Owner {
     }
 }
 
+/// What the shim gives a guard.
+pub(crate) struct Request {
+    pub(crate) fence: Fence,
+    /// The file that begins with the plan.
+    pub(crate) plan: OwnedFd,
+    /// The guard's end of the socket to the shim.
+    pub(crate) channel: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
 /// The three streams of a task, still under numbers of their own.
 pub(crate) struct Streams {
     pub(crate) stdin: File,
@@ -75,7 +85,7 @@ pub(crate) struct Streams {
     pub(crate) stderr: OwnedFd,
 }
 
-/// Writes a report. An error means that the worker is gone, which the closed socket tells as well.
+/// Writes a report. An error means that the shim is gone, which the closed socket tells as well.
 pub(crate) fn send(channel: &OwnedFd, report: Report) {
     let mut rest: &[u8] = &report.encode();
     while !rest.is_empty() {
@@ -101,17 +111,15 @@ pub(crate) fn read_control(channel: &OwnedFd) -> Option<u8> {
 
 /// Serves the attempt behind a request, from its plan to the end of its last process.
 pub(crate) fn attend(thread: &SingleThread, owner: Owner, request: Request) -> ! {
-    let Request { fence, channel, stdout, stderr } = request;
-    // The guard is the worker's child, not the launcher's. Should the worker have died before this call, the channel is
-    // closed, which every later step looks at. A guard without a namespace must live to kill what it adopts, so it has
+    let Request { fence, plan, channel, stdout, stderr } = request;
+    // Should the shim have died before this call, the channel is closed, which every later step looks at. A guard without a namespace must live to kill what it adopts, so it has
     // the closed channel alone.
     let signal = Some(Signal::KILL).filter(|_| fence != Fence::Subreaper);
     let died_with = rustix::process::set_parent_process_death_signal(signal);
-    send(&channel, Report::Begun);
     let result = died_with
         .map_err(io::Error::from)
         .map_err(Failure::at(Stage::Process))
-        .and_then(|()| guard(thread, fence, owner, &channel, stdout, stderr));
+        .and_then(|()| guard(thread, owner, fence, plan, &channel, (stdout, stderr)));
     if let Err(failure) = &result {
         send(&channel, failure.report());
     }
@@ -120,17 +128,17 @@ pub(crate) fn attend(thread: &SingleThread, owner: Owner, request: Request) -> !
 
 fn guard(
     thread: &SingleThread,
-    fence: Fence,
     owner: Owner,
+    fence: Fence,
+    plan: OwnedFd,
     channel: &OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    (stdout, stderr): (OwnedFd, OwnedFd),
 ) -> Result<(), Failure> {
     rustix::process::setsid().map_err(io::Error::from).map_err(Failure::at(Stage::Process))?;
     if fence == Fence::UserNamespaces {
         owner.map().map_err(Failure::at(Stage::Fence))?;
     }
-    let plan = read_plan(channel).map_err(Failure::at(Stage::Plan))?;
+    let plan = read_plan(plan).map_err(Failure::at(Stage::Plan))?;
     // The lock tells a later life of the worker that this attempt may still have processes.
     let _lock =
         if plan.probe { None } else { Some(lock(&plan.directory).map_err(Failure::at(Stage::Process))?) };
@@ -141,24 +149,25 @@ fn guard(
         send(channel, Report::Probed(refused.map_or(0, Errno::raw_os_error)));
         return Ok(());
     }
-    // What was stopped meanwhile, or has lost its worker, must not begin.
+    // What was stopped meanwhile, or has lost its shim, must not begin.
     if is_stopped(channel).map_err(Failure::at(Stage::Process))? {
         return Err(Failure::at(Stage::Process)(Errno::CANCELED.into()));
     }
     supervise::supervise(thread, &plan, &Streams { stdin, stdout, stderr }, channel)
 }
 
-fn read_plan(channel: &OwnedFd) -> io::Result<Plan> {
-    let mut file = File::from(channel.try_clone()?);
-    let mut length = [0; 4];
-    file.read_exact(&mut length)?;
+/// Reads the plan and closes its file. Others read it too, so its position is nobody's.
+fn read_plan(file: OwnedFd) -> io::Result<Plan> {
+    let file = File::from(file);
+    let mut length = [0; LENGTH_BYTES];
+    file.read_exact_at(&mut length, 0)?;
     let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
     let invalid = || io::Error::from_raw_os_error(Errno::INVAL.raw_os_error());
     if length > PLAN_BYTES {
         return Err(invalid());
     }
     let mut bytes = vec![0; length];
-    file.read_exact(&mut bytes)?;
+    file.read_exact_at(&mut bytes, LENGTH_BYTES as u64)?;
     Plan::decode(&bytes).ok_or_else(invalid)
 }
 
@@ -219,7 +228,7 @@ fn copy(channel: &OwnedFd, mut source: File, mut target: File) -> io::Result<()>
     }
 }
 
-/// Whether the worker asked for an end, or is gone. Before the program runs, every control byte means the end.
+/// Whether the shim asked for an end, or is gone. Before the program runs, every control byte means the end.
 fn is_stopped(channel: &OwnedFd) -> io::Result<bool> {
     let mut descriptors = [PollFd::new(channel, PollFlags::IN)];
     Ok(poll(&mut descriptors, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)

@@ -52,6 +52,13 @@ impl Executor for NoopExecutor {
         })));
     }
 
+    /// Nothing of it outlives anybody.
+    fn adopt(&self, execution: Execution) {
+        self.start(execution);
+    }
+
+    fn hold_until(&self, _lease_end_ns: u64) {}
+
     fn stop(&self, _attempt: AttemptId, _reason: StopReason) {}
 
     fn change_timeout(&self, _attempt: AttemptId, _timeout_ms: u64) {}

@@ -1,7 +1,7 @@
-//! What goes over the socket between a worker and the guard of one attempt, and back.
+//! What the guard of one attempt is told and what it reports.
 //!
-//! Both ends are the same binary, so the form needs no versions: little-endian numbers, byte strings after their
-//! length. The guard trusts the worker; the worker bounds what it reads.
+//! Little-endian numbers, byte strings after their length. A plan may be of a later version than the guard that reads it, so
+//! both are of the protocol between worker and shim. The guard trusts the worker; what is read is bounded.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 pub(crate) const LAUNCH_ARGUMENT: &str = "__grey-launch";
 /// The most bytes of an encoded plan: command, environment and the paths of every input fit several times.
 pub(crate) const PLAN_BYTES: usize = 16 * 1024 * 1024;
+/// The length of a plan's length, in bytes.
+pub(crate) const LENGTH_BYTES: usize = 4;
 /// The most items of one list in a plan.
 const LIST_ITEMS: usize = 16 * 1024;
-/// Asks for SIGTERM to the process group of the task's main process.
+/// Asks a guard for SIGTERM to the process group of the task's main process.
 pub(crate) const CONTROL_TERMINATE: u8 = b'T';
-/// Asks for the end of every process of the attempt. A closed socket asks the same.
+/// Asks a guard for the end of every process of the attempt. A closed socket asks the same.
 pub(crate) const CONTROL_KILL: u8 = b'K';
 
 const _: () =
@@ -81,9 +83,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan behind its length, as the guard reads it.
+    /// The plan behind its length, as it stands at the beginning of the file that the guard reads.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 4];
+        let mut bytes = vec![0; LENGTH_BYTES];
         bytes.push(self.fence.number());
         bytes.push(u8::from(self.probe));
         put(&mut bytes, self.directory.as_os_str().as_bytes());
@@ -98,8 +100,8 @@ impl Plan {
             put_length(&mut bytes, list.len());
             list.iter().for_each(|item| put(&mut bytes, item));
         }
-        let length = u32::try_from(bytes.len().saturating_sub(4)).unwrap_or(u32::MAX);
-        if let Some(header) = bytes.first_chunk_mut::<4>() {
+        let length = u32::try_from(bytes.len().saturating_sub(LENGTH_BYTES)).unwrap_or(u32::MAX);
+        if let Some(header) = bytes.first_chunk_mut::<LENGTH_BYTES>() {
             *header = length.to_le_bytes();
         }
         bytes
@@ -231,17 +233,15 @@ pub(crate) enum NotStarted {
 /// What a guard says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The guard is there: its first word, whose credentials tell the worker its process id.
-    Begun,
-    /// Answer to a probe: the error number of mounting `/proc`, zero when it succeeded.
+    /// Answer to a probe, and the last word: the error number of mounting `/proc`, zero when it succeeded.
     Probed(i32),
     /// The program is running.
     Started,
-    /// The program could not be started.
+    /// The program could not be started: the last word.
     NotStarted(NotStarted, i32),
     /// The main process ended with this wait status, and every other one was killed and reaped.
     Ended(i32, Consumed),
-    /// The attempt could not be prepared: stage, error number, position. Of a fence, the launcher may say it.
+    /// The attempt could not be prepared: stage, error number, position. Of a fence, the shim may say it.
     Failed(Stage, i32, u64),
 }
 
@@ -252,7 +252,6 @@ impl Report {
     /// The report as it is written.
     pub(crate) fn encode(self) -> [u8; REPORT_BYTES] {
         let (tag, small, first, second) = match self {
-            Report::Begun => (1, 0, 0, 0),
             Report::Probed(error) => (2, error, 0, 0),
             Report::Started => (3, 0, 0, 0),
             Report::NotStarted(why, error) => (
@@ -277,14 +276,6 @@ impl Report {
         bytes
     }
 
-    /// Whether the guard ends after it and says nothing more.
-    pub(crate) fn is_last(self) -> bool {
-        match self {
-            Report::NotStarted(..) | Report::Ended(..) | Report::Failed(..) => true,
-            Report::Begun | Report::Probed(_) | Report::Started => false,
-        }
-    }
-
     /// Reads a report; `None` when it is not one.
     pub(crate) fn decode(bytes: &[u8; REPORT_BYTES]) -> Option<Report> {
         let (tag, rest) = bytes.split_first()?;
@@ -295,7 +286,6 @@ impl Report {
             (i32::from_le_bytes(*small), u64::from_le_bytes(*first), u64::from_le_bytes(*second));
         let used = Consumed { cpu_time_us: first, peak_memory_bytes: second };
         Some(match tag {
-            1 => Report::Begun,
             2 => Report::Probed(small),
             3 => Report::Started,
             4 => Report::NotStarted(
@@ -350,7 +340,6 @@ mod tests {
     fn every_report_reads_back_as_written() {
         let used = Consumed { cpu_time_us: 7, peak_memory_bytes: u64::MAX };
         for report in [
-            Report::Begun,
             Report::Probed(13),
             Report::Started,
             Report::NotStarted(NotStarted::NoInterpreter, 2),

@@ -1,13 +1,24 @@
 //! Finding out, by doing it, what can be enforced around an attempt on this machine.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
-use grey_core::SandboxLevel;
+use grey_core::{AttemptId, Epoch, SandboxLevel, TaskId};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::PipeFlags;
 
-use crate::channel::{Channel, Received};
+use crate::clock::{monotonic_ns, timespec};
+use crate::connection::Outgoing;
 use crate::error::ExecError;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, PATIENCE};
+use crate::mailbox::{Ending, Mailbox};
+use crate::message::{Clock, End, ToShim};
 use crate::plan::{Fence, LAUNCH_ARGUMENT, Plan, Report};
+use crate::record;
+
+/// The attempt that a probe is: of no task.
+const PROBE: AttemptId = AttemptId { task: TaskId(0), epoch: Epoch(0) };
 
 /// What was found.
 pub(crate) struct Probe {
@@ -72,33 +83,46 @@ fn ask(keeper: &Keeper, fence: Fence) -> Result<Answer, ExecError> {
         command: Vec::new(),
         environment: Vec::new(),
     };
-    let mut channel = Channel::open(keeper, &plan).map_err(|error| {
-        failed(format!(
-            "it does not start, or does not call `run_if_requested` before everything else: {error}"
-        ))
-    })?;
-    let mut answer = None;
-    loop {
-        match channel.receive() {
-            Received::Report(Report::Probed(error)) => {
-                let proc_error = Some(error).filter(|error| *error != 0).map(io::Error::from_raw_os_error);
-                answer = Some(Answer::Works { proc_error });
-            }
-            Received::Report(Report::Failed(_, error, _)) => {
-                answer = Some(Answer::Refused(io::Error::from_raw_os_error(error)));
-            }
-            Received::Report(_) => {}
-            Received::Nothing => {
-                channel.kill();
-                return Err(failed("it does not answer within 10 seconds".to_owned()));
-            }
-            Received::End => break,
+    let unusable = |error: io::Error| failed(format!("it does not start: {error}"));
+    let mailbox = Arc::new(Mailbox::new().map_err(unusable)?);
+    try_fence(keeper, fence, &plan, &mailbox).map_err(unusable)?;
+    let ending = wait(&mailbox);
+    keeper.release(PROBE);
+    match ending {
+        Some(Ending::Ended(End { last: Some(Report::Probed(error)), .. })) => {
+            let proc_error = Some(error).filter(|error| *error != 0).map(io::Error::from_raw_os_error);
+            Ok(Answer::Works { proc_error })
         }
+        Some(Ending::Ended(End { last: Some(Report::Failed(_, error, _)), .. })) => {
+            Ok(Answer::Refused(io::Error::from_raw_os_error(error)))
+        }
+        Some(_) => Err(failed("it says nothing about what was tried".to_owned())),
+        None => Err(failed("it does not answer within 10 seconds".to_owned())),
     }
-    if answer.is_none() {
-        channel.kill();
+}
+
+fn try_fence(keeper: &Keeper, fence: Fence, plan: &Plan, mailbox: &Arc<Mailbox>) -> io::Result<()> {
+    let file = record::write(plan, &[])?;
+    let mut descriptors = vec![file];
+    let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    descriptors.extend([their_stdout, their_stderr, stdout, stderr]);
+    let timeout_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+    let clock = Clock { started_ns: monotonic_ns(), started_at_ms: 0, timeout_ms };
+    keeper.start(PROBE, Outgoing { message: ToShim::Start(PROBE, fence, clock), descriptors }, mailbox)
+}
+
+/// How a probe ended; `None` when that takes too long.
+fn wait(mailbox: &Mailbox) -> Option<Ending> {
+    let begun = Instant::now();
+    loop {
+        if let Some(ending) = mailbox.look().ending {
+            return Some(ending);
+        }
+        let left = PATIENCE.checked_sub(begun.elapsed())?;
+        let left = timespec(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX));
+        let _ = poll(&mut [PollFd::from_borrowed_fd(mailbox.descriptor(), PollFlags::IN)], Some(&left));
     }
-    answer.ok_or_else(|| failed("it does not call `run_if_requested` before everything else".to_owned()))
 }
 
 fn describe(fence: Fence, highest: SandboxLevel, proc_error: Option<io::Error>, notes: &mut Vec<String>) {

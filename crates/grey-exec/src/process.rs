@@ -7,19 +7,21 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use grey_agent::{
-    Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, OutputStream, StopReason, Tail,
+    Adoptable, Capabilities, EventSink, Executed, Execution, Executor, ExecutorEvent, OutputStream,
+    StopReason, Tail,
 };
 use grey_core::limits::WORKER_SLOTS;
 use grey_core::{AttemptId, Outcome, Resources, SandboxLevel};
 
 use crate::attempt::{self, Ground, never_ran, stopped};
 use crate::capture::Brought;
+use crate::connection::Found;
 use crate::directory::WorkDirectory;
 use crate::error::ExecError;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, PATIENCE};
 use crate::plan::Fence;
 use crate::probe::probe;
-use crate::stop::Stop;
+use crate::wishes::Wishes;
 
 /// Attempts that may be accepted and not yet finished: as many as a worker may hold.
 const ACCEPTED: usize = WORKER_SLOTS as usize;
@@ -36,6 +38,8 @@ pub struct ProcessOptions {
     /// The binary to re-execute. Its `main` calls [`crate::launcher::run_if_requested`] first. `/proc/self/exe` stays
     /// right when the file of the running binary is replaced.
     pub launcher: PathBuf,
+    /// Where the shim listens that holds the attempts, and outlives this process; without it, it ends with it.
+    pub door: Option<PathBuf>,
     /// Attempts that run at the same time, 1–16,384; further ones wait. Each has a thread and about ten descriptors.
     pub max_running: usize,
     /// What the machine gives to tasks.
@@ -45,7 +49,8 @@ pub struct ProcessOptions {
 /// Runs every attempt as native processes of this machine, behind the strongest fence that works here.
 ///
 /// Captured files lie in the attempt's directory until `release`, and are written by the same user as the task: a
-/// reader checks them against their digest. Dropping the executor stops what runs; its ends are still reported.
+/// reader checks them against their digest. Dropping the executor stops what runs, and its ends are still reported; with a
+/// door it leaves what runs to the next executor that is made with the same door.
 pub struct ProcessExecutor {
     shared: Arc<Shared>,
 }
@@ -64,14 +69,23 @@ struct Shared {
 
 /// An attempt that runs.
 struct Handle {
-    stop: Arc<Stop>,
+    wishes: Arc<Wishes>,
     /// Its standard output and standard error.
     brought: [Arc<Brought>; 2],
 }
 
+/// An attempt that waits for a thread.
+struct Queued {
+    execution: Execution,
+    /// Where it runs already.
+    found: Option<Found>,
+}
+
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Execution>,
+    /// What the shim held when this executor came, and nobody has adopted.
+    found: BTreeMap<AttemptId, Found>,
+    queue: VecDeque<Queued>,
     /// Attempts that are queued or run.
     accepted: BTreeSet<AttemptId>,
     running: BTreeMap<AttemptId, Handle>,
@@ -109,25 +123,42 @@ impl ProcessExecutor {
             });
         }
         let work = WorkDirectory::open(&options.work_dir)?;
-        let keeper = Keeper::new(options.launcher.clone()).map_err(|error| ExecError::Launcher {
+        let opened = Keeper::open(options.launcher.clone(), options.door.clone());
+        let (keeper, held) = opened.map_err(|error| ExecError::Launcher {
             path: options.launcher.clone(),
-            reason: format!("no thread can be started for it: {error}"),
+            reason: format!(
+                "it does not start, or does not call `run_if_requested` before everything else: {error}"
+            ),
         })?;
-        let found = probe(&keeper, highest)?;
+        let going_on: Vec<AttemptId> = held.iter().map(|found| found.attempt).collect();
+        work.sweep(&going_on)?;
+        let probed = probe(&keeper, highest)?;
         let capabilities =
-            Capabilities { sandbox: found.fence.level(), resources: options.resources, notes: found.notes };
-        let state = Mutex::new(State::default());
+            Capabilities { sandbox: probed.fence.level(), resources: options.resources, notes: probed.notes };
+        let found = held.into_iter().map(|found| (found.attempt, found)).collect();
+        let state = Mutex::new(State { found, ..State::default() });
         let shared = Shared {
             options,
             work,
             keeper,
-            fence: found.fence,
+            fence: probed.fence,
             capabilities,
             sink,
             state,
             queued: Condvar::new(),
         };
         Ok(ProcessExecutor { shared: Arc::new(shared) })
+    }
+
+    /// What runs, or has ended, since before this executor came. Each is to be adopted or released.
+    pub fn adoptable(&self) -> Vec<Adoptable> {
+        let state = self.shared.state();
+        let adoptable = |found: &Found| Adoptable {
+            attempt: found.attempt,
+            record: found.record.clone(),
+            timeout_ms: found.clock.timeout_ms,
+        };
+        state.found.values().map(adoptable).collect()
     }
 }
 
@@ -136,15 +167,22 @@ impl Drop for ProcessExecutor {
         let queued = {
             let mut state = self.shared.state();
             state.closed = true;
-            state.running.values().for_each(|handle| handle.stop.request(StopReason::Infrastructure));
+            if !self.shared.keeper.outlives() {
+                let stop =
+                    |handle: &Handle| handle.wishes.stop(StopReason::Infrastructure, &self.shared.keeper);
+                state.running.values().for_each(stop);
+            }
             let queued = std::mem::take(&mut state.queue);
-            queued.iter().for_each(|execution| {
-                state.accepted.remove(&execution.attempt);
+            queued.iter().for_each(|queued| {
+                state.accepted.remove(&queued.execution.attempt);
             });
             queued
         };
         self.shared.queued.notify_all();
-        for execution in queued {
+        if self.shared.keeper.outlives() {
+            return self.shared.keeper.leave();
+        }
+        for Queued { execution, .. } in queued {
             self.shared.refuse(execution.attempt, stopped(StopReason::Infrastructure));
         }
     }
@@ -157,37 +195,22 @@ impl Executor for ProcessExecutor {
 
     /// A second start of an attempt that has not finished is not accepted, and so gets no answer of its own.
     fn start(&self, execution: Execution) {
-        let attempt = execution.attempt;
-        let needs_thread = {
-            let mut state = self.shared.state();
-            if state.accepted.len() >= ACCEPTED {
-                drop(state);
-                return self
-                    .shared
-                    .refuse(attempt, (Outcome::Infrastructure, "the worker holds too many attempts"));
-            }
-            if !state.accepted.insert(attempt) {
-                tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "an attempt was started twice");
-                return;
-            }
-            state.queue.push_back(execution);
-            if state.idle >= state.queue.len() {
-                drop(state);
-                return self.shared.queued.notify_one();
-            }
-            let needs_thread = state.threads < self.shared.options.max_running;
-            state.threads = state.threads.saturating_add(usize::from(needs_thread));
-            needs_thread
-        };
-        if needs_thread && let Err(error) = self.shared.clone().spawn() {
-            self.shared.without_thread(attempt, &error);
-        }
+        self.shared.clone().accept(execution, false);
+    }
+
+    /// One that is not adoptable ends at once.
+    fn adopt(&self, execution: Execution) {
+        self.shared.clone().accept(execution, true);
+    }
+
+    fn hold_until(&self, lease_end_ns: u64) {
+        self.shared.keeper.hold_until(lease_end_ns);
     }
 
     fn stop(&self, attempt: AttemptId, reason: StopReason) {
         let mut state = self.shared.state();
         if let Some(handle) = state.running.get(&attempt) {
-            return handle.stop.request(reason);
+            return handle.wishes.stop(reason, &self.shared.keeper);
         }
         if state.take_queued(attempt) {
             drop(state);
@@ -198,10 +221,10 @@ impl Executor for ProcessExecutor {
     fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64) {
         let mut state = self.shared.state();
         if let Some(handle) = state.running.get(&attempt) {
-            return handle.stop.change_timeout(timeout_ms);
+            return handle.wishes.change_timeout(timeout_ms, &self.shared.keeper);
         }
-        let queued = state.queue.iter_mut().find(|execution| execution.attempt == attempt);
-        if let Some(execution) = queued {
+        let queued = state.queue.iter_mut().find(|queued| queued.execution.attempt == attempt);
+        if let Some(Queued { execution, .. }) = queued {
             Arc::make_mut(&mut execution.spec).timeout_ms = timeout_ms;
         }
     }
@@ -215,13 +238,23 @@ impl Executor for ProcessExecutor {
         })
     }
 
-    /// Takes time in proportion to the number of files. An attempt that has not finished keeps its directory.
+    /// Takes time in proportion to the number of files. An attempt that was accepted and has not finished keeps its
+    /// directory; one that was not adopted is ended.
     fn release(&self, attempt: AttemptId) {
-        if self.shared.state().accepted.contains(&attempt) {
-            tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "a running attempt was released");
-            return;
-        }
-        if let Err(error) = self.shared.work.remove(attempt) {
+        let found = {
+            let mut state = self.shared.state();
+            if state.accepted.contains(&attempt) {
+                tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "a running attempt was released");
+                return;
+            }
+            state.found.remove(&attempt)
+        };
+        self.shared.keeper.release(attempt);
+        let ended = found.map_or(Ok(()), |found| {
+            found.mailbox.wait_for_guard(PATIENCE);
+            self.shared.work.wait_for_guard(attempt)
+        });
+        if let Err(error) = ended.and_then(|()| self.shared.work.remove(attempt)) {
             tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, %error, "a directory was not removed");
         }
     }
@@ -229,7 +262,9 @@ impl Executor for ProcessExecutor {
 
 impl State {
     fn take_queued(&mut self, attempt: AttemptId) -> bool {
-        let position = self.queue.iter().position(|execution| execution.attempt == attempt);
+        // What runs already is no attempt without a thread.
+        let waits = |queued: &Queued| queued.execution.attempt == attempt && queued.found.is_none();
+        let position = self.queue.iter().position(waits);
         if let Some(position) = position {
             self.queue.remove(position);
             self.accepted.remove(&attempt);
@@ -242,6 +277,39 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics between two changes that belong together, so a poisoned state is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: Arc<Shared>, execution: Execution, adopts: bool) {
+        let attempt = execution.attempt;
+        let needs_thread = {
+            let mut state = self.state();
+            if state.accepted.len() >= ACCEPTED {
+                drop(state);
+                return self.refuse(attempt, (Outcome::Infrastructure, "the worker holds too many attempts"));
+            }
+            if !state.accepted.insert(attempt) {
+                tracing::warn!(task = %attempt.task, epoch = %attempt.epoch, "an attempt was started twice");
+                return;
+            }
+            let found = state.found.remove(&attempt);
+            if found.is_some() != adopts {
+                state.accepted.remove(&attempt);
+                drop(state);
+                return self
+                    .refuse(attempt, (Outcome::Infrastructure, "the attempt is not held, or held already"));
+            }
+            state.queue.push_back(Queued { execution, found });
+            if state.idle >= state.queue.len() {
+                drop(state);
+                return self.queued.notify_one();
+            }
+            let needs_thread = state.threads < self.options.max_running;
+            state.threads = state.threads.saturating_add(usize::from(needs_thread));
+            needs_thread
+        };
+        if needs_thread && let Err(error) = self.clone().spawn() {
+            self.without_thread(attempt, &error);
+        }
     }
 
     fn finished(&self, executed: Executed) {
@@ -294,24 +362,20 @@ impl Shared {
     fn work_off(&self) {
         loop {
             let brought: [Arc<Brought>; 2] = Default::default();
-            let (execution, stop) = {
+            let (queued, wishes) = {
                 let Some(mut state) = self.wait_for_work() else { return };
-                let Some(execution) = state.queue.pop_front() else { continue };
-                let stop = Stop::new(execution.spec.timeout_ms).map(Arc::new);
-                if let Ok(stop) = &stop {
-                    let handle = Handle { stop: stop.clone(), brought: brought.clone() };
-                    state.running.insert(execution.attempt, handle);
-                }
-                (execution, stop)
+                let Some(queued) = state.queue.pop_front() else { continue };
+                let attempt = queued.execution.attempt;
+                let wishes = Arc::new(match &queued.found {
+                    None => Wishes::before(attempt, queued.execution.spec.timeout_ms),
+                    Some(found) => Wishes::during(attempt, found.clock.timeout_ms),
+                });
+                let handle = Handle { wishes: wishes.clone(), brought: brought.clone() };
+                state.running.insert(attempt, handle);
+                (queued, wishes)
             };
-            let attempt = execution.attempt;
-            let executed = match stop {
-                Ok(stop) => self.run(&execution, &stop, &brought),
-                Err(error) => {
-                    let message = format!("the attempt cannot be watched: {error}");
-                    never_ran(attempt, self.capabilities.sandbox, Outcome::Infrastructure, &message)
-                }
-            };
+            let attempt = queued.execution.attempt;
+            let executed = self.run(queued, &wishes, &brought);
             // Also of an attempt that never ran, nothing more will come.
             brought.iter().for_each(|stream| stream.end());
             {
@@ -319,6 +383,8 @@ impl Shared {
                 state.running.remove(&attempt);
                 state.accepted.remove(&attempt);
             }
+            // What is left to the next worker is not finished here.
+            let Some(executed) = executed else { continue };
             // A sink that panics must not take the thread and the queue behind it along.
             if catch_unwind(AssertUnwindSafe(|| self.finished(executed))).is_err() {
                 tracing::error!(task = %attempt.task, epoch = %attempt.epoch, "the event sink panicked");
@@ -326,19 +392,21 @@ impl Shared {
         }
     }
 
-    fn run(&self, execution: &Execution, stop: &Stop, brought: &[Arc<Brought>; 2]) -> Executed {
+    /// Runs an attempt or goes on with it; `None` when it is left to the next worker.
+    fn run(&self, queued: Queued, wishes: &Wishes, brought: &[Arc<Brought>; 2]) -> Option<Executed> {
         let ground = Ground { work: &self.work, keeper: &self.keeper, fence: self.fence };
+        let Queued { execution, found } = queued;
         let attempt = execution.attempt;
         let started = || (self.sink)(ExecutorEvent::Started(attempt));
-        // An attempt that panics still gets its one answer; its guard dies with the socket that is dropped.
-        catch_unwind(AssertUnwindSafe(|| attempt::run(&ground, execution, stop, brought, &started)))
-            .unwrap_or_else(|_| {
-                never_ran(
-                    attempt,
-                    self.capabilities.sandbox,
-                    Outcome::Infrastructure,
-                    "the worker failed at the attempt",
-                )
-            })
+        let run = AssertUnwindSafe(|| match found {
+            None => attempt::run(&ground, &execution, wishes, brought, &started),
+            Some(found) => attempt::resume(&ground, &execution, found, wishes, brought, &started),
+        });
+        // An attempt that panics still gets its one answer.
+        catch_unwind(run).unwrap_or_else(|_| {
+            self.keeper.release(attempt);
+            let message = "the worker failed at the attempt";
+            Some(never_ran(attempt, self.capabilities.sandbox, Outcome::Infrastructure, message))
+        })
     }
 }

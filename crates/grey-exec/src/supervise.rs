@@ -202,7 +202,7 @@ struct Spoken {
 }
 
 enum NotRun {
-    /// The worker was told already.
+    /// The shim was told already.
     Reported,
     Failed(Failure),
 }

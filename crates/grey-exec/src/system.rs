@@ -1,7 +1,7 @@
 //! The few system calls that have no safe form: the only unsafe code of Grey.
 //!
-//! All but [`wait_for`] is called by a launcher or its guards, which have one thread; [`SingleThread`] is the proof of it
-//! for what would be unsound otherwise.
+//! All of it is called by a shim or its guards, which have one thread; [`SingleThread`] is the proof of it for what would
+//! be unsound otherwise.
 #![allow(unsafe_code, reason = "fork, exec and signals have no safe form; each use says why it is sound")]
 
 use std::ffi::{CStr, CString};
@@ -10,12 +10,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::UnshareFlags;
 
 use crate::plan::{Consumed, Fence};
 
-/// Proof that the calling process had one thread when it was made, and starts none: only a launcher and its guards hold one.
+/// Proof that the calling process had one thread when it was made, and starts none: only a shim and its guards hold one.
 pub(crate) struct SingleThread(());
 
 impl SingleThread {
@@ -72,15 +72,15 @@ pub(crate) fn run_until_exec<F: FnMut()>(_proof: &SingleThread, mut brief: F) ->
     Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
 }
 
-/// Forks a child of this process's parent, into the namespaces that `fence` needs from the first instruction on. The
-/// child has one thread too and may do whatever this process may.
-pub(crate) fn fork_sibling(_proof: &SingleThread, fence: Fence) -> io::Result<Forked> {
+/// Forks a child into the namespaces that `fence` needs from the first instruction on. The child has one thread too and
+/// may do whatever this process may.
+pub(crate) fn fork_guard(_proof: &SingleThread, fence: Fence) -> io::Result<Forked> {
     let namespaces = match fence {
         Fence::Namespaces => libc::CLONE_NEWPID,
         Fence::UserNamespaces => libc::CLONE_NEWUSER | libc::CLONE_NEWPID,
         Fence::Subreaper => 0,
     };
-    let flags = libc::c_long::from(libc::CLONE_PARENT | namespaces);
+    let flags = libc::c_long::from(libc::SIGCHLD | namespaces);
     // SAFETY: without CLONE_VM the child has a copy of this one thread and its stack, as after fork(2); no pointer is
     // passed. The C library is not told; it keeps nothing about processes that the child would use.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
@@ -93,23 +93,60 @@ pub(crate) fn fork_sibling(_proof: &SingleThread, fence: Fence) -> io::Result<Fo
     }
 }
 
-/// Waits for the end of a child and returns what it used with its own waited-for children.
-pub(crate) fn wait_for(pid: Pid) -> io::Result<Consumed> {
+/// A child that has ended and was not waited for yet, with what it used and its own waited-for children; `None` when there
+/// is none.
+pub(crate) fn reap(_proof: &SingleThread) -> io::Result<Option<(Pid, Consumed)>> {
     loop {
         // SAFETY: the structure is plain numbers, for which zeroes are a value, and lives through the call; the status is
         // not asked for.
         let (result, usage) = unsafe {
             let mut usage: libc::rusage = std::mem::zeroed();
-            (libc::wait4(pid.as_raw_nonzero().get(), ptr::null_mut(), 0, &raw mut usage), usage)
+            (libc::wait4(-1, ptr::null_mut(), libc::WNOHANG, &raw mut usage), usage)
         };
-        if result > 0 {
-            return Ok(consumed(&usage));
+        if result >= 0 {
+            return Ok(Pid::from_raw(result).map(|pid| (pid, consumed(&usage))));
         }
         match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => {}
+            error if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
             error => return Err(error),
         }
     }
+}
+
+/// Closes every descriptor above standard error but these, at once: for a process that was forked with what it has no
+/// part in and never touches it.
+pub(crate) fn close_all_but(_proof: &SingleThread, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<libc::c_uint> =
+        kept.iter().filter_map(|descriptor| libc::c_uint::try_from(descriptor.as_raw_fd()).ok()).collect();
+    kept.sort_unstable();
+    let mut first: libc::c_uint = 3;
+    for number in kept {
+        if first < number {
+            // SAFETY: the caller's promise: owners of what is closed live on in the parent only.
+            unsafe { close_between(first, number.saturating_sub(1), 0) }?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    // SAFETY: as above.
+    unsafe { close_between(first, libc::c_uint::MAX, 0) }
+}
+
+/// Lets this process have as many descriptors open as it may ever have; how many they were before, where that is a change.
+pub(crate) fn raise_descriptors() -> Option<u64> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised).ok().and(limit.current)
+}
+
+/// Undoes [`raise_descriptors`], for a process whose programs expect what is usual.
+pub(crate) fn lower_descriptors(before: Option<u64>) {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // To lower a limit is always allowed.
+    let _ = before.map(|before| {
+        let lowered = Rlimit { current: Some(before), maximum: limit.maximum };
+        rustix::process::setrlimit(Resource::Nofile, lowered)
+    });
 }
 
 /// Leaves the process without running what a parent registered for its own exit.
@@ -127,14 +164,14 @@ pub(crate) fn unshare(_proof: &SingleThread, flags: UnshareFlags) -> io::Result<
 /// Marks every descriptor above standard error to be closed by the next exec.
 pub(crate) fn close_on_exec() -> io::Result<()> {
     // SAFETY: with this flag nothing is closed now.
-    unsafe { close_range(libc::CLOSE_RANGE_CLOEXEC) }
+    unsafe { close_between(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }
 }
 
 /// # Safety
-/// Without `CLOSE_RANGE_CLOEXEC` the descriptors are closed at once, so nobody may own one of them.
-unsafe fn close_range(flags: libc::c_uint) -> io::Result<()> {
+/// Without `CLOSE_RANGE_CLOEXEC` the descriptors are closed at once, so nobody in this process may use one of them again.
+unsafe fn close_between(first: libc::c_uint, last: libc::c_uint, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: no pointer is passed; what happens to the descriptors is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, flags) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -143,16 +180,16 @@ pub(crate) fn become_standard(descriptor: BorrowedFd<'_>, number: libc::c_int) -
     if !(0..=2).contains(&number) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: the descriptor is open; the standard ones are owned by nobody in a launcher and what is forked from it.
+    // SAFETY: the descriptor is open; the standard ones are owned by nobody in a shim and what is forked from it.
     let result = unsafe { libc::dup2(descriptor.as_raw_fd(), number) };
     if result == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes a launcher's channel from standard input: closes whatever else was inherited, and returns a close-on-exec copy
+/// Takes a shim's socket from standard input: closes whatever else was inherited, and returns a close-on-exec copy
 /// above the standard descriptors.
 pub(crate) fn take_channel(_proof: &SingleThread) -> io::Result<OwnedFd> {
     // SAFETY: the caller is at the start of `main`, where nothing in the process owns a descriptor above the standard ones.
-    unsafe { close_range(0) }?;
+    unsafe { close_between(3, libc::c_uint::MAX, 0) }?;
     // SAFETY: no pointer is passed, and the result is checked before it is owned.
     let copy = unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {

@@ -50,6 +50,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "proof_bundle", run: proofs::bundle, corpus: proofs::bundle_corpus, runs: 400 },
     Target { name: "proof_documents", run: proofs::documents, corpus: proofs::documents_corpus, runs: 3_000 },
     Target { name: "launch_plan", run: shell::launch_plan, corpus: shell::launch_corpus, runs: 3_000 },
+    Target { name: "shim_messages", run: shell::shim_messages, corpus: shell::shim_corpus, runs: 5_000 },
+    Target { name: "adopted", run: shell::adopted, corpus: shell::adopted_corpus, runs: 1_500 },
     Target { name: "output_pattern", run: shell::output_pattern, corpus: shell::pattern_corpus, runs: 1_500 },
     Target {
         name: "submission",

@@ -1,16 +1,16 @@
-//! What a worker reads back: its outbox, and what its launchers say.
+//! What a worker reads back: its outbox, what its shim and guards say, and what it kept with attempts.
 
-use grey_agent::{Agent, AgentError, AgentOptions, Output};
+use grey_agent::{Adoptable, Agent, AgentError, AgentOptions, KeepOptions, Output};
 use grey_core::{
-    AttemptResult, Content, Epoch, ExecutorKind, Finished, FromWorker, JobId, Outcome, OutputFile,
-    ReportedRun, Resources, RunContext, SandboxLevel, Signer, TaskId, TaskRange, Usage, UsageSource,
-    WorkerId, limits,
+    Assignment, AttemptId, AttemptResult, Content, Epoch, ExecutorKind, Finished, FromWorker, JobId, Outcome,
+    OutputFile, Placement, ReportedRun, Resources, Retries, RunContext, SandboxLevel, Signer, TaskId,
+    TaskRange, TaskSpec, Usage, UsageSource, WorkerId, limits,
 };
 use grey_proof::{Digest, SigningKey};
 
 use crate::bytes::Bytes;
 
-fn agent(records: &[(u64, Vec<u8>)]) -> Result<Agent, AgentError> {
+fn agent(records: &[(u64, Vec<u8>)], adoptable: &[Adoptable]) -> Result<Agent, AgentError> {
     let options = AgentOptions {
         signer: Signer { cluster: Digest::of(b"c"), node: Digest::of(b"n"), certificate: Digest::of(b"z") },
         name: "host".to_owned(),
@@ -20,11 +20,11 @@ fn agent(records: &[(u64, Vec<u8>)]) -> Result<Agent, AgentError> {
         labels: Vec::new(),
         devices: Vec::new(),
         parallel: 4,
-        lease: None,
+        lease: Some(KeepOptions::default()),
         salt_seed: [5; 32],
     };
     let found = records.iter().map(|(key, bytes)| (*key, bytes.as_slice()));
-    Agent::new(options, SigningKey::from_seed([2; 32]), found)
+    Agent::new(options, SigningKey::from_seed([2; 32]), found, adoptable)
 }
 
 /// Records that an earlier life left: they are refused, or announced in numbers that a report may have.
@@ -35,7 +35,7 @@ pub(crate) fn outbox_records(data: &[u8]) {
     let second = bytes.rest().to_vec();
     let records = [(key, second), (key.saturating_add(1), first)];
     for records in [records.get(..1).unwrap_or_default(), &records] {
-        let Ok(mut agent) = agent(records) else { continue };
+        let Ok(mut agent) = agent(records, &[]) else { continue };
         agent.announce();
         agent.registered(WorkerId(1), &[]);
         drop(agent.settle());
@@ -96,7 +96,7 @@ pub(crate) fn outbox_corpus() -> Vec<Vec<u8>> {
     records.into_iter().map(|record| [vec![5, 0], record].concat()).collect()
 }
 
-/// A plan as a launcher reads it, and reports as a worker reads them.
+/// A plan as a guard reads it, and reports as a shim reads them.
 pub(crate) fn launch_plan(data: &[u8]) {
     if let Some(written) = grey_exec::fuzzing::plan(data) {
         assert_eq!(grey_exec::fuzzing::plan(&written), Some(written.clone()), "a plan reads back as written");
@@ -114,6 +114,81 @@ pub(crate) fn launch_plan(data: &[u8]) {
 
 pub(crate) fn launch_corpus() -> Vec<Vec<u8>> {
     grey_exec::fuzzing::examples()
+}
+
+/// Messages of a worker, and of a shim.
+pub(crate) fn shim_messages(data: &[u8]) {
+    for read in [grey_exec::fuzzing::to_shim, grey_exec::fuzzing::from_shim] {
+        if let Some(written) = read(data) {
+            assert_eq!(read(&written), Some(written.clone()), "a message reads back as written");
+        }
+    }
+}
+
+pub(crate) fn shim_corpus() -> Vec<Vec<u8>> {
+    grey_exec::fuzzing::messages()
+}
+
+/// Records that are kept with attempts: one that is none of a worker's is released, another is held and gone on with.
+pub(crate) fn adopted(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let task = TaskId(bytes.near(9));
+    let record = bytes.rest().to_vec();
+    let attempt = AttemptId { task, epoch: Epoch(2) };
+    let adoptable = [Adoptable { attempt, record, timeout_ms: 5 }];
+    let Ok(mut agent) = agent(&[], &adoptable) else { panic!("a record stops a worker") };
+    let outputs: Vec<Output> = agent.outputs().collect();
+    let released = outputs.iter().any(|output| matches!(output, Output::Release(_)));
+    let adopted = outputs.iter().any(|output| matches!(output, Output::Adopt(_)));
+    assert_eq!((agent.held() == 1, agent.running() == 1), (adopted, adopted));
+    assert_ne!(adopted, released, "it is one or the other");
+    let held = outputs.iter().find_map(|output| match output {
+        Output::Send(FromWorker::Register(register)) => Some(register.holding.len()),
+        _ => None,
+    });
+    assert_eq!(held, Some(usize::from(adopted)), "what is held is announced");
+    agent.finished(attempt, run(1, 1).finished.result, Usage::default());
+    assert_eq!((agent.held(), agent.running()), (0, 0));
+}
+
+/// Records as an agent makes them, after the number of a task.
+pub(crate) fn adopted_corpus() -> Vec<Vec<u8>> {
+    let Ok(mut agent) = agent(&[], &[]) else { return Vec::new() };
+    agent.registered(WorkerId(1), &[]);
+    let spec = TaskSpec {
+        name: "n".to_owned(),
+        executor: ExecutorKind::Process,
+        command: vec!["sh".to_owned(), "-c".to_owned()],
+        environment: vec![("A".to_owned(), "b".to_owned())],
+        stdin: None,
+        inputs: Vec::new(),
+        outputs: vec!["*".to_owned()],
+        resources: Resources::default(),
+        priority: 1,
+        devices: Vec::new(),
+        constraints: Default::default(),
+        retries: Retries::default(),
+        timeout_ms: 7,
+        output_limit_bytes: 9,
+    };
+    let tasks = TaskRange { first: TaskId(9), count: 2 };
+    agent.assign(&Assignment {
+        placement: Placement { worker: WorkerId(1), tasks, epoch: Epoch(2) },
+        job: JobId(3),
+        group: TaskId(9),
+        tenant: "default".into(),
+        spec: spec.into(),
+        stage: None,
+        timeout_ms: 7,
+        term: 4,
+        index: 5,
+    });
+    drop(agent.settle());
+    let started = agent.outputs().filter_map(|output| match output {
+        Output::Execute(start) => Some(start.record),
+        _ => None,
+    });
+    started.flat_map(|record| [[vec![0], record.clone()].concat(), record]).collect()
 }
 
 /// A pattern and a path: matching ends within its budget, and a text without wildcards matches itself.

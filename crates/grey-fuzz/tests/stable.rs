@@ -105,6 +105,8 @@ targets![
     proof_bundle,
     proof_documents,
     launch_plan,
+    shim_messages,
+    adopted,
     output_pattern,
     submission,
     task_stream,

@@ -39,6 +39,7 @@ impl Inspection {
         let options = ProcessOptions {
             work_dir: work_dir.to_path_buf(),
             launcher: launcher.to_path_buf(),
+            door: None,
             max_running: 1,
             resources: machine_resources(work_dir)?,
         };

@@ -338,6 +338,8 @@ async fn start_worker(
     let process_options = ProcessOptions {
         work_dir: options.data_dir.join("attempts"),
         launcher: options.launcher.clone(),
+        // This process is the whole cluster: nobody would take up what outlives it.
+        door: None,
         max_running: PROCESSES_AT_ONCE,
         resources,
     };
@@ -360,7 +362,7 @@ async fn start_worker(
     let key = identity.report_key();
     let journal = Journal::open(disk)?;
     let outbox = journal.entries().iter().map(|(key, bytes)| (*key, bytes.as_slice()));
-    let agent = Agent::new(agent_options, key, outbox)?;
+    let agent = Agent::new(agent_options, key, outbox, &[])?;
     let wiring = WorkerWiring {
         leader: Leader::Here(engine.control.clone()),
         itself,

@@ -91,6 +91,8 @@ pub(crate) struct Worker {
     wiring: WorkerWiring,
     /// Attempts whose inputs are being read, and what was wished of them meanwhile.
     preparing: BTreeMap<AttemptId, Wishes>,
+    /// The end of the lease that the executor was told last, in microseconds of the agent's clock.
+    lease_end_us: Option<u64>,
     /// Attempts that ended in this life, by the class of their outcome.
     ended: BTreeMap<&'static str, u64>,
     last_elapse: Instant,
@@ -107,6 +109,7 @@ impl Worker {
             journal,
             wiring,
             preparing: BTreeMap::new(),
+            lease_end_us: None,
             ended: BTreeMap::new(),
             last_elapse: now,
             announced: now,
@@ -164,10 +167,7 @@ impl Worker {
             WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
-            WorkerMessage::Stored(attempt, result, usage) => {
-                self.release(attempt);
-                self.has_result(attempt, *result, usage);
-            }
+            WorkerMessage::Stored(attempt, result, usage) => self.has_result(attempt, *result, usage),
             WorkerMessage::Unreported(reply) => {
                 // Who asked and is gone needs no answer.
                 drop(reply.send(self.agent.unreported_blobs().map(|blob| blob.digest).collect()));
@@ -180,12 +180,7 @@ impl Worker {
     fn finished(&mut self, executed: Executed) {
         let (attempt, usage) = (executed.attempt, executed.usage);
         match inline(executed) {
-            Ok(result) => {
-                if result.sandbox != SandboxLevel::None {
-                    self.release(attempt);
-                }
-                self.has_result(attempt, result, usage);
-            }
+            Ok(result) => self.has_result(attempt, result, usage),
             Err(executed) => {
                 let (blobs, itself) = (self.wiring.inputs.blobs.clone(), self.wiring.itself.clone());
                 self.wiring.runtime.spawn(async move {
@@ -205,15 +200,32 @@ impl Worker {
         self.agent.finished(attempt, result, usage);
     }
 
-    /// Removing what an attempt left takes as long as it left files, so it is not done on this thread.
-    fn release(&self, attempt: AttemptId) {
+    /// Removing what attempts left takes as long as they left files, so it is not done on this thread.
+    fn release(&self, attempts: Vec<AttemptId>) {
         let process = self.wiring.process.clone();
-        self.wiring.runtime.spawn_blocking(move || process.release(attempt));
+        let remove = move || attempts.into_iter().for_each(|attempt| process.release(attempt));
+        self.wiring.runtime.spawn_blocking(remove);
+    }
+
+    /// Has the executor end what runs when the lease does, also when this process is not there any more. To be called before
+    /// anything is started under the lease.
+    fn tell_lease(&mut self) {
+        let Some((end_us, now_us)) = self.agent.lease_end_and_now_us() else { return };
+        if self.lease_end_us == Some(end_us) {
+            return;
+        }
+        self.lease_end_us = Some(end_us);
+        // The agent's clock stands where it was moved to last. What has passed since is taken off.
+        let passed_us = u64::try_from(self.last_elapse.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let left_us = end_us.saturating_sub(now_us).saturating_sub(passed_us);
+        let end_ns = grey_exec::boot_ns().saturating_add(left_us.saturating_mul(1_000));
+        self.wiring.process.hold_until(end_ns);
     }
 
     fn act(&mut self) -> Result<(), NodeError> {
         self.agent.settle()?;
         loop {
+            self.tell_lease();
             let outputs: Vec<Output> = self.agent.outputs().collect();
             if outputs.is_empty() {
                 return Ok(());
@@ -233,6 +245,8 @@ impl Worker {
                 Leader::Elsewhere(link) => drop(link.send(message)),
             },
             Output::Execute(start) => self.execute(start),
+            Output::Adopt(start) => self.wiring.process.adopt(execution(start)),
+            Output::Release(attempts) => self.release(attempts),
             Output::Stop(attempt, reason) => match self.preparing.get_mut(&attempt) {
                 Some(wishes) => wishes.stop = Some(reason),
                 None => self.wiring.process.stop(attempt, reason),
@@ -250,28 +264,12 @@ impl Worker {
     }
 
     fn execute(&mut self, start: Start) {
-        let mut execution = Execution {
-            attempt: start.attempt,
-            job: start.job,
-            index: start.index,
-            spec: start.spec,
-            stdin: None,
-            inputs: Vec::new(),
-        };
-        if execution.spec.timeout_ms != start.timeout_ms {
-            Arc::make_mut(&mut execution.spec).timeout_ms = start.timeout_ms;
-        }
-        for (kind, numbers) in start.devices {
-            let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
-            let variable = (format!("GREY_DEVICE_{}", kind.to_uppercase()), numbers.join(","));
-            Arc::make_mut(&mut execution.spec).environment.push(variable);
-        }
+        let (stage, assigned_index) = (start.stage.clone(), start.assigned_index);
+        let mut execution = execution(start);
         match execution.spec.executor {
             ExecutorKind::Noop => return self.wiring.noop.start(execution),
             ExecutorKind::Process
-                if execution.spec.stdin.is_none()
-                    && execution.spec.inputs.is_empty()
-                    && start.stage.is_none() =>
+                if execution.spec.stdin.is_none() && execution.spec.inputs.is_empty() && stage.is_none() =>
             {
                 return self.wiring.process.start(execution);
             }
@@ -280,7 +278,7 @@ impl Worker {
         self.preparing.insert(execution.attempt, Wishes::default());
         let (inputs, itself) = (self.wiring.inputs.clone(), self.wiring.itself.clone());
         self.wiring.runtime.spawn(async move {
-            let outcome = prepare(&inputs, &mut execution, start.stage, start.assigned_index).await;
+            let outcome = prepare(&inputs, &mut execution, stage, assigned_index).await;
             drop(itself.send(WorkerMessage::Prepared(Box::new(execution), outcome)));
         });
     }
@@ -306,6 +304,21 @@ impl Worker {
         let (result, usage) = unstarted(reason, &message);
         self.has_result(execution.attempt, result, usage);
     }
+}
+
+/// What an executor is told of an attempt, before its inputs are found.
+fn execution(start: Start) -> Execution {
+    let mut spec = start.spec;
+    if spec.timeout_ms != start.timeout_ms {
+        Arc::make_mut(&mut spec).timeout_ms = start.timeout_ms;
+    }
+    for (kind, numbers) in start.devices {
+        let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+        let variable = (format!("GREY_DEVICE_{}", kind.to_uppercase()), numbers.join(","));
+        Arc::make_mut(&mut spec).environment.push(variable);
+    }
+    let (attempt, job, index, record) = (start.attempt, start.job, start.index, start.record);
+    Execution { attempt, job, index, spec, stdin: None, inputs: Vec::new(), record }
 }
 
 /// Finds an attempt's inputs and checks their content, those included that other tasks left for it.

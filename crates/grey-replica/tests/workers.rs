@@ -85,7 +85,7 @@ impl House {
         };
         let mut house = House {
             server: Server::with_options(replica, server).unwrap(),
-            agent: Agent::new(agent, key(), []).unwrap(),
+            agent: Agent::new(agent, key(), [], &[]).unwrap(),
             up: true,
             swallow: 0,
             running: BTreeSet::new(),
@@ -239,7 +239,8 @@ impl House {
                 self.finish(attempt, outcome);
             }
             AgentOutput::Persist(_) => self.agent.persisted(),
-            AgentOutput::Send(_) | AgentOutput::ChangeTimeout(..) => {}
+            AgentOutput::Adopt(start) => drop(self.running.insert(start.attempt)),
+            AgentOutput::Send(_) | AgentOutput::ChangeTimeout(..) | AgentOutput::Release(_) => {}
         }
     }
 

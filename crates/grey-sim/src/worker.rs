@@ -167,7 +167,7 @@ impl Worker {
         };
         let key = identity.key();
         let found = journal.entries().iter().map(|(key, value)| (*key, value.as_slice()));
-        let agent = Agent::new(options, key, found).map_err(|error| error.to_string())?;
+        let agent = Agent::new(options, key, found, &[]).map_err(|error| error.to_string())?;
         Ok(Worker {
             agent,
             journal,
@@ -318,6 +318,8 @@ impl Worker {
                     one.timeout_ms = timeout_ms;
                 }
             }
+            // No worker here outlives another.
+            Output::Adopt(_) | Output::Release(_) => {}
             Output::Persist(changes) => {
                 self.to_write = Some(changes);
                 self.ordered.push(Ordered::JournalWork);

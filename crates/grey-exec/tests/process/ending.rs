@@ -191,7 +191,7 @@ fn started_comes_once_and_only_when_the_program_runs() {
     for level in LEVELS {
         let rig = Rig::with(level, 4);
         let attempt = fresh_attempt();
-        rig.executor.start(execution(attempt, spec(&["true"])));
+        rig.executor.start(execution(attempt, spec(&["sleep", "0.3"])));
         rig.expect_started(attempt);
         assert_eq!(rig.expect_finished().attempt, attempt);
         rig.executor.start(execution(fresh_attempt(), spec(&["grey-has-no-such-program"])));

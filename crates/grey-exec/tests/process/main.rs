@@ -10,9 +10,10 @@
 
 mod ending;
 mod files;
-mod launcher;
 mod many;
+mod outlive;
 mod rig;
+mod shim;
 mod tree;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,16 +30,19 @@ fn main() {
     grey_exec::launcher::run_if_requested();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some((role, rest)) = arguments.split_first()
-        && (tree::played(role, rest) || launcher::played(role, rest))
+        && (tree::played(role, rest) || shim::played(role, rest) || outlive::played(role, rest))
     {
         return;
     }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let tests: Vec<Test> = [ending::TESTS, files::TESTS, tree::TESTS, launcher::TESTS, many::TESTS]
-        .concat()
-        .into_iter()
-        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
-        .collect();
+    let tests: Vec<Test> =
+        [ending::TESTS, files::TESTS, tree::TESTS, shim::TESTS, outlive::TESTS, many::TESTS]
+            .concat()
+            .into_iter()
+            .filter(|(name, _)| {
+                filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+            })
+            .collect();
     if arguments.iter().any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return;

@@ -66,6 +66,7 @@ pub(crate) fn execution(attempt: AttemptId, spec: TaskSpec) -> Execution {
         spec: Arc::new(spec),
         stdin: None,
         inputs: Vec::new(),
+        record: Vec::new(),
     }
 }
 
@@ -146,6 +147,7 @@ pub(crate) fn options(work_dir: &Path, max_running: usize) -> ProcessOptions {
     ProcessOptions {
         work_dir: work_dir.to_path_buf(),
         launcher: "/proc/self/exe".into(),
+        door: None,
         max_running,
         resources: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 },
     }

@@ -32,6 +32,8 @@ use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, link_
 use crate::threads::spawn;
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
+/// Where the shim listens that holds what runs: in the data directory.
+const DOOR_FILE: &str = "shim.sock";
 /// How long what is under way may take at the end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -46,7 +48,8 @@ pub struct WorkerReady {
     pub sandbox: String,
 }
 
-/// Runs a worker until it is told to end or cannot go on. `launcher` is the binary that is re-executed as a task's launcher.
+/// Runs a worker until it is told to end or cannot go on. What runs outlives it until its lease ends: the next worker on the same
+/// directory goes on with it. `launcher` is the binary that is re-executed as a task's launcher.
 ///
 /// # Errors
 /// Why it cannot start, or go on.
@@ -110,10 +113,16 @@ async fn work(
     let process_options = ProcessOptions {
         work_dir: directory.join("attempts"),
         launcher,
+        door: Some(directory.join(DOOR_FILE)),
         max_running: PROCESSES_AT_ONCE,
         resources,
     };
-    let process: Arc<dyn Executor> = Arc::new(ProcessExecutor::new(process_options, sink.clone())?);
+    let process = ProcessExecutor::new(process_options, sink.clone())?;
+    let adoptable = process.adoptable();
+    if !adoptable.is_empty() {
+        tracing::info!(attempts = adoptable.len(), "going on with what outlived the worker before this one");
+    }
+    let process: Arc<dyn Executor> = Arc::new(process);
     let noop: Arc<dyn Executor> = Arc::new(NoopExecutor::new(resources, sink));
     let capabilities = process.capabilities();
     let options = AgentOptions {
@@ -131,7 +140,7 @@ async fn work(
     };
     let journal = Journal::open(disk)?;
     let outbox = journal.entries().iter().map(|(key, bytes)| (*key, bytes.as_slice()));
-    let agent = Agent::new(options, key, outbox)?;
+    let agent = Agent::new(options, key, outbox, &adoptable)?;
     let local = Arc::new(BlobStore::open(&directory.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
     let (say, said) = unbounded_channel();

@@ -1,4 +1,4 @@
-//! The launcher that all attempts are forked from: what is lost with it, and what passes through it.
+//! The shim that all attempts are forked from: what is lost with it, and what passes through it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
@@ -13,25 +13,29 @@ use grey_core::{AttemptId, Outcome, SandboxLevel};
 use grey_exec::ProcessExecutor;
 
 use crate::Test;
-use crate::rig::{LEVELS, Rig, execution, fresh_attempt, lives, mark, options, script, sink, spec};
+use crate::rig::{LEVELS, Rig, execution, fresh_attempt, lives, mark, options, script, sink, spec, text};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("a_lost_launcher_costs_no_attempt", || alone("a_lost_launcher_costs_no_attempt")),
-    ("a_launcher_lost_at_any_moment_leaves_one_end_each", || {
-        alone("a_launcher_lost_at_any_moment_leaves_one_end_each")
+    ("a_lost_shim_takes_its_attempts_along_and_another_takes_its_place", || {
+        alone("a_lost_shim_takes_its_attempts_along_and_another_takes_its_place")
     }),
-    ("a_stuck_launcher_is_replaced", || alone("a_stuck_launcher_is_replaced")),
-    ("nothing_of_a_task_stays_with_the_launcher", || alone("nothing_of_a_task_stays_with_the_launcher")),
+    ("a_shim_lost_at_any_moment_leaves_one_end_each", || {
+        alone("a_shim_lost_at_any_moment_leaves_one_end_each")
+    }),
+    ("a_stuck_shim_is_replaced", || alone("a_stuck_shim_is_replaced")),
+    ("a_stuck_shim_outlives_no_lease", || alone("a_stuck_shim_outlives_no_lease")),
+    ("nothing_of_a_task_stays_with_the_shim", || alone("nothing_of_a_task_stays_with_the_shim")),
     ("attempts_share_no_descriptor", || alone("attempts_share_no_descriptor")),
-    ("a_killed_worker_takes_its_launcher_and_all_attempts_along", a_killed_worker_takes_all_along),
+    ("a_killed_worker_takes_its_shim_and_all_attempts_along", a_killed_worker_takes_all_along),
 ];
 
 /// Tests that look at every child of their process, and so run in one of their own.
 const ALONE: &[Test] = &[
-    ("a_lost_launcher_costs_no_attempt", a_lost_launcher_costs_no_attempt),
-    ("a_launcher_lost_at_any_moment_leaves_one_end_each", a_launcher_lost_at_any_moment),
-    ("a_stuck_launcher_is_replaced", a_stuck_launcher_is_replaced),
-    ("nothing_of_a_task_stays_with_the_launcher", nothing_of_a_task_stays),
+    ("a_lost_shim_takes_its_attempts_along_and_another_takes_its_place", a_lost_shim_takes_all_along),
+    ("a_shim_lost_at_any_moment_leaves_one_end_each", a_shim_lost_at_any_moment),
+    ("a_stuck_shim_is_replaced", a_stuck_shim_is_replaced),
+    ("a_stuck_shim_outlives_no_lease", a_stuck_shim_outlives_no_lease),
+    ("nothing_of_a_task_stays_with_the_shim", nothing_of_a_task_stays),
     ("attempts_share_no_descriptor", attempts_share_no_descriptor),
 ];
 
@@ -56,12 +60,12 @@ pub(crate) fn played(role: &str, arguments: &[String]) -> bool {
     }
 }
 
-fn kill(signal: &str, pid: u32) {
+pub(crate) fn kill(signal: &str, pid: u32) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
 /// State and parent of every process.
-fn processes() -> BTreeMap<u32, (char, u32)> {
+pub(crate) fn processes() -> BTreeMap<u32, (char, u32)> {
     let entries = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         let pid = path.file_name()?.to_str()?.parse().ok()?;
@@ -72,7 +76,7 @@ fn processes() -> BTreeMap<u32, (char, u32)> {
     entries.collect()
 }
 
-fn children(parent: u32) -> Vec<u32> {
+pub(crate) fn children(parent: u32) -> Vec<u32> {
     processes().into_iter().filter(|(_, (_, above))| *above == parent).map(|(pid, _)| pid).collect()
 }
 
@@ -83,37 +87,29 @@ fn descriptors(pid: u32) -> Vec<PathBuf> {
     links.filter_map(Result::ok).collect()
 }
 
-/// The guard of a running attempt is the child that has its directory open.
-fn guard(rig: &Rig, attempt: AttemptId) -> u32 {
+/// The guard of a running attempt is the child of the shim that has its directory open.
+pub(crate) fn guard(rig: &Rig, attempt: AttemptId) -> u32 {
     let directory = rig.directory(attempt);
     let holds = |pid: &u32| descriptors(*pid).contains(&directory);
-    children(std::process::id()).into_iter().find(holds).expect("the attempt has no guard")
+    let shims = children(std::process::id()).into_iter().filter(|pid| is_shim(*pid));
+    shims.flat_map(children).find(holds).expect("the attempt has no guard")
 }
 
-/// The launcher is the child with one socket and nothing else open.
-fn launcher(parent: u32) -> Option<u32> {
-    children(parent).into_iter().find(|pid| {
-        let open: Vec<String> = descriptors(*pid)
-            .iter()
-            .map(|link| link.display().to_string())
-            .filter(|link| link != "/dev/null")
-            .collect();
-        open.len() == 1 && open.iter().all(|link| link.starts_with("socket:"))
-    })
+fn is_shim(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0__grey-launch\0"))
 }
 
-/// The launcher, once it has closed what it was given for a guard.
-fn idle_launcher(parent: u32) -> u32 {
-    let begin = Instant::now();
-    loop {
-        if let Some(pid) = launcher(parent) {
-            return pid;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(30), "no launcher");
-    }
+/// The shim of a worker that has one.
+fn shim(parent: u32) -> Option<u32> {
+    children(parent).into_iter().find(|pid| is_shim(*pid))
 }
 
-fn wait_until(what: &str, reached: impl Fn() -> bool) {
+fn the_shim(parent: u32) -> u32 {
+    wait_until("a shim", || shim(parent).is_some());
+    shim(parent).unwrap()
+}
+
+pub(crate) fn wait_until(what: &str, reached: impl Fn() -> bool) {
     let begin = Instant::now();
     while !reached() {
         assert!(begin.elapsed() < Duration::from_secs(30), "{what} did not come");
@@ -129,37 +125,42 @@ fn start_all(rig: &Rig, attempts: &[AttemptId], text: &str) {
     }
 }
 
-fn a_lost_launcher_costs_no_attempt() {
+fn a_lost_shim_takes_all_along() {
     for level in LEVELS {
         let rig = Rig::with(level, 8);
+        let mark = mark();
         let running = [(); 4].map(|()| fresh_attempt());
-        let go = rig.root.path().join("go");
-        start_all(&rig, &running, &format!("while ! test -e {}; do sleep 0.01; done", go.display()));
-        let first = idle_launcher(std::process::id());
+        start_all(&rig, &running, &format!("echo said; trap '' TERM; setsid sleep {mark} & sleep {mark}"));
+        wait_until("their output", || {
+            running.iter().all(|attempt| rig.directory(*attempt).join("stdout").exists())
+        });
+        let first = the_shim(std::process::id());
         kill("-KILL", first);
+        for _ in running {
+            let executed = rig.expect_finished();
+            assert_eq!(executed.outcome, Outcome::Infrastructure);
+            assert!(executed.message.contains("shim"), "{}", executed.message);
+            assert_eq!(text(&executed.stdout), "said\n", "what it wrote is not lost");
+        }
+        assert!(!lives(&mark), "a process outlived its shim at level {level:?}");
         let later: Vec<AttemptId> = (0..20).map(|_| fresh_attempt()).collect();
         later.iter().for_each(|attempt| rig.executor.start(execution(*attempt, spec(&["true"]))));
         let mut ended = BTreeSet::new();
-        let mut take = |count: usize| {
-            while ended.len() < count {
-                if let ExecutorEvent::Finished(executed) = rig.event() {
-                    assert_eq!(executed.outcome, Outcome::Exited(0), "{}", executed.message);
-                    assert!(ended.insert(executed.attempt), "an attempt ended twice");
-                }
+        while ended.len() < later.len() {
+            if let ExecutorEvent::Finished(executed) = rig.event() {
+                assert_eq!(executed.outcome, Outcome::Exited(0), "{}", executed.message);
+                assert!(ended.insert(executed.attempt), "an attempt ended twice");
             }
-        };
-        take(later.len());
-        let second = idle_launcher(std::process::id());
-        assert!(second != first && !processes().contains_key(&first), "the lost launcher was not reaped");
-        std::fs::write(go, "").unwrap();
-        take(later.len() + running.len());
+        }
+        let second = the_shim(std::process::id());
+        assert!(second != first && !processes().contains_key(&first), "the lost shim was not reaped");
         assert!(rig.is_silent());
         drop(rig);
-        wait_until("the launcher's end", || children(std::process::id()).is_empty());
+        wait_until("the shim's end", || children(std::process::id()).is_empty());
     }
 }
 
-fn a_launcher_lost_at_any_moment() {
+fn a_shim_lost_at_any_moment() {
     for level in LEVELS {
         let rig = Rig::with(level, 4);
         let over = AtomicBool::new(false);
@@ -168,7 +169,7 @@ fn a_launcher_lost_at_any_moment() {
             let killer = scope.spawn(|| {
                 let mut kills = 0;
                 while !over.load(Ordering::SeqCst) {
-                    if let Some(pid) = launcher(std::process::id()) {
+                    if let Some(pid) = shim(std::process::id()) {
                         // It may have been replaced since, as what was killed before.
                         kills += u32::from(
                             rustix::process::kill_process(
@@ -178,6 +179,8 @@ fn a_launcher_lost_at_any_moment() {
                             .is_ok(),
                         );
                     }
+                    // So that some attempts have the time to end.
+                    std::thread::sleep(Duration::from_millis(15));
                 }
                 kills
             });
@@ -199,8 +202,8 @@ fn a_launcher_lost_at_any_moment() {
             over.store(true, Ordering::SeqCst);
             killer.join().unwrap()
         });
-        assert!(kills > 10, "the launcher was killed {kills} times only");
-        println!("{kills} launchers were killed at {level:?}: {good} attempts ran, {lost} could not");
+        assert!(kills > 10, "the shim was killed {kills} times only");
+        println!("{kills} shims were killed at {level:?}: {good} attempts ran, {lost} could not");
         let after = rig.run(spec(&["true"]));
         assert_eq!(after.outcome, Outcome::Exited(0), "{}", after.message);
         drop(rig);
@@ -208,16 +211,32 @@ fn a_launcher_lost_at_any_moment() {
     }
 }
 
-fn a_stuck_launcher_is_replaced() {
+fn a_stuck_shim_is_replaced() {
     let rig = Rig::new();
-    let first = idle_launcher(std::process::id());
+    let first = the_shim(std::process::id());
     kill("-STOP", first);
-    // Noticing takes ten seconds, which count as the attempt's.
-    let mut patient = spec(&["true"]);
-    patient.timeout_ms = 50_000;
-    let executed = rig.run(patient);
+    // Noticing takes ten seconds.
+    let executed = rig.run(spec(&["true"]));
+    assert_eq!(executed.outcome, Outcome::Infrastructure, "{}", executed.message);
+    let executed = rig.run(spec(&["true"]));
     assert_eq!(executed.outcome, Outcome::Exited(0), "{}", executed.message);
-    assert!(rig.is_silent() && idle_launcher(std::process::id()) != first);
+    assert!(rig.is_silent() && the_shim(std::process::id()) != first);
+}
+
+fn a_stuck_shim_outlives_no_lease() {
+    for level in LEVELS {
+        let rig = Rig::with(level, 4);
+        let mark = mark();
+        let attempt = fresh_attempt();
+        rig.executor.start(execution(attempt, spec(&["sleep", &mark])));
+        rig.expect_started(attempt);
+        kill("-STOP", the_shim(std::process::id()));
+        let begun = Instant::now();
+        rig.executor.hold_until(grey_exec::boot_ns() + 500_000_000);
+        assert_eq!(rig.expect_finished().outcome, Outcome::Infrastructure);
+        assert!(begun.elapsed() >= Duration::from_millis(500) && begun.elapsed() < Duration::from_secs(5));
+        assert!(!lives(&mark));
+    }
 }
 
 /// Whether a secret lies anywhere in what a process may write to, or in its environment.
@@ -255,7 +274,7 @@ fn nothing_of_a_task_stays() {
         rig.executor.start(knowing);
         rig.expect_started(attempt);
         assert!(remembers(guard(&rig, attempt), secret.as_bytes()), "this test finds nothing");
-        assert!(!remembers(idle_launcher(std::process::id()), secret.as_bytes()));
+        assert!(!remembers(the_shim(std::process::id()), secret.as_bytes()));
         let other = fresh_attempt();
         start_all(&rig, &[other], "sleep 1000");
         let guard = guard(&rig, other);
@@ -271,7 +290,6 @@ fn attempts_share_no_descriptor() {
         let rig = Rig::with(level, 8);
         let attempts = [(); 8].map(|()| fresh_attempt());
         start_all(&rig, &attempts, "exec sleep 1000");
-        let launcher = idle_launcher(std::process::id());
         let mut owners: BTreeMap<PathBuf, u32> = BTreeMap::new();
         let shared = ["/dev/null", "anon_inode:[signalfd]"].map(PathBuf::from);
         let mut claim = |pid: u32| {
@@ -283,7 +301,6 @@ fn attempts_share_no_descriptor() {
             }
             own.len()
         };
-        assert_eq!(claim(launcher), 1);
         for attempt in attempts {
             let guard = guard(&rig, attempt);
             // Its channel, two pipes, the lock of the directory.
@@ -324,13 +341,14 @@ fn a_killed_worker_takes_all_along() {
         let lines = BufReader::new(worker.stdout.take().unwrap()).lines();
         assert!(lines.take(8).all(|line| line.unwrap() == "started"));
         let below = children(worker.id());
-        assert_eq!(below.len(), 9, "a launcher and eight guards: {below:?}");
-        assert!(below.contains(&idle_launcher(worker.id())));
+        assert_eq!(below, [the_shim(worker.id())], "a shim and nothing else");
+        let guards = children(the_shim(worker.id()));
+        assert_eq!(guards.len(), 8, "{guards:?}");
         worker.kill().unwrap();
         worker.wait().unwrap();
-        wait_until("the end of the launcher and of every guard", || {
+        wait_until("the end of the shim and of every guard", || {
             let left = processes();
-            below.iter().all(|pid| left.get(pid).is_none_or(|(state, _)| *state == 'Z'))
+            below.iter().chain(&guards).all(|pid| left.get(pid).is_none_or(|(state, _)| *state == 'Z'))
         });
         let (sink, _events) = sink();
         let _next_life = ProcessExecutor::new(options(root.path(), 1), sink).unwrap();
