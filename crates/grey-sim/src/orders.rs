@@ -77,9 +77,17 @@ impl World {
         }
     }
 
+    /// Whether tenants and workers are this operator's affair, and nobody else's.
+    fn gives_orders(&self) -> bool {
+        [Fault::TenantChange, Fault::Cordon, Fault::WorkerLeave].iter().any(|fault| self.plan.has(*fault))
+    }
+
     /// Takes the next steps, through the server that leads.
     pub fn carry_out_orders(&mut self, index: NodeIndex) -> Result<(), Ended> {
         let (now_us, calm) = (self.now_us, self.calm);
+        if !self.gives_orders() {
+            return Ok(());
+        }
         if now_us < self.orders.looked_us + LOOK_US || self.leader() != Some(index) {
             return Ok(());
         }
@@ -160,6 +168,9 @@ impl World {
 
     /// What an operator wanted for a while and has not yet taken back.
     pub fn open_orders(&self, leader: NodeIndex) -> Option<String> {
+        if !self.gives_orders() {
+            return None;
+        }
         let state = self.nodes.get(leader).and_then(Node::server)?.replica().state();
         if let Some(tenant) = (1..=TENANTS).map(TenantId).find(|tenant| is_suspended(state, *tenant)) {
             return Some(format!("tenant {tenant} is suspended"));
