@@ -7,6 +7,8 @@ mod house;
 mod lag;
 #[path = "cluster/machine.rs"]
 mod machine;
+#[path = "cluster/rekey.rs"]
+mod rekey;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;

@@ -24,6 +24,7 @@ use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
 use crate::identity::Signing;
+use crate::issuing::Issuing;
 use crate::items::ItemLists;
 use crate::metrics::Meters;
 use crate::pressure::Pressure;
@@ -64,6 +65,8 @@ pub(crate) struct Node {
     /// What runs here, for those who follow it.
     pub(crate) process: Option<Arc<dyn Executor>>,
     pub(crate) signing: Signing,
+    /// What issues certificates; nothing in a local cluster.
+    pub(crate) issuing: Option<Arc<Issuing>>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) data_dir: PathBuf,

@@ -229,6 +229,7 @@ async fn serve(
         items,
         process: Some(process),
         signing: identity.into_signing(),
+        issuing: None,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
         directory: engine.directory.clone(),

@@ -14,4 +14,4 @@ pub(crate) use listen::listen;
 pub(crate) use replicate::{OwnHello, dial_servers};
 pub(crate) use servers::{Servers, content_of};
 pub(crate) use service::{Plane, Served};
-pub(crate) use work::link_to_leader;
+pub(crate) use work::{follow_issuer, link_to_leader};
