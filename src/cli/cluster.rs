@@ -12,6 +12,7 @@ use super::error::CliError;
 use super::node_config::ServerArguments;
 use super::output::{Output, harmless, table};
 use super::recovery::{RecoverArguments, RestoreArguments, SnapshotArguments};
+use super::rekey::{RekeyArguments, shown};
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::units;
@@ -32,6 +33,9 @@ const TRANSFER_EXAMPLES: &str = "\
 Examples:
   grey cluster transfer
   grey cluster transfer grey2";
+const REKEY_EXAMPLES: &str = "\
+Examples:
+  grey cluster rekey --root-key safe/root.key";
 const RESTORE_EXAMPLES: &str = "\
 Examples:
   grey cluster restore monday.snapshot --root-key /safe/root.key --data-dir /var/lib/grey --advertise 10.0.0.1:7654
@@ -122,6 +126,9 @@ pub enum ClusterCommand {
     /// Have the cluster go on with the server in the data directory alone, after a majority was lost for good. Nothing runs yet
     #[command(after_help = RECOVER_EXAMPLES)]
     Recover(RecoverArguments),
+    /// Have another issuing key follow the current one, which the root key certifies on this machine
+    #[command(after_help = REKEY_EXAMPLES)]
+    Rekey(RekeyArguments),
     /// The root that a verifier keeps, to be given to `grey verify --root`
     Root,
 }
@@ -189,6 +196,9 @@ fn text(status: &ClusterStatus) -> String {
     );
     let (history, blobs) = kept(&status.retention);
     text.push_str(&format!("kept      {history}\n          {blobs}\n"));
+    if let Some(key) = &status.issuing_key {
+        text.push_str(&format!("issuing   key {}\n", shown(key)));
+    }
     if let Some(refusing) = &status.refusing {
         text.push_str(&format!("refusing  new work: {}\n", harmless(refusing)));
     }
@@ -220,6 +230,7 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
             ClusterCommand::Init(_)
             | ClusterCommand::Snapshot(_)
             | ClusterCommand::Restore(_)
+            | ClusterCommand::Rekey(_)
             | ClusterCommand::Recover(_) => {}
             ClusterCommand::Token(arguments) => {
                 let request = JoinTokenRequest { role: arguments.role.clone(), valid_ms: arguments.valid };

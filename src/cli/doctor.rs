@@ -68,6 +68,9 @@ fn look_at_cluster(target: &Target, findings: &mut Vec<Finding>) -> Result<(), C
         let (history, blobs) = kept(&status.retention);
         findings.push(finding("kept", true, history));
         findings.push(finding("kept", true, blobs));
+        if let Some(warning) = status.issuing_key.as_ref().and_then(|key| key.warning.clone()) {
+            findings.push(finding("issuing", false, warning));
+        }
     }
     findings.push(match (status, target) {
         (Ok(status), _) => {

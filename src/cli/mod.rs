@@ -20,6 +20,7 @@ mod node;
 mod node_config;
 mod output;
 mod recovery;
+mod rekey;
 mod root;
 mod run;
 mod serve;
@@ -217,6 +218,9 @@ fn dispatch(arguments: Arguments, output: &Output) -> Result<u8, CliError> {
         }
         Command::Cluster(cluster::ClusterCommand::Recover(arguments)) => {
             recovery::recover(&arguments, node_directory(&global).as_deref(), output)
+        }
+        Command::Cluster(cluster::ClusterCommand::Rekey(arguments)) => {
+            rekey::rekey(&arguments, &target()?, output)
         }
         Command::Cluster(command) => cluster::cluster(&command, &target()?, output),
         Command::Top(arguments) => top::top(&arguments, &target()?, output),

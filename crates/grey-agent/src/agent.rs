@@ -9,7 +9,7 @@ use grey_core::{
     Signer, Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage, limits,
     report_root,
 };
-use grey_proof::{ReportHeader, SigningKey, derive_seed};
+use grey_proof::{Digest, ReportHeader, SigningKey, derive_seed};
 
 use crate::adoption;
 use crate::devices::FreeDevices;
@@ -368,6 +368,15 @@ impl Agent {
     /// The cluster could not be reached, or did not say what became of a request.
     pub fn unavailable(&mut self) {
         self.link = Link::Down;
+    }
+
+    /// The worker's key has another certificate: what is signed from now on names that one. The cluster goes by the one that was announced, so
+    /// the worker announces itself again.
+    pub fn certified(&mut self, certificate: Digest) {
+        if self.options.signer.certificate != certificate {
+            self.options.signer.certificate = certificate;
+            self.link = Link::Down;
+        }
     }
 
     /// Whether the worker has to announce itself again.

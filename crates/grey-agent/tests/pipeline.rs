@@ -270,8 +270,8 @@ impl House {
 
     /// Every accepted report's leaves lead to the root that its worker signed.
     fn check_reports(&self) {
-        let signer = options(1).signer;
         for record in &self.reports {
+            let signer = Signer { certificate: record.certificate, ..options(1).signer };
             let leaves = leaves(&signer, &record.signed.salt, &record.runs).unwrap();
             assert_eq!(merkle_root(&leaves), record.signed.root, "report {}", record.position);
         }
@@ -432,6 +432,46 @@ fn a_report_that_was_taken_and_not_answered_is_not_counted_twice() {
     assert_eq!(house.state.meta().refused_results, 0);
     assert_eq!(house.reports.len(), 1);
     house.check_reports();
+}
+
+#[test]
+fn another_certificate_is_named_by_all_that_is_signed_from_then_on_and_nothing_runs_twice() {
+    let mut house = House::new();
+    let job = house.submit(4);
+    house.run(false);
+    // Given: a result that was sent under the first certificate, and whose answer is outstanding.
+    let attempt = house.running.pop_front().unwrap();
+    house.agent.finished(attempt, result(Outcome::Exited(0)), USAGE);
+    let mut sent = None;
+    while sent.is_none() {
+        house.agent.elapse(1_000);
+        house.agent.settle().unwrap();
+        for output in house.agent.outputs().collect::<Vec<Output>>() {
+            match output {
+                Output::Persist(_) => house.agent.persisted(),
+                Output::Send(FromWorker::Report(report)) => {
+                    sent = Some(report).filter(|sent| sent.signed.is_some())
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // When: the worker gets another certificate, and announces itself again with it.
+    let second = Digest::of(b"second");
+    house.agent.certified(second);
+    assert!(house.agent.is_down());
+    house.agent.announce();
+    house.run(true);
+    // Then: what was sent before is out of date, and is sent again under the new one.
+    let late = check_report(&house.state, &sent.unwrap(), &key().verifying_key());
+    assert!(matches!(late, Err(ReportRefusal::Unregistered)), "{late:?}");
+    assert_eq!(house.counts[&job].completed, 4);
+    assert!(house.executed.values().all(|times| *times == 1));
+    assert!(house.reports.iter().all(|record| record.certificate == second));
+    house.check_reports();
+    // The same one again changes nothing.
+    house.agent.certified(second);
+    assert!(!house.agent.is_down());
 }
 
 #[test]

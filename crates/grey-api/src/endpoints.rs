@@ -17,6 +17,7 @@ use crate::types_access::{
     QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest, TenantStatus,
     TokenCreated, TokenList, TokenRequest, TokenStatus, TransferRequest,
 };
+use crate::types_authority::{IssuingKeyAsked, IssuingKeyCertified, IssuingKeyStatus};
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -213,6 +214,19 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "Put in force, for good, the newest feature level that every server understands",
     )
     .gives("FeatureLevelRaised"),
+    post(
+        "/v1/cluster/authority/request",
+        Right::ChangeNodes,
+        "Make the next issuing key, for the root key to certify. It stays the same until that has certified it",
+    )
+    .gives("IssuingKeyAsked"),
+    post(
+        "/v1/cluster/authority",
+        Right::ChangeNodes,
+        "Put the next issuing key in the place of the current one, as the root key has certified it",
+    )
+    .takes("IssuingKeyCertified")
+    .gives("IssuingKeyStatus"),
     post("/v1/cluster/shutdown", Right::EndProcess, "End a local cluster's process; its data stays")
         .gives("application/json"),
     get("/openapi.json", Right::BeKnown, "This description").gives("application/json"),
@@ -312,7 +326,10 @@ impl Endpoint {
     TokenList,
     TokenRequest,
     TokenStatus,
-    TransferRequest
+    TransferRequest,
+    IssuingKeyAsked,
+    IssuingKeyCertified,
+    IssuingKeyStatus
 )))]
 struct Schemas;
 

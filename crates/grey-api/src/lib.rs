@@ -12,6 +12,7 @@ mod rights;
 mod trust;
 mod types;
 mod types_access;
+mod types_authority;
 
 pub use address::{Address, AddressError, DEFAULT_PORT, addresses};
 pub use client::{Body, Client, ClientError};
@@ -34,3 +35,4 @@ pub use types_access::{
     QuotaRequest, SubmissionRate, TenantDefaults, TenantList, TenantQuota, TenantRequest, TenantStatus,
     TokenCreated, TokenList, TokenRequest, TokenStatus, TransferRequest,
 };
+pub use types_authority::{IssuingKeyAsked, IssuingKeyCertified, IssuingKeyStatus};

@@ -1,5 +1,6 @@
 //! Requests and responses. Identifiers are texts such as `j17` and `t42`, digests 64 hexadecimal digits, times RFC 3339.
 
+use crate::types_authority::IssuingKeyStatus;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -558,6 +559,9 @@ pub struct ClusterStatus {
     /// The newest feature level that every server understands.
     #[serde(default)]
     pub understood_by_all: u16,
+    /// The key that issues certificates; absent in a local cluster, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuing_key: Option<IssuingKeyStatus>,
     /// Index of the last applied entry.
     pub applied_index: u64,
     /// Hash of the state at that index: equal on every server.

@@ -1,5 +1,6 @@
 //! Applies committed entries. Total: whatever the bytes say, the answer is a value and the state holds its invariants.
 
+mod authority;
 mod cancel;
 mod identity;
 mod level;
@@ -139,6 +140,7 @@ impl<'a> Application<'a> {
             Command::SetNodeVersion(body) => self.set_node_version(body),
             Command::RaiseFeatureLevel(body) => self.raise_feature_level(&body),
             Command::SetTenantQuota(body) => self.set_tenant_quota(&body),
+            Command::SetIssuingAuthority(body) => self.set_issuing_authority(body),
             Command::Tick => Ok(Answer::Done),
         }
     }

@@ -4,6 +4,7 @@ use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{AttemptId, Finished, SandboxLevel};
+use crate::authority::SetIssuingAuthority;
 use crate::constraint::Devices;
 use crate::flow::FlowSubmission;
 use crate::identity::{
@@ -304,6 +305,8 @@ pub enum Command {
     RaiseFeatureLevel(RaiseFeatureLevel),
     /// Change what a tenant may have.
     SetTenantQuota(SetTenantQuota),
+    /// Another issuing key follows the current one.
+    SetIssuingAuthority(SetIssuingAuthority),
     /// Let time pass: proposed only when a deadline is due.
     Tick,
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::command::Command;
-use crate::level::{NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
+use crate::level::{AUTHORITY_LEVEL, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
 use crate::limits;
 
 const HEADER_BYTES: usize = 12;
@@ -39,6 +39,7 @@ const KIND_CORDON_NODE: u16 = 26;
 const KIND_SET_NODE_VERSION: u16 = 27;
 const KIND_RAISE_FEATURE_LEVEL: u16 = 28;
 const KIND_SET_TENANT_QUOTA: u16 = 29;
+const KIND_SET_ISSUING_AUTHORITY: u16 = 30;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +120,7 @@ impl Entry {
             Command::SetNodeVersion(body) => self.encode_as(KIND_SET_NODE_VERSION, body),
             Command::RaiseFeatureLevel(body) => self.encode_as(KIND_RAISE_FEATURE_LEVEL, body),
             Command::SetTenantQuota(body) => self.encode_as(KIND_SET_TENANT_QUOTA, body),
+            Command::SetIssuingAuthority(body) => self.encode_as(KIND_SET_ISSUING_AUTHORITY, body),
         }
     }
 
@@ -181,6 +183,7 @@ impl Entry {
             KIND_SET_NODE_VERSION => Command::SetNodeVersion(decode_body(kind, body)?),
             KIND_RAISE_FEATURE_LEVEL => Command::RaiseFeatureLevel(decode_body(kind, body)?),
             KIND_SET_TENANT_QUOTA => Command::SetTenantQuota(decode_body(kind, body)?),
+            KIND_SET_ISSUING_AUTHORITY => Command::SetIssuingAuthority(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         if command.feature_level() != level {
@@ -201,6 +204,7 @@ impl Command {
         match self {
             Command::RaiseFeatureLevel(body) => body.level,
             Command::SetTenantQuota(_) => QUOTA_LEVEL,
+            Command::SetIssuingAuthority(_) => AUTHORITY_LEVEL,
             _ => OLDEST_FEATURE_LEVEL,
         }
     }

@@ -6,6 +6,7 @@
 use grey_proof::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::authority::AuthorityRow;
 use crate::command::TaskDefaults;
 use crate::constraint::Tier;
 use crate::ids::TenantId;
@@ -171,6 +172,8 @@ pub(crate) enum IdentityKey {
     Nonce(Digest),
     /// What a server runs.
     Version(Digest),
+    /// Which issuing key is current.
+    Authority,
 }
 
 /// The content of such a row.
@@ -184,6 +187,7 @@ pub(crate) enum IdentityRow {
     /// Until when it is remembered, milliseconds since 1970.
     Nonce(u64),
     Version(NodeVersion),
+    Authority(AuthorityRow),
 }
 
 /// The first server takes its place, with the first token: right after the founding, and refused once there is a node.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use grey_proof::Digest;
 
+use crate::authority::AuthorityRow;
 use crate::identity::{IdentityKey, IdentityRow, JoinTokenRow, NodeRole, NodeRow, TokenRow};
-use crate::level::NodeVersion;
+use crate::level::{AUTHORITY_LEVEL, NodeVersion};
 use crate::limits;
 use crate::state::State;
 
@@ -28,7 +29,10 @@ fn expires_wall_ms(row: &IdentityRow) -> Option<u64> {
         IdentityRow::JoinToken(row) => Some(row.expires_wall_ms),
         IdentityRow::Token(row) => Some(row.expires_wall_ms),
         IdentityRow::Nonce(until) => Some(*until),
-        IdentityRow::Node(_) | IdentityRow::Certificate(..) | IdentityRow::Version(_) => None,
+        IdentityRow::Node(_)
+        | IdentityRow::Certificate(..)
+        | IdentityRow::Version(_)
+        | IdentityRow::Authority(_) => None,
     }
 }
 
@@ -69,7 +73,8 @@ impl IdentityTable {
             IdentityRow::Node(_)
             | IdentityRow::JoinToken(_)
             | IdentityRow::Token(_)
-            | IdentityRow::Version(_) => return,
+            | IdentityRow::Version(_)
+            | IdentityRow::Authority(_) => return,
         };
         *counted = if present { counted.saturating_add(1) } else { counted.saturating_sub(1) };
     }
@@ -111,8 +116,9 @@ impl State {
         }
     }
 
-    /// Certificates of what signed certificates before the cluster was restored from a snapshot, oldest digest first.
-    pub fn earlier_issuers(&self) -> impl Iterator<Item = &[u8]> {
+    /// Certificates of issuing keys, as far as the state has them, lowest digest first: that of the current one, of those before it, and of those
+    /// before the cluster was restored from a snapshot. The first key of a cluster is among them once another one followed it.
+    pub fn issuers(&self) -> impl Iterator<Item = &[u8]> {
         let cluster = self.meta().cluster;
         let range = IdentityKey::Certificate(FIRST)..=IdentityKey::Certificate(LAST);
         self.identity.rows.range(range).filter_map(move |(_, row)| match row {
@@ -164,7 +170,10 @@ impl State {
                 IdentityRow::JoinToken(row) => IdentityKey::JoinToken(row.id),
                 IdentityRow::Token(row) => IdentityKey::Token(row.id),
                 // These rows do not repeat what their key says.
-                IdentityRow::Certificate(..) | IdentityRow::Nonce(_) | IdentityRow::Version(_) => key.clone(),
+                IdentityRow::Certificate(..)
+                | IdentityRow::Nonce(_)
+                | IdentityRow::Version(_)
+                | IdentityRow::Authority(_) => key.clone(),
             };
             let alike = matches!(
                 (key, row),
@@ -174,6 +183,7 @@ impl State {
                     | (IdentityKey::Token(_), IdentityRow::Token(_))
                     | (IdentityKey::Nonce(_), IdentityRow::Nonce(_))
                     | (IdentityKey::Version(_), IdentityRow::Version(_))
+                    | (IdentityKey::Authority, IdentityRow::Authority(_))
             );
             if *key != id || !alike {
                 return Err(format!("a row of identities stands under another key: {key:?}"));
@@ -198,6 +208,7 @@ impl State {
                         return Err(format!("what {node} runs is kept, and it is no server"));
                     }
                 }
+                IdentityRow::Authority(row) => self.check_authority(row)?,
                 IdentityRow::Certificate(..) | IdentityRow::Nonce(_) => {}
             }
         }
@@ -211,6 +222,19 @@ impl State {
             && self.identity.nonces <= limits::USED_NONCES
             && self.identity.certificates <= limits::CERTIFICATES;
         if bounded { Ok(()) } else { Err("there are more identities than there may be".to_owned()) }
+    }
+
+    fn check_authority(&self, row: &AuthorityRow) -> Result<(), String> {
+        if self.meta.feature_level < AUTHORITY_LEVEL {
+            return Err("the state says of the issuing key what came with a later feature level".to_owned());
+        }
+        let Some(current) = &row.current else { return Ok(()) };
+        let of_cluster = self.certificate(&current.issuer).map(|(of, _)| Some(*of) == self.meta.cluster);
+        if of_cluster == Some(true) {
+            Ok(())
+        } else {
+            Err("the current issuing key's certificate is not kept".to_owned())
+        }
     }
 
     fn check_node(&self, row: &NodeRow) -> Result<(), String> {

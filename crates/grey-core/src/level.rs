@@ -17,11 +17,14 @@ use crate::state::State;
 /// never released.
 pub const OLDEST_FEATURE_LEVEL: u16 = 3;
 
-/// The newest level that this version understands: tenants' quotas came with it.
+/// The newest level that this version understands: tenants' quotas and re-keying came with it.
 pub const NEWEST_FEATURE_LEVEL: u16 = 4;
 
 /// The level that tenants' quotas came with.
 pub(crate) const QUOTA_LEVEL: u16 = 4;
+
+/// The level that came with what the state knows of the issuing key.
+pub const AUTHORITY_LEVEL: u16 = 4;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

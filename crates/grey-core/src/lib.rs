@@ -8,6 +8,7 @@
 
 mod apply;
 mod attempt;
+mod authority;
 mod changed;
 mod command;
 mod constraint;
@@ -45,6 +46,7 @@ pub use apply::{apply, apply_entry};
 pub use attempt::{
     AttemptId, AttemptResult, Content, Finished, Outcome, OutputFile, SandboxLevel, Usage, UsageSource,
 };
+pub use authority::{AuthorityRow, CurrentIssuer, SetIssuingAuthority};
 pub use command::{
     Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, LoseWorker, Placement, Plan,
     QuarantineWorker, RegisterWorker, Report, Revoked, SignedRoot, Submit, SuspectWorker, Target,
@@ -66,7 +68,10 @@ pub use identity::{
     RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRole, TokenRow,
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
-pub use level::{NEWEST_FEATURE_LEVEL, NodeVersion, OLDEST_FEATURE_LEVEL, RaiseFeatureLevel, SetNodeVersion};
+pub use level::{
+    AUTHORITY_LEVEL, NEWEST_FEATURE_LEVEL, NodeVersion, OLDEST_FEATURE_LEVEL, RaiseFeatureLevel,
+    SetNodeVersion,
+};
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 pub use plan::{PLAN_VERSION, plan};

@@ -92,6 +92,8 @@ pub const TOKENS: usize = 65_536;
 pub const TENANT_TOKENS: usize = 1_024;
 /// The longest that a token is good: ten years, in milliseconds.
 pub const TOKEN_MS: u64 = 10 * 366 * 24 * 3_600 * 1_000;
+/// The longest that an issuing key is good: a year and a day, in milliseconds.
+pub const AUTHORITY_MS: u64 = 366 * 24 * 3_600 * 1_000;
 /// Answered challenges that are remembered.
 pub const USED_NONCES: usize = 65_536;
 /// How long an answered challenge is remembered, in milliseconds: ten times as long as one may be answered.

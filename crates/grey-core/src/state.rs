@@ -161,6 +161,8 @@ impl RowKey for IdentityKey {
             IdentityKey::Token(digest) => (4, digest),
             IdentityKey::Nonce(digest) => (5, digest),
             IdentityKey::Version(digest) => (6, digest),
+            // There is one; its key is as long as the others.
+            IdentityKey::Authority => (7, &Digest::ZERO),
         };
         out.push(kind);
         out.extend_from_slice(&digest.0);
@@ -175,6 +177,7 @@ impl RowKey for IdentityKey {
             4 => Some(IdentityKey::Token(digest)),
             5 => Some(IdentityKey::Nonce(digest)),
             6 => Some(IdentityKey::Version(digest)),
+            7 if digest == Digest::ZERO => Some(IdentityKey::Authority),
             _ => None,
         }
     }

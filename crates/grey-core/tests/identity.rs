@@ -573,7 +573,7 @@ fn a_cluster_goes_on_from_an_earlier_state_with_a_newcomer_and_none_of_the_nodes
     assert_eq!(applied(&mut state, command).answer, Ok(Answer::Admitted { server: Some(3) }));
     assert_eq!(state.nodes().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["host-7"]);
     assert!(state.tokens().any(|row| row.id == Digest::of(&[7, 3])));
-    assert_eq!(state.earlier_issuers().collect::<Vec<_>>(), [[7]]);
+    assert_eq!(state.issuers().collect::<Vec<_>>(), [[7]]);
     assert!(
         applied(&mut state, announcement_in(3, 2)).answer.is_err(),
         "a worker of before is none of this cluster"

@@ -5,13 +5,16 @@ use std::sync::LazyLock;
 use grey_core::{
     AdmitNode, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken, EnrolFounder, Entry,
     ForgetNode, JoinTokenRow, Keeper, NewNode, NodeRole, NodeStanding, NodeVersion, RaiseFeatureLevel,
-    RateLimit, Recover, RenewNode, RevokeJoinToken, RevokeToken, SetNodeAddress, SetNodeStanding,
-    SetNodeVersion, SetTenantQuota, SetTenantSuspended, State, TaskDefaults, TenantId, Tier, TokenRole,
-    TokenRow,
+    RateLimit, Recover, RenewNode, RevokeJoinToken, RevokeToken, SetIssuingAuthority, SetNodeAddress,
+    SetNodeStanding, SetNodeVersion, SetTenantQuota, SetTenantSuspended, State, TaskDefaults, TenantId, Tier,
+    TokenRole, TokenRow,
 };
 use grey_proof::{Digest, SigningKey};
 use grey_trust::join::{Challenge, Evidence, Hello, JoinMessage, Reject, RejectCode, software_evidence};
-use grey_trust::{ApiToken, Authority, JoinToken, TlsIdentity, certificate_request, peer_of};
+use grey_trust::{
+    ApiToken, Authority, CertifiedIssuer, JoinToken, TlsIdentity, certificate_request, certify_issuer,
+    from_pem, peer_of, pem,
+};
 
 use crate::bytes::Bytes;
 use crate::commands::{applied, founding};
@@ -52,7 +55,7 @@ fn token(bytes: &mut Bytes<'_>) -> TokenRow {
 
 /// A command of this kind that bytes choose.
 pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
-    let (kind, seed) = (bytes.below(18), bytes.below(5));
+    let (kind, seed) = (bytes.below(19), bytes.below(5));
     let role = if seed.is_multiple_of(2) { NodeRole::Server } else { NodeRole::Worker };
     let (id, which) = (Digest([seed; 32]), node(seed, role).node);
     match kind {
@@ -131,6 +134,14 @@ pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
                 bytes.chance(2).then(|| RateLimit { tasks_per_second: bytes.near(5), burst: bytes.near(20) })
             }),
         }),
+        17 => Command::SetIssuingAuthority(SetIssuingAuthority {
+            follows: bytes.chance(2).then(|| Digest([bytes.below(8); 32])),
+            previous: bytes.chance(2).then(|| (Digest([bytes.below(8); 32]), bytes.slice(8).to_vec())),
+            issuer: (Digest([bytes.below(8); 32]), bytes.slice(8).to_vec()),
+            serial: bytes.near(3),
+            not_after_wall_ms: bytes.near(WALL_MS.saturating_add(3)),
+            wall_ms: WALL_MS,
+        }),
         13 => Command::CordonNode(CordonNode { node: which, cordoned: bytes.chance(2) }),
         _ => Command::SetTenantSuspended(SetTenantSuspended {
             tenant: TenantId(seed.into()),
@@ -166,7 +177,7 @@ pub(crate) fn enrolled() -> State {
 
 /// One entry of each kind.
 pub(crate) fn entries() -> Vec<Vec<u8>> {
-    let commands = (0..15).map(|kind| command(&mut Bytes::new(&[kind, 1, 5, 5, 5, 5, 5, 5])));
+    let commands = (0..18).map(|kind| command(&mut Bytes::new(&[kind, 1, 5, 5, 5, 5, 5, 5])));
     let entries = commands.map(|command| Entry { time_ms: 9, command });
     entries.map(|entry| entry.encode().expect("a command is encoded")).collect()
 }
@@ -175,11 +186,20 @@ fn authority() -> Authority {
     Authority::found(&SigningKey::from_seed([1; 32]), [2; 32], WALL_MS).expect("the date can be written")
 }
 
+const NEXT_SEED: [u8; 32] = [4; 32];
+
+/// What the root says of the key that follows.
+fn certified() -> CertifiedIssuer {
+    let key = SigningKey::from_seed(NEXT_SEED).verifying_key();
+    let certified = certify_issuer(&SigningKey::from_seed([1; 32]), authority().root(), &key, 2, WALL_MS);
+    certified.expect("the date can be written")
+}
+
 /// What nodes and people bring along: it is refused, or written back the same, and gives nobody a name.
 pub(crate) fn documents(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(data);
-    match kind % 6 {
+    match kind % 7 {
         0 => {
             if let Ok(message) = JoinMessage::decode(data) {
                 assert_eq!(JoinMessage::decode(&message.encode()).ok(), Some(message));
@@ -206,6 +226,16 @@ pub(crate) fn documents(data: &[u8]) {
             drop(peer_of(data));
             if let Ok(identity) = TlsIdentity::decode([1; 32], data) {
                 assert!(TlsIdentity::decode([1; 32], &identity.encode()).is_ok());
+            }
+        }
+        6 => {
+            let issuing = from_pem(&text).unwrap_or_else(|_| data.to_vec());
+            let (first, right) = (authority(), certified());
+            let (cluster, root) = (first.cluster(), first.root().to_vec());
+            let given = CertifiedIssuer { issuing, issuer: right.issuer.clone() };
+            if let Ok(next) = Authority::next(&cluster, NEXT_SEED, root, given, WALL_MS) {
+                assert_eq!((next.cluster(), next.certificate().serial), (cluster, 2));
+                assert!(Authority::decode(&next.encode(), &cluster).is_ok());
             }
         }
         _ => {
@@ -252,6 +282,8 @@ pub(crate) fn documents_corpus() -> Vec<Vec<u8>> {
         made(4, &leaf),
         made(4, &identity),
         made(5, &request),
+        made(6, &certified().issuing),
+        made(6, pem(&certified().issuing).as_bytes()),
     ]);
     corpus
 }

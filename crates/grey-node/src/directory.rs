@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use grey_core::{JoinTokenRow, NodeRole, NodeRow, NodeStanding, State, TaskDefaults, TenantId, TokenRow};
+use grey_core::{
+    AuthorityRow, JoinTokenRow, NodeRole, NodeRow, NodeStanding, State, TaskDefaults, TenantId, TokenRow,
+};
 use grey_proof::Digest;
 
 /// A tenant as requests need it.
@@ -36,8 +38,10 @@ pub(crate) struct Directory {
     pub(crate) tenants: BTreeMap<String, TenantEntry>,
     /// Tokens of the client API by the digests of their secrets; some may have expired.
     pub(crate) tokens: BTreeMap<Digest, TokenRow>,
-    /// What signed certificates before the cluster was restored from a snapshot.
-    pub(crate) earlier_issuers: Vec<Vec<u8>>,
+    /// Certificates of issuing keys, as far as the state has them.
+    pub(crate) issuers: Vec<Vec<u8>>,
+    /// Which issuing key is current, where the state says so.
+    pub(crate) authority: Option<AuthorityRow>,
     nodes: BTreeMap<Digest, NodeRow>,
     by_tls_key: BTreeMap<Digest, Digest>,
     join_tokens: BTreeMap<Digest, JoinTokenRow>,
@@ -58,7 +62,8 @@ impl Directory {
         Directory {
             tenants: state.tenants().iter().map(tenant).collect(),
             tokens: state.tokens().map(|row| (row.id, row.clone())).collect(),
-            earlier_issuers: state.earlier_issuers().map(<[u8]>::to_vec).collect(),
+            issuers: state.issuers().map(<[u8]>::to_vec).collect(),
+            authority: state.issuing_authority().cloned(),
             join_tokens: state.join_tokens().map(|row| (row.id, row.clone())).collect(),
             ..Directory::of_nodes(state.nodes().cloned())
         }
@@ -101,6 +106,17 @@ impl Directory {
     /// back, and renews them first. Who is no longer to be spoken to is blocked or forgotten.
     pub(crate) fn spoken_to(&self) -> impl Iterator<Item = &NodeRow> {
         self.nodes.values().filter(|row| row.standing != NodeStanding::Blocked)
+    }
+
+    /// The issuing key that is current, by the digest of its certificate, where the state says so.
+    pub(crate) fn issuer(&self) -> Option<Digest> {
+        self.authority.as_ref()?.current.as_ref().map(|current| current.issuer)
+    }
+
+    /// Whether a server may know the issuing key: not when it is on its way out.
+    pub(crate) fn may_have_authority(&self, server: u64) -> bool {
+        let row = self.nodes.values().find(|row| row.server == Some(server));
+        row.is_some_and(|row| row.standing == NodeStanding::Admitted)
     }
 
     /// The servers that are spoken to.

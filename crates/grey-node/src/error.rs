@@ -95,6 +95,11 @@ pub enum NodeError {
     /// Certificates and TLS.
     #[error(transparent)]
     Trust(#[from] grey_trust::TrustError),
+    /// An issuing key that this server was not asked to make, or does not remember.
+    #[error(
+        "this server has not asked for an issuing key to be certified; another one may lead since, or it was restarted. Nothing was changed: run `grey cluster rekey` again"
+    )]
+    NotAsked,
     /// A file of the node holds something else.
     #[error("{file} is damaged: {reason}")]
     Damaged {

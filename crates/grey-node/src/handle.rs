@@ -24,6 +24,7 @@ use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
 use crate::identity::Signing;
+use crate::issuing::Issuing;
 use crate::items::ItemLists;
 use crate::metrics::Meters;
 use crate::plane::Streams;
@@ -67,6 +68,8 @@ pub(crate) struct Node {
     /// What runs on other machines, where there are any.
     pub(crate) streams: Option<Arc<Streams>>,
     pub(crate) signing: Signing,
+    /// What issues certificates; nothing in a local cluster.
+    pub(crate) issuing: Option<Arc<Issuing>>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) rate: Arc<EndRate>,
     pub(crate) data_dir: PathBuf,

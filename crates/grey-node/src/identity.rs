@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use grey_core::{Signer, Tier};
 use grey_proof::{
@@ -43,6 +44,26 @@ struct Certificates {
     server: Envelope,
 }
 
+/// Who vouches for a server's key: replaced when its certificate is.
+pub(crate) struct Certified {
+    /// The server's certificate.
+    pub(crate) server_certificate: Envelope,
+    /// What signed it, where the root did not.
+    pub(crate) issuers: Vec<Envelope>,
+}
+
+impl Signing {
+    /// Who vouches for the server's key.
+    pub(crate) fn certified(&self) -> Arc<Certified> {
+        self.certified.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Others vouch for the server's key from now on.
+    pub(crate) fn renewed(&self, certified: Arc<Certified>) {
+        *self.certified.write().unwrap_or_else(PoisonError::into_inner) = certified;
+    }
+}
+
 /// What a server signs with, and what proofs rest on that it puts together.
 pub(crate) struct Signing {
     /// The root that verifiers keep.
@@ -51,10 +72,8 @@ pub(crate) struct Signing {
     pub(crate) cluster: Digest,
     /// Signs checkpoints.
     pub(crate) server_key: SigningKey,
-    /// The server's certificate.
-    pub(crate) server_certificate: Envelope,
-    /// What signed certificates, where the root did not.
-    pub(crate) issuers: Vec<Envelope>,
+    /// Who vouches for that key.
+    pub(crate) certified: RwLock<Arc<Certified>>,
     /// What the worker of the same process signs with. Certificates of others are in the state.
     pub(crate) worker: Option<(Signer, Envelope)>,
 }
@@ -66,8 +85,10 @@ impl Identity {
             root: self.root,
             cluster: self.signer.cluster,
             server_key: self.server_key,
-            server_certificate: self.server_certificate,
-            issuers: Vec::new(),
+            certified: RwLock::new(Arc::new(Certified {
+                server_certificate: self.server_certificate,
+                issuers: Vec::new(),
+            })),
             worker: Some((self.signer, self.worker_certificate)),
         }
     }

@@ -19,6 +19,7 @@ mod handle;
 mod http;
 mod identity;
 mod inspection;
+mod issuing;
 mod items;
 mod level;
 mod local;
@@ -37,8 +38,8 @@ mod views;
 mod worker;
 
 pub use cluster::{
-    Founded, Recovery, Restored, ServerReady, SnapshotSummary, WorkerReady, check_snapshot, found, recover,
-    restore, run_server, run_worker,
+    Founded, Recovery, Restored, ServerReady, SnapshotSummary, WorkerReady, certify, check_snapshot, found,
+    recover, restore, run_server, run_worker,
 };
 pub use error::NodeError;
 pub use grey_store::StoreError;

@@ -230,6 +230,7 @@ async fn serve(
         process: Some(process),
         streams: None,
         signing: identity.into_signing(),
+        issuing: None,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
         directory: engine.directory.clone(),

@@ -3,8 +3,9 @@
 use grey_api::{ErrorCode, Problem};
 use grey_core::{Signer, leaves, report_header, statement};
 use grey_proof::{
-    BUNDLE_TYPE, BundledLeaf, BundledLog, Digest, Envelope, LogEntry, LogTree, ProofBundle, SignedCheckpoint,
-    inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest, verify_inclusion,
+    BUNDLE_TYPE, BundledLeaf, BundledLog, Certificate, Digest, Envelope, LogEntry, LogTree, ProofBundle,
+    SignedCheckpoint, inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest,
+    verify_inclusion,
 };
 
 use crate::handle::{Node, unreadable};
@@ -32,11 +33,28 @@ async fn certified(node: &Node, by: Digest, id: Digest) -> Result<(Signer, Envel
     Ok((Signer { cluster: node.signing.cluster, node: by, certificate: id }, certificate))
 }
 
-/// What signed certificates, now and before the cluster was restored.
+/// What signed certificates, now and before, as far as this server knows: what signed its own, what it issues with, and those of the state.
 pub(crate) fn issuers(node: &Node) -> Vec<Envelope> {
     let directory = node.directory();
-    let earlier = directory.earlier_issuers.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok());
-    node.signing.issuers.iter().cloned().chain(earlier).collect()
+    let kept = directory.issuers.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok());
+    let held = node.issuing.iter().filter_map(|issuing| issuing.certificate());
+    let mut found: Vec<Envelope> = Vec::new();
+    for issuer in node.signing.certified().issuers.iter().cloned().chain(held).chain(kept) {
+        if !found.contains(&issuer) {
+            found.push(issuer);
+        }
+    }
+    found
+}
+
+/// Those of the issuers that signed one of these certificates: a verifier takes only so many.
+fn needed(mut issuers: Vec<Envelope>, certificates: [&Envelope; 2]) -> Vec<Envelope> {
+    issuers.retain(|issuer| {
+        let Ok(issuer) = Certificate::decode(&issuer.payload) else { return false };
+        let mut opened = certificates.iter().map(|one| Certificate::open(one, [&issuer.public_key]));
+        opened.any(|opened| opened.is_ok())
+    });
+    issuers
 }
 
 /// The proof of an attempt under a checkpoint of the log as it is now.
@@ -71,6 +89,7 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
     }
     let mut checkpoint = SignedCheckpoint::new(node.signing.cluster, log.size(), log.root());
     checkpoint.sign(&node.signing.server_key);
+    let vouching = node.signing.certified();
     Ok(ProofBundle {
         kind: BUNDLE_TYPE.to_owned(),
         statement,
@@ -78,14 +97,39 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
         leaf: BundledLeaf { index, salt: Digest(leaf_salt(&report.signed.salt, index)), path },
         report: header,
         signature: report.signed.signature.clone(),
+        issuers: needed(issuers(node), [&certificate, &vouching.server_certificate]),
         certificate,
-        issuers: issuers(node),
         log: BundledLog {
             entry,
             position: report.position,
             path: log_path,
             checkpoint: checkpoint.encode(),
-            servers: vec![node.signing.server_certificate.clone()],
+            servers: vec![vouching.server_certificate.clone()],
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use grey_core::{NodeRole, Tier};
+    use grey_proof::SigningKey;
+    use grey_trust::Authority;
+
+    #[test]
+    fn a_proof_names_the_issuers_of_its_own_certificates_however_many_there_were() {
+        let root = SigningKey::from_seed([1; 32]);
+        let key = SigningKey::from_seed([2; 32]).verifying_key();
+        let authorities: Vec<Authority> =
+            (10..22).map(|seed| Authority::found(&root, [seed; 32], 1).unwrap()).collect();
+        let issue =
+            |number: usize, role| authorities[number].issue_proof(&key, role, Tier::Software, 1, 1).unwrap();
+        let (worker, server) = (issue(3, NodeRole::Worker), issue(7, NodeRole::Server));
+        let all: Vec<Envelope> = authorities.iter().map(|authority| authority.issuer().clone()).collect();
+        assert_eq!(needed(all.clone(), [&worker, &server]), [all[3].clone(), all[7].clone()]);
+        let same = issue(3, NodeRole::Server);
+        assert_eq!(needed(all.clone(), [&worker, &same]), [all[3].clone()]);
+        let by_the_root = Certificate::decode(&worker.payload).unwrap().sign(&root).unwrap();
+        assert!(needed(all, [&by_the_root, &by_the_root]).is_empty());
+    }
 }

@@ -52,6 +52,8 @@ pub(crate) enum WorkerMessage {
     Prepared(Box<Execution>, Result<(), GatherError>),
     /// An attempt's outputs are stored.
     Stored(AttemptId, Box<AttemptResult>, Usage),
+    /// It has another certificate.
+    Certified(Digest),
     /// Say which blobs are named by results that were not accepted yet.
     Unreported(oneshot::Sender<Vec<Digest>>),
     /// Say how the worker is, for whoever reads metrics.
@@ -168,6 +170,7 @@ impl Worker {
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
             WorkerMessage::Stored(attempt, result, usage) => self.has_result(attempt, *result, usage),
+            WorkerMessage::Certified(certificate) => self.agent.certified(certificate),
             WorkerMessage::Unreported(reply) => {
                 // Who asked and is gone needs no answer.
                 drop(reply.send(self.agent.unreported_blobs().map(|blob| blob.digest).collect()));

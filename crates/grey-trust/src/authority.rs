@@ -7,14 +7,17 @@ use grey_core::{NodeRole, Tier};
 use grey_proof::{Certificate, Digest, Envelope, Role, SigningKey, VerifyingKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::error::TrustError;
-use crate::keys::{Signing, ed25519_of, key_of_request, spki_of};
+use crate::keys::{Signing, certificate_request, ed25519_of, key_of_request, spki, spki_of};
+use crate::tls::Trust;
 
 const HOUR_MS: u64 = 3_600 * 1_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
@@ -26,6 +29,8 @@ const ISSUING_MS: u64 = 90 * DAY_MS;
 const NODE_MS: u64 = HOUR_MS;
 /// A node whose clock lags a little must not find its certificate in the future.
 const BACKDATED_MS: u64 = 5 * 60 * 1_000;
+/// The same of servers and the machine on which the root's key certifies another issuing key.
+const ISSUER_BACKDATED_MS: u64 = HOUR_MS;
 
 /// The issuing key with what it takes to use it. The root's key is not part of it.
 pub struct Authority {
@@ -34,7 +39,17 @@ pub struct Authority {
     root: Vec<u8>,
     issuing: Vec<u8>,
     issuer: Envelope,
-    not_after_ms: u64,
+    /// What `issuer` says.
+    certificate: Certificate,
+}
+
+/// What the root's key says of an issuing key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertifiedIssuer {
+    /// The key's certificate for TLS, in DER.
+    pub issuing: Vec<u8>,
+    /// Its certificate among the proofs.
+    pub issuer: Envelope,
 }
 
 /// Version of a written authority.
@@ -82,6 +97,61 @@ fn authority_params(
     Ok(params)
 }
 
+/// How a cluster is called in its certificates.
+fn short(id: &Digest) -> String {
+    id.to_string().chars().take(16).collect()
+}
+
+fn certify(
+    root_key: &SigningKey,
+    root: &[u8],
+    key: &VerifyingKey,
+    serial: u64,
+    from_ms: u64,
+) -> Result<CertifiedIssuer, TrustError> {
+    let cluster = root_key.verifying_key().id();
+    let not_after_ms = from_ms.saturating_add(ISSUING_MS);
+    let name = format!("Grey cluster {} issuing", short(&cluster));
+    let issuing = authority_params(&name, false, from_ms, not_after_ms)?.signed_by(
+        &SubjectPublicKeyInfo::from_der(&spki(&key.to_bytes()))?,
+        &Issuer::from_ca_cert_der(&root.into(), Signing::new(root_key))?,
+    )?;
+    let issuer = Certificate {
+        cluster,
+        node_id: key.id(),
+        role: Role::Issuer,
+        public_key: *key,
+        tier: Tier::None.name().to_owned(),
+        serial,
+        not_before_ms: from_ms,
+        not_after_ms,
+    };
+    Ok(CertifiedIssuer { issuing: issuing.der().to_vec(), issuer: issuer.sign(root_key)? })
+}
+
+/// Has the root's key certify another issuing key, below the root's certificate that the cluster has, in DER.
+///
+/// # Errors
+/// [`TrustError::ForeignRoot`] when the key is not the one of that certificate, [`TrustError::Certificate`] when a date cannot be written.
+pub fn certify_issuer(
+    root_key: &SigningKey,
+    root: &[u8],
+    key: &VerifyingKey,
+    serial: u64,
+    wall_ms: u64,
+) -> Result<CertifiedIssuer, TrustError> {
+    let given = root_key.verifying_key();
+    if ed25519_of(&spki_of(root)?) != Some(given.to_bytes()) {
+        return Err(TrustError::ForeignRoot { given: given.id() });
+    }
+    certify(root_key, root, key, serial, wall_ms.saturating_sub(ISSUER_BACKDATED_MS))
+}
+
+/// Whether a third of an issuing key's life or less is left, so that the root has to certify another one.
+pub fn needs_rekey(not_after_ms: u64, wall_ms: u64) -> bool {
+    wall_ms >= not_after_ms.saturating_sub(ISSUING_MS / 3)
+}
+
 impl Authority {
     /// Makes the cluster's root certificate and its first issuing key, of `issuing_seed`, which must be random.
     ///
@@ -94,41 +164,80 @@ impl Authority {
     ) -> Result<Authority, TrustError> {
         let cluster = root_key.verifying_key().id();
         let from_ms = wall_ms.saturating_sub(BACKDATED_MS);
-        let short: String = cluster.to_string().chars().take(16).collect();
         let root_params = authority_params(
-            &format!("Grey cluster {short} root"),
+            &format!("Grey cluster {} root", short(&cluster)),
             true,
             from_ms,
             from_ms.saturating_add(ROOT_MS),
         )?;
-        let root = root_params.self_signed(&Signing::new(root_key))?;
-        let issuing_key = SigningKey::from_seed(issuing_seed);
-        let not_after_ms = from_ms.saturating_add(ISSUING_MS);
-        let issuing =
-            authority_params(&format!("Grey cluster {short} issuing"), false, from_ms, not_after_ms)?
-                .signed_by(
-                    &Signing::new(&issuing_key),
-                    &Issuer::from_params(&root_params, Signing::new(root_key)),
-                )?;
-        let key = issuing_key.verifying_key();
-        let issuer = Certificate {
-            cluster,
-            node_id: key.id(),
-            role: Role::Issuer,
-            public_key: key,
-            tier: Tier::None.name().to_owned(),
-            serial: 1,
-            not_before_ms: from_ms,
-            not_after_ms,
-        };
-        Ok(Authority {
-            cluster,
-            issuing_seed: Zeroizing::new(issuing_seed),
-            root: root.der().to_vec(),
-            issuing: issuing.der().to_vec(),
-            issuer: issuer.sign(root_key)?,
-            not_after_ms,
-        })
+        let root = root_params.self_signed(&Signing::new(root_key))?.der().to_vec();
+        let key = SigningKey::from_seed(issuing_seed).verifying_key();
+        let certified = certify(root_key, &root, &key, 1, from_ms)?;
+        Authority::of_parts(&cluster, Zeroizing::new(issuing_seed), root, certified)
+    }
+
+    /// The issuing key of `issuing_seed` with what the root's key has said of it, below the root's certificate that the cluster has.
+    /// Everything that it is to issue is tried.
+    ///
+    /// # Errors
+    /// [`TrustError::Issuer`] when the root of this cluster has not certified this key, or for dates at which it is of no use.
+    pub fn next(
+        cluster: &Digest,
+        issuing_seed: [u8; 32],
+        root: Vec<u8>,
+        certified: CertifiedIssuer,
+        wall_ms: u64,
+    ) -> Result<Authority, TrustError> {
+        let refuse = |reason: String| TrustError::Issuer(reason);
+        let next = Authority::of_parts(cluster, Zeroizing::new(issuing_seed), root, certified);
+        let next = next.map_err(|_| {
+            refuse("the root of this cluster did not certify the key that was asked for".to_owned())
+        })?;
+        let Certificate { not_before_ms, not_after_ms, .. } = next.certificate;
+        if wall_ms < not_before_ms {
+            return Err(refuse(
+                "it begins in the future; see that the clocks of the servers and of this machine agree"
+                    .to_owned(),
+            ));
+        }
+        if needs_rekey(not_after_ms, wall_ms) || not_after_ms > wall_ms.saturating_add(ISSUING_MS + DAY_MS) {
+            let days = ISSUING_MS / DAY_MS;
+            return Err(refuse(format!(
+                "it has expired, ends too soon or too late; {days} days are usual; see that the clocks of the servers and of this machine agree"
+            )));
+        }
+        let request = certificate_request(&next.issuing_seed)?;
+        for at_ms in [wall_ms, not_after_ms] {
+            let chain = next.issue_tls(&request, cluster, NodeRole::Server, &[], 1, at_ms)?;
+            let last_ms = at_ms.min(not_after_ms.saturating_sub(BACKDATED_MS));
+            if !Trust::of_cluster(*cluster).holds(&chain, last_ms) {
+                return Err(refuse("its certificate for TLS is not good for what it is for".to_owned()));
+            }
+        }
+        Ok(next)
+    }
+
+    fn of_parts(
+        cluster: &Digest,
+        issuing_seed: Zeroizing<[u8; 32]>,
+        root: Vec<u8>,
+        certified: CertifiedIssuer,
+    ) -> Result<Authority, TrustError> {
+        let unreadable = || TrustError::Unreadable("authority");
+        let CertifiedIssuer { issuing, issuer } = certified;
+        let root_key = VerifyingKey::from_bytes(&ed25519_of(&spki_of(&root)?).ok_or_else(unreadable)?)?;
+        let key = SigningKey::from_seed(*issuing_seed).verifying_key();
+        let is_issuing = ed25519_of(&spki_of(&issuing)?) == Some(key.to_bytes());
+        let certificate = Certificate::open(&issuer, [&root_key])?;
+        let fits = root_key.id() == *cluster
+            && is_issuing
+            && certificate.cluster == *cluster
+            && certificate.public_key == key
+            && certificate.role == Role::Issuer;
+        if !fits {
+            return Err(unreadable());
+        }
+        Ok(Authority { cluster: *cluster, issuing_seed, root, issuing, issuer, certificate })
     }
 
     /// The bytes of a secret file.
@@ -140,7 +249,7 @@ impl Authority {
             root: self.root.clone(),
             issuing: self.issuing.clone(),
             issuer: self.issuer.clone(),
-            not_after_ms: self.not_after_ms,
+            not_after_ms: self.not_after_ms(),
         };
         // Serialising to memory fails only for types without a known length, and this has none of those.
         Zeroizing::new(postcard::to_allocvec(&encoded).unwrap_or_default())
@@ -154,22 +263,12 @@ impl Authority {
         let unreadable = || TrustError::Unreadable("authority");
         let Ok((encoded, [])) = postcard::take_from_bytes::<Encoded>(bytes) else { return Err(unreadable()) };
         let Encoded { version, cluster: of, issuing_seed, root, issuing, issuer, not_after_ms } = encoded;
-        let root_key = ed25519_of(&spki_of(&root)?).ok_or_else(unreadable)?;
-        let issuing_key = SigningKey::from_seed(issuing_seed).verifying_key();
-        let is_issuing = ed25519_of(&spki_of(&issuing)?) == Some(issuing_key.to_bytes());
-        let root_key = VerifyingKey::from_bytes(&root_key)?;
-        let certificate = Certificate::open(&issuer, [&root_key])?;
-        let fits = version == VERSION
-            && of == *cluster
-            && root_key.id() == *cluster
-            && is_issuing
-            && certificate.public_key == issuing_key
-            && certificate.role == Role::Issuer;
-        if !fits {
+        let certified = CertifiedIssuer { issuing, issuer };
+        let authority = Authority::of_parts(cluster, Zeroizing::new(issuing_seed), root, certified)?;
+        if version != VERSION || of != *cluster || authority.not_after_ms() != not_after_ms {
             return Err(unreadable());
         }
-        let issuing_seed = Zeroizing::new(issuing_seed);
-        Ok(Authority { cluster: of, issuing_seed, root, issuing, issuer, not_after_ms })
+        Ok(authority)
     }
 
     /// The cluster.
@@ -184,12 +283,23 @@ impl Authority {
 
     /// Until when the issuing key is good, milliseconds since 1970.
     pub fn not_after_ms(&self) -> u64 {
-        self.not_after_ms
+        self.certificate.not_after_ms
     }
 
-    /// Whether a third of the issuing key's life or less is left, so that the root has to certify another one.
-    pub fn needs_rekey(&self, wall_ms: u64) -> bool {
-        wall_ms >= self.not_after_ms.saturating_sub(ISSUING_MS / 3)
+    /// The root's certificate, in DER.
+    pub fn root(&self) -> &[u8] {
+        &self.root
+    }
+
+    /// What the issuing key's certificate among the proofs says.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// Whether it was this issuing key that issued a certificate of a proof key, of this tier.
+    pub fn vouches_for(&self, envelope: &Envelope, tier: Tier) -> bool {
+        let opened = Certificate::open(envelope, [&self.certificate.public_key]);
+        opened.is_ok_and(|certificate| certificate.tier == tier.name())
     }
 
     /// The issuing key's certificate among the proofs.
@@ -214,9 +324,9 @@ impl Authority {
         let key = key_of_request(request)?;
         // A clock that is far off must not make a certificate that never holds together with its issuer's: a server that is known by
         // its key would not be let in by it.
-        let (first_ms, last_ms) = (self.not_after_ms.saturating_sub(ISSUING_MS), self.not_after_ms);
+        let (first_ms, last_ms) = (self.certificate.not_before_ms, self.certificate.not_after_ms);
         let from_ms =
-            wall_ms.saturating_sub(BACKDATED_MS).clamp(first_ms, last_ms.saturating_sub(BACKDATED_MS));
+            wall_ms.saturating_sub(BACKDATED_MS).min(last_ms.saturating_sub(BACKDATED_MS)).max(first_ms);
         let until_ms = from_ms.saturating_add(BACKDATED_MS + NODE_MS).min(last_ms);
         let mut params = CertificateParams::default();
         params.not_before = date(from_ms)?;
@@ -266,8 +376,9 @@ impl Authority {
             public_key: *public_key,
             tier: tier.name().to_owned(),
             serial,
-            not_before_ms: wall_ms.saturating_sub(BACKDATED_MS),
-            not_after_ms: self.not_after_ms,
+            // One that began before its issuer did would hold for nobody.
+            not_before_ms: wall_ms.saturating_sub(BACKDATED_MS).max(self.certificate.not_before_ms),
+            not_after_ms: self.certificate.not_after_ms,
         };
         Ok(certificate.sign(&SigningKey::from_seed(*self.issuing_seed))?)
     }
@@ -282,6 +393,15 @@ pub fn root_of_chain(chain: &[Vec<u8>], cluster: &Digest) -> Result<VerifyingKey
     let root = chain.last().ok_or_else(foreign)?;
     let key = VerifyingKey::from_bytes(&ed25519_of(&spki_of(root)?).ok_or_else(foreign)?)?;
     if key.id() == *cluster { Ok(key) } else { Err(foreign()) }
+}
+
+/// Reads one certificate as text, back into DER.
+///
+/// # Errors
+/// [`TrustError::Certificate`] when the text has none.
+pub fn from_pem(text: &str) -> Result<Vec<u8>, TrustError> {
+    let read = CertificateDer::from_pem_slice(text.as_bytes());
+    read.map(|der| der.to_vec()).map_err(|error| TrustError::Certificate(error.to_string()))
 }
 
 /// A certificate as text (RFC 7468).

@@ -15,6 +15,15 @@ pub enum TrustError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A root key that is not the one that was expected.
+    #[error("the root key is of cluster {given}, and not of this one; nothing was changed")]
+    ForeignRoot {
+        /// The cluster that it is the root key of.
+        given: grey_proof::Digest,
+    },
+    /// An issuing key that must not follow the current one.
+    #[error("the next issuing key is not taken: {0}")]
+    Issuer(String),
     /// A file of secrets holds something else.
     #[error("the {0} cannot be read")]
     Unreadable(&'static str),

@@ -73,6 +73,11 @@ impl TlsIdentity {
         self.chain.first().map(Vec::as_slice)
     }
 
+    /// The root's certificate, at the end of the chain, in DER.
+    pub fn root(&self) -> Option<&[u8]> {
+        self.chain.last().map(Vec::as_slice)
+    }
+
     fn certified(&self) -> Result<CertifiedKey, TrustError> {
         let rustls::pki_types::PrivateKeyDer::Pkcs8(key) = private_key(&self.seed) else {
             return Err(TrustError::Unreadable("key"));

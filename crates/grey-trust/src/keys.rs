@@ -42,7 +42,7 @@ impl rcgen::SigningKey for Signing<'_> {
 }
 
 /// The SubjectPublicKeyInfo of an Ed25519 key.
-fn spki(public: &[u8; 32]) -> Vec<u8> {
+pub(crate) fn spki(public: &[u8; 32]) -> Vec<u8> {
     [SPKI_PREFIX.as_slice(), public].concat()
 }
 

@@ -13,7 +13,7 @@ mod peer;
 mod tls;
 mod token;
 
-pub use authority::{Authority, pem, root_of_chain};
+pub use authority::{Authority, CertifiedIssuer, certify_issuer, from_pem, needs_rekey, pem, root_of_chain};
 pub use error::TrustError;
 pub use identity::{IdentityHandle, TlsIdentity};
 pub use keys::{certificate_request, tls_key, tls_key_of_seed};

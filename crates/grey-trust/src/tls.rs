@@ -47,6 +47,13 @@ impl Trust {
         self.pinned.read().unwrap_or_else(PoisonError::into_inner).contains(key)
     }
 
+    /// Whether a chain as nodes show it is good at a time, milliseconds since 1970.
+    pub(crate) fn holds(&self, chain: &[Vec<u8>], at_ms: u64) -> bool {
+        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| der.as_slice().into()).collect();
+        let at = UnixTime::since_unix_epoch(core::time::Duration::from_millis(at_ms));
+        chain.split_first().is_some_and(|(leaf, above)| self.check(leaf, above, at).is_ok())
+    }
+
     fn check(
         &self,
         leaf: &CertificateDer<'_>,

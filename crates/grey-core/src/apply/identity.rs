@@ -227,12 +227,16 @@ impl Application<'_> {
         if last && row.role == NodeRole::Server && body.standing != NodeStanding::Admitted {
             return not_admitted("it is the last server of the cluster");
         }
+        let leaves = row.role == NodeRole::Server
+            && row.standing == NodeStanding::Admitted
+            && body.standing != NodeStanding::Admitted;
         row.standing = body.standing;
         let tier = if body.standing == NodeStanding::Admitted { row.tier } else { Tier::Blocked };
         // Nothing new is placed on a worker that is shut out. What runs there ends with its lease, or with its work.
         if let Some(worker) = self.worker_of(&body.node) {
             worker.tier = tier;
         }
+        self.servers_left(usize::from(leaves));
         Ok(Answer::Identity)
     }
 

@@ -6,7 +6,7 @@ use super::{Application, Stop};
 use crate::attempt::AttemptId;
 use crate::constraint::Tier;
 use crate::effect::Answer;
-use crate::identity::{IdentityKey, IdentityRow, Keeper, NodeRole, Recover};
+use crate::identity::{IdentityKey, IdentityRow, Keeper, NodeRole, NodeStanding, Recover};
 use crate::ids::WorkerId;
 use crate::limits;
 use crate::rejection::Rejection;
@@ -29,16 +29,24 @@ impl Application<'_> {
             Keeper::Survivor(survivor) => self.rows.base.node(survivor),
             Keeper::Newcomer { .. } => None,
         };
-        let others = self.rows.base.nodes().filter(|row| Some(row.node) != survivor.map(|row| row.node));
-        let nodes = others.flat_map(|row| [IdentityKey::Node(row.node), IdentityKey::Version(row.node)]);
+        let others = || self.rows.base.nodes().filter(|row| Some(row.node) != survivor.map(|row| row.node));
+        // Those that were leaving, or blocked, are counted already.
+        let left =
+            others().filter(|row| row.server.is_some() && row.standing == NodeStanding::Admitted).count();
+        let nodes = others().flat_map(|row| [IdentityKey::Node(row.node), IdentityKey::Version(row.node)]);
         // One that was used in the lost part must not let anybody in again.
         let tokens = self.rows.base.join_tokens().map(|row| IdentityKey::JoinToken(row.id));
         for key in nodes.chain(tokens).collect::<Vec<IdentityKey>>() {
             self.rows.identity.remove(&key);
         }
         let server = match body.keeper {
-            Keeper::Survivor(_) => survivor.and_then(|row| row.server),
+            Keeper::Survivor(_) => {
+                self.servers_left(left);
+                survivor.and_then(|row| row.server)
+            }
             Keeper::Newcomer { node, token, issuers } => {
+                // Whoever restores makes an issuing key that nobody else knows.
+                self.rows.identity.remove(&IdentityKey::Authority);
                 let cluster = self.rows.meta.cluster.unwrap_or_default();
                 for (id, bytes) in issuers {
                     self.keep_certificate(cluster, id, bytes)?;

@@ -7,9 +7,10 @@ use grey_core::{
     ForgetNode, GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
     NodeStanding, NodeVersion, Outcome, Phase, RaiseFeatureLevel, RateLimit, Recover, RegisterWorker,
     RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken, Revoked, SandboxLevel,
-    SetNodeAddress, SetNodeStanding, SetNodeVersion, SetTenantQuota, SetTenantSuspended, SignedRoot,
-    StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec,
-    TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply, plan,
+    SetIssuingAuthority, SetNodeAddress, SetNodeStanding, SetNodeVersion, SetTenantQuota, SetTenantSuspended,
+    SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange,
+    TaskSpec, TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply,
+    plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -410,7 +411,15 @@ pub fn announcement_in(seed: u8, session: u64) -> Command {
 
 fn random_upgrade(seed: u8, other: u8) -> Command {
     let choice = |of: u8| other.is_multiple_of(of);
-    match seed % 3 {
+    match seed % 4 {
+        3 => Command::SetIssuingAuthority(SetIssuingAuthority {
+            follows: (!choice(3)).then(|| Digest::of(&[other - 1, 9])),
+            previous: choice(2).then(|| (Digest::of(b"first"), vec![1])),
+            issuer: (Digest::of(&[other, 9]), vec![other]),
+            serial: u64::from(other),
+            not_after_wall_ms: 1_000 + u64::from(other),
+            wall_ms: 1_001,
+        }),
         0 => Command::SetNodeVersion(SetNodeVersion {
             node: Digest::of(&[seed; 32]),
             version: NodeVersion { understands: 3 + u16::from(other % 2), name: format!("0.{other}.0") },

@@ -6,13 +6,16 @@ mod fill;
 mod found;
 mod papers;
 mod recover;
+mod rekey;
 mod renew;
 mod server;
 mod snapshot;
 mod worker;
 
 pub use found::{Founded, found};
+pub(crate) use papers::Papers;
 pub use recover::{Recovery, recover};
+pub use rekey::certify;
 pub use server::{ServerReady, run_server};
 pub(crate) use snapshot::Header;
 pub use snapshot::{Restored, SnapshotSummary, check_snapshot, restore};

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 
 use grey_core::NodeRole;
 use grey_proof::{Digest, Envelope, RootClass, RootFile, SigningKey, derive_seed};
@@ -12,11 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::clock::wall_ms;
 use crate::directory::ServerPlace;
 use crate::error::NodeError;
-use crate::identity::{Signing, secret, write_new};
+use crate::identity::{Certified, Signing, secret, write_new};
+use crate::issuing::sync_directory;
+use crate::plane::certificate_id;
 
 const NODE_FILE: &str = "node.json";
 const TLS_FILE: &str = "tls.chain";
 const AUTHORITY_FILE: &str = "authority.key";
+/// The key that may follow.
+const NEXT_AUTHORITY_FILE: &str = "authority.next";
 /// The cluster's root certificate, for clients.
 pub(crate) const CA_FILE: &str = "ca.pem";
 const ROOT_FILE: &str = "root.json";
@@ -191,6 +196,17 @@ impl Papers {
         std::fs::read_to_string(&path).map_err(NodeError::io("read", path.display()))
     }
 
+    /// The certificate of its proof key, with that of the issuing key that signed it.
+    pub(crate) fn certified(&self) -> Arc<Certified> {
+        let (server_certificate, issuers) = (self.file.certificate.clone(), vec![self.file.issuer.clone()]);
+        Arc::new(Certified { server_certificate, issuers })
+    }
+
+    /// The digest of the certificate of the issuing key that signed its certificates.
+    pub(crate) fn issuer(&self) -> Result<Digest, NodeError> {
+        certificate_id(&self.file.issuer)
+    }
+
     /// What a server signs with.
     pub(crate) fn signing(&self) -> Result<Signing, NodeError> {
         let path = self.directory.join(ROOT_FILE);
@@ -199,15 +215,23 @@ impl Papers {
             root: RootFile::decode(&bytes)?,
             cluster: self.cluster(),
             server_key: self.proof_key(),
-            server_certificate: self.file.certificate.clone(),
-            issuers: vec![self.file.issuer.clone()],
+            certified: RwLock::new(self.certified()),
             worker: None,
         })
     }
 
     /// What issues certificates, where this server has it.
     pub(crate) fn authority(&self) -> Result<Option<Authority>, NodeError> {
-        let path = self.directory.join(AUTHORITY_FILE);
+        self.authority_in(AUTHORITY_FILE)
+    }
+
+    /// What may issue certificates next, where this server has it.
+    pub(crate) fn next_authority(&self) -> Result<Option<Authority>, NodeError> {
+        self.authority_in(NEXT_AUTHORITY_FILE)
+    }
+
+    fn authority_in(&self, name: &str) -> Result<Option<Authority>, NodeError> {
+        let path = self.directory.join(name);
         let Some(bytes) = read(&path)? else { return Ok(None) };
         let authority = Authority::decode(&bytes, &self.cluster());
         authority.map(Some).map_err(|error| damaged(&path)(error.to_string()))
@@ -216,6 +240,18 @@ impl Papers {
     /// Keeps what issues certificates.
     pub(crate) fn keep_authority(directory: &Path, authority: &Authority) -> Result<(), NodeError> {
         write_new(directory, AUTHORITY_FILE, &authority.encode())
+    }
+
+    /// Keeps what may issue certificates next.
+    pub(crate) fn keep_next_authority(directory: &Path, authority: &Authority) -> Result<(), NodeError> {
+        write_new(directory, NEXT_AUTHORITY_FILE, &authority.encode())
+    }
+
+    /// What could issue certificates next does from now on, durably.
+    pub(crate) fn adopt_authority(directory: &Path) -> Result<(), NodeError> {
+        let (from, to) = (directory.join(NEXT_AUTHORITY_FILE), directory.join(AUTHORITY_FILE));
+        std::fs::rename(from, &to).map_err(NodeError::io("write", to.display()))?;
+        sync_directory(directory)
     }
 
     pub(crate) fn directory(&self) -> &Path {

@@ -1,8 +1,9 @@
-//! A node's certificate is renewed when half of its life is over, by whichever server leads.
+//! A node's certificate is renewed when half of its life is over, or when another issuing key is current, by whichever server leads.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use grey_proof::Digest;
 use grey_trust::IdentityHandle;
 use grey_trust::join::{Reject, RejectCode};
 use tokio::sync::watch;
@@ -14,6 +15,8 @@ use crate::plane::{Answered, Dialler, Joining};
 
 /// How often it is looked whether a certificate needs another.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How soon it is renewed again because of the same issuing key: whoever named it may lag behind, and so may whoever renewed.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Renews a node's certificate again and again, until the node ends.
 pub(super) async fn renew(
@@ -21,11 +24,23 @@ pub(super) async fn renew(
     handle: IdentityHandle,
     joining: Joining,
     dialler: Dialler,
-    places: watch::Receiver<Vec<ServerPlace>>,
+    (places, mut issuer): (watch::Receiver<Vec<ServerPlace>>, watch::Receiver<Option<Digest>>),
+    renewed: impl Fn(&Papers) + Send + Sync + 'static,
 ) {
     let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut asked: Option<(Digest, Instant)> = None;
     loop {
-        look.tick().await;
+        // Where nobody tells any more which key is current, the clock is left.
+        let told = async {
+            if issuer.changed().await.is_err() {
+                core::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = look.tick() => {}
+            () = told => {}
+        }
+        let current = *issuer.borrow();
         let known = places.borrow().clone();
         let (cluster, due) = {
             let mut papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,7 +50,10 @@ pub(super) async fn renew(
             {
                 tracing::warn!(%error, "where the servers are is not kept");
             }
-            (papers.cluster(), papers.tls.needs_renewal(wall_ms()))
+            let other = current.filter(|current| papers.issuer().ok() != Some(*current));
+            let just_asked = |current| asked.is_some_and(|(of, at)| of == current && at.elapsed() < AGAIN);
+            let other = other.filter(|current| !just_asked(*current));
+            (papers.cluster(), papers.tls.needs_renewal(wall_ms()) || other.is_some())
         };
         if !due {
             continue;
@@ -47,11 +65,15 @@ pub(super) async fn renew(
             };
             match answered {
                 Ok(Answered::Accepted(accept)) => {
+                    asked = current.map(|current| (current, Instant::now()));
                     let mut papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
                     let kept = papers.renewed(&accept);
                     let shown = handle.replace(&papers.tls);
                     match (kept, shown) {
-                        (Ok(()), Ok(())) => tracing::info!("the certificate was renewed"),
+                        (Ok(()), Ok(())) => {
+                            renewed(&papers);
+                            tracing::info!("the certificate was renewed");
+                        }
                         (kept, shown) => tracing::error!(?kept, ?shown, "the next certificate is not kept"),
                     }
                     break;

@@ -15,8 +15,8 @@ use grey_core::{
 use grey_proof::{Digest, StreamDigest};
 use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
 use grey_store::{DirectoryLock, Disk, Folder};
-use grey_trust::{Authority, IdentityHandle, JoinToken, Trust, client_config, server_config};
-use grey_wire::{AuthorityRequest, MESSAGE_BYTES, NodePlaneServer};
+use grey_trust::{IdentityHandle, JoinToken, Trust, client_config, server_config};
+use grey_wire::{MESSAGE_BYTES, NodePlaneServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::{Notify, oneshot, watch};
@@ -39,6 +39,7 @@ use crate::format::check_format;
 use crate::gather::Gatherer;
 use crate::handle::{Activity, Node, upload_gate};
 use crate::http;
+use crate::issuing::Issuing;
 use crate::items::ItemLists;
 use crate::level::raise;
 use crate::local::{defaults, start_collector, wait_for_end};
@@ -54,8 +55,6 @@ use crate::snapshot::SnapshotSource;
 const COPIES_WAITING: usize = 16_384;
 /// How long leadership may take to be handed on at the end.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
-/// How often a server without the authority asks the others for it.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long open requests may take to end at a shutdown.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -219,6 +218,21 @@ fn follow_places(
     places
 }
 
+/// Which issuing key is current as the state has it.
+fn follow_issuer(mut directory: watch::Receiver<Arc<Directory>>) -> watch::Receiver<Option<Digest>> {
+    let (sender, issuer) = watch::channel(None);
+    tokio::spawn(async move {
+        loop {
+            let found = directory.borrow_and_update().issuer();
+            sender.send_if_modified(|known| core::mem::replace(known, found) != found);
+            if directory.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    issuer
+}
+
 async fn serve(
     config: &ServerConfig,
     papers: Papers,
@@ -247,12 +261,14 @@ async fn serve(
     let servers = Servers::new(dialler.clone(), places.clone());
     let blobs = Arc::new(Blobs::among(local.clone(), servers, Some(own)));
     tokio::spawn(copy(blobs.clone(), copied));
+    let issuing = Servers::new(dialler.clone(), places.clone());
+    let issuing = Arc::new(Issuing::open(&papers, engine.directory.clone(), issuing)?);
     let admission = Arc::new(Admission::new(
         cluster,
         engine.control.clone(),
         engine.directory.clone(),
         engine.role.clone(),
-        papers.authority()?,
+        issuing.clone(),
     ));
     let snapshots = SnapshotSource::new(engine.control.clone(), engine.side.clone());
     let streams = Arc::new(Streams::default());
@@ -269,7 +285,8 @@ async fn serve(
             kept: engine.kept.clone(),
             blobs: local.clone(),
         },
-        admission: admission.clone(),
+        admission,
+        issuing: issuing.clone(),
         known,
     };
     let node_plane = NodePlaneServer::new(Served(Arc::new(plane)))
@@ -303,6 +320,7 @@ async fn serve(
         process: None,
         streams: Some(streams),
         signing: papers.signing()?,
+        issuing: Some(issuing.clone()),
         events: engine.events.clone(),
         rate: engine.rate.clone(),
         data_dir: config.data_dir.clone(),
@@ -332,15 +350,18 @@ async fn serve(
             Some(metrics::listen(address, source).await?)
         }
     };
-    let data_dir = papers.directory().to_path_buf();
-    let papers = Arc::new(Mutex::new(papers));
-    tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), places.clone()));
+    // Whoever renews outlives the server's threads, which end when nobody has the node any more.
+    let (papers, vouched) = (Arc::new(Mutex::new(papers)), Arc::downgrade(&node));
+    let told = (places.clone(), follow_issuer(engine.directory.clone()));
+    tokio::spawn(renew(papers, handle.clone(), joining, dialler.clone(), told, move |papers: &Papers| {
+        if let Some(node) = vouched.upgrade() {
+            node.signing.renewed(papers.certified());
+        }
+    }));
     // Nothing can end this early any more, so that it is ended below.
     let others = Servers::new(dialler.clone(), places.clone());
     let filling = tokio::spawn(fill(engine.gap.clone(), engine.side.clone(), others, places.clone(), own));
-    if !admission.is_complete() {
-        tokio::spawn(fetch_authority(admission, dialler, places, cluster, own, data_dir));
-    }
+    tokio::spawn(issuing.follow(engine.role.clone()));
     let (stop, stopping) = watch::channel(false);
     let tls = Arc::new(server_config(&trust, &handle)?);
     let listens = tokio::spawn(listen(listener, tls, node_plane, http::for_cluster(node.clone()), stopping));
@@ -415,33 +436,4 @@ async fn enrol(
     raise(&control, OLDEST_FEATURE_LEVEL, version.understands).await?;
     tracing::info!(%cluster, "the cluster is founded");
     Ok(())
-}
-
-/// A server that has entered gets what issues certificates from another one, so that it can lead.
-async fn fetch_authority(
-    admission: Arc<Admission>,
-    dialler: Dialler,
-    places: watch::Receiver<Vec<ServerPlace>>,
-    cluster: Digest,
-    own: u64,
-    data_dir: std::path::PathBuf,
-) {
-    loop {
-        let known = places.borrow().clone();
-        for place in known.iter().filter(|place| place.number != own) {
-            let Ok(dialled) = dialler.dial(&place.address, Some(place.tls_key)).await else { continue };
-            let mut client = dialled.client;
-            let Ok(answer) = client.authority(AuthorityRequest {}).await else { continue };
-            match Authority::decode(&answer.into_inner().authority, &cluster) {
-                Ok(authority) => match Papers::keep_authority(&data_dir, &authority) {
-                    Ok(()) => return admission.provide(authority),
-                    Err(error) => tracing::error!(%error, "what issues certificates is not kept"),
-                },
-                Err(error) => {
-                    tracing::warn!(server = place.number, %error, "another server's authority is not usable")
-                }
-            }
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
 }

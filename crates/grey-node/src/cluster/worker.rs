@@ -28,7 +28,7 @@ use crate::identity::random;
 use crate::items::ItemLists;
 use crate::local::{ATTEMPTS_AT_ONCE, PROCESSES_AT_ONCE};
 use crate::metrics::{self, Meters};
-use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, link_to_leader};
+use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, follow_issuer, link_to_leader};
 use crate::threads::spawn;
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
@@ -166,8 +166,16 @@ async fn work(
     })?;
     let link = Servers::new(dialler.clone(), places.clone());
     let seed = crate::engine::seed()?;
-    tokio::spawn(link_to_leader(Arc::new(link), cluster, found, said, here, seed));
-    tokio::spawn(renew(Arc::new(Mutex::new(papers)), handle, joining, dialler, places));
+    let (link, (tells, issuer)) = (Arc::new(link), watch::channel(None));
+    tokio::spawn(link_to_leader(link.clone(), cluster, found, said, here, seed));
+    tokio::spawn(follow_issuer(link, tells));
+    let (papers, agent) = (Arc::new(Mutex::new(papers)), itself.clone());
+    tokio::spawn(renew(papers, handle, joining, dialler, (places, issuer), move |papers: &Papers| {
+        match certificate_id(papers.certificate()) {
+            Ok(certificate) => drop(agent.send(WorkerMessage::Certified(certificate))),
+            Err(error) => tracing::error!(%error, "the next certificate is not usable"),
+        }
+    }));
     let _metrics = match config.metrics_listen {
         None => None,
         Some(address) => {

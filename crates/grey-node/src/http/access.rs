@@ -380,6 +380,8 @@ mod tests {
                     "post /v1/nodes/{id}/uncordon",
                     "post /v1/cluster/transfer",
                     "post /v1/cluster/upgrade",
+                    "post /v1/cluster/authority/request",
+                    "post /v1/cluster/authority",
                 ],
             ),
             (".....ny", &["post /v1/cluster/shutdown"]),

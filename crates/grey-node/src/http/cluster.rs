@@ -31,6 +31,7 @@ pub(crate) async fn show(
     let refusing = node.disk.refusal().map(|problem| problem.detail);
     let (retention, server) = (node.keeping.status(&node.records), node.server);
     let (ended, pressure) = (node.rate.in_last_minute(), node.pressure.level().name().to_owned());
+    let issuing = node.issuing.clone();
     let question = move |replica: &Replica| {
         let state = replica.state();
         let membership = replica.membership();
@@ -62,6 +63,7 @@ pub(crate) async fn show(
             learners: membership.learners,
             feature_level: state.feature_level(),
             understood_by_all: state.understood_by_all(),
+            issuing_key: issuing.as_ref().and_then(|issuing| issuing.status()),
             applied_index: state.applied_index(),
             state_hash: state.hash().to_string(),
             reports: meta.log.size(),

@@ -1,6 +1,7 @@
 //! The client API over HTTP. Handlers check, ask and answer; what happens is decided in the core.
 
 mod access;
+mod authority;
 mod blobs;
 mod bulk;
 mod cluster;
@@ -83,6 +84,8 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/cluster/snapshot", get(snapshot::take))
         .route("/v1/cluster/transfer", post(transfer::leadership))
         .route("/v1/cluster/upgrade", post(upgrade::raise))
+        .route("/v1/cluster/authority/request", post(authority::request))
+        .route("/v1/cluster/authority", post(authority::follow))
         .route("/v1/cluster/shutdown", post(cluster::shutdown))
         .route("/openapi.json", get(cluster::openapi))
         .route("/health/live", get(cluster::live))

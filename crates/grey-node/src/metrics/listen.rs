@@ -185,6 +185,12 @@ fn expose_node(node: &Node, exposition: &mut Exposition) {
         "The last entry whose history is written; it follows the applied one",
         *node.kept.borrow(),
     );
+    let issuing = node.issuing.as_ref().and_then(|issuing| issuing.status());
+    exposition.gauge(
+        "authority_expires_seconds",
+        "When the key that issues certificates ends, since 1970; 0 where there is none",
+        issuing.map_or(0, |key| key.not_after_ms / 1_000),
+    );
     exposition.bytes("disk_floor", "So much must be free for new work to be taken", node.disk.floor_bytes());
     let kept = node.keeping.status(&node.records);
     exposition.bytes("history", "What history takes", kept.history_bytes);

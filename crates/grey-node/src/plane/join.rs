@@ -1,16 +1,17 @@
 //! How a node enters the cluster, and how it gets another certificate: hello, challenge, evidence, accept or reject.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use grey_core::{AdmitNode, Answer, Command, NewNode, NodeRole, NodeStanding, RenewNode, Tier};
 use grey_proof::{Certificate, Digest, Envelope, SigningKey, VerifyingKey};
+use grey_replica::{Replica, ReplicaError};
 use grey_trust::join::{
     Accept, Challenge, Hello, JoinMessage as Said, Policy, Reject, RejectCode, ServerAddress, appraise,
     binding, software_evidence,
 };
-use grey_trust::{Authority, JoinToken, certificate_request, tls_key, tls_key_of_seed};
+use grey_trust::{JoinToken, certificate_request, tls_key, tls_key_of_seed};
 use grey_wire::JoinMessage;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +24,7 @@ use crate::control::{Message, Outcome, Role};
 use crate::directory::Directory;
 use crate::error::NodeError;
 use crate::identity::random;
+use crate::issuing::{Issuing, kept};
 
 /// How long a challenge may be answered.
 const CHALLENGE: Duration = Duration::from_secs(60);
@@ -37,7 +39,7 @@ pub(crate) struct Admission {
     control: Sender<Message>,
     directory: watch::Receiver<Arc<Directory>>,
     role: watch::Receiver<Role>,
-    authority: RwLock<Option<Authority>>,
+    issuing: Arc<Issuing>,
     policy: Policy,
 }
 
@@ -63,29 +65,9 @@ impl Admission {
         control: Sender<Message>,
         directory: watch::Receiver<Arc<Directory>>,
         role: watch::Receiver<Role>,
-        authority: Option<Authority>,
+        issuing: Arc<Issuing>,
     ) -> Admission {
-        let (authority, policy) = (RwLock::new(authority), Policy::default());
-        Admission { cluster, control, directory, role, authority, policy }
-    }
-
-    /// What issues certificates came from another server.
-    pub(crate) fn provide(&self, authority: Authority) {
-        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = Some(authority);
-    }
-
-    /// What issues certificates, for another server.
-    pub(crate) fn encoded_authority(&self) -> Option<Vec<u8>> {
-        self.authority
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(|authority| authority.encode().to_vec())
-    }
-
-    /// Whether this server has what issues certificates.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.authority.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        Admission { cluster, control, directory, role, issuing, policy: Policy::default() }
     }
 
     /// Answers a node that wants to enter.
@@ -155,11 +137,12 @@ impl Admission {
             return Err(reject(RejectCode::Malformed, "evidence is expected"));
         };
         let serial = u64::from_le_bytes(first_eight(&random().map_err(internal)?)) >> 12;
-        let (chain, leaf_key) = self.issue_tls(&hello, &key, serial)?;
+        let known = self.known(key.id()).await?;
+        let (chain, leaf_key) = self.issue_tls(&hello, &key, serial, known.issuer)?;
         let bound = binding(&self.cluster, &nonce, &key.id(), &leaf_key, &connection.exporter);
         let appraisal = appraise(&self.policy, &evidence, &bound, &hello.public_key)
             .map_err(|code| reject(code, "the evidence is not taken"))?;
-        let issued = self.issue_proof(&hello, &key, appraisal.tier, serial)?;
+        let issued = self.issue_proof(&hello, &key, appraisal.tier, serial, &known)?;
         let certificate = (issued.id, issued.encoded.clone());
         let command = match asking {
             Asking::Joining(token) => Command::AdmitNode(AdmitNode {
@@ -186,7 +169,7 @@ impl Admission {
                 tier: appraisal.tier,
                 evidence: appraisal.evidence,
                 serial,
-                certificate: Some(certificate),
+                certificate: issued.is_new.then_some(certificate),
                 wall_ms: wall_ms(),
             }),
         };
@@ -254,41 +237,67 @@ impl Admission {
         Ok(Asking::Renewing(row.node))
     }
 
+    /// What the state knows, as of everything that was committed before.
+    async fn known(&self, node: Digest) -> Result<Known, Reject> {
+        let (reply, answer) = oneshot::channel();
+        let question = Box::new(move |replica: Result<&Replica, ReplicaError>| {
+            let known = replica.map(|replica| {
+                let state = replica.state();
+                let current = state.issuing_authority().and_then(|row| row.current.as_ref());
+                let last = state.node(&node).and_then(|row| row.certificates.last());
+                let last = last.and_then(|id| state.certificate(id)).map(|(_, bytes)| bytes.to_vec());
+                Known { issuer: current.map(|current| current.issuer), last }
+            });
+            // Who asked and is gone needs no answer.
+            drop(reply.send(known));
+        });
+        self.control.send(Message::Ask(question)).map_err(|_| internal("the server is stopping"))?;
+        answer.await.map_err(|_| internal("the server is stopping"))?.map_err(internal)
+    }
+
     fn issue_tls(
         &self,
         hello: &Hello,
         key: &VerifyingKey,
         serial: u64,
+        issuer: Option<Digest>,
     ) -> Result<(Vec<Vec<u8>>, Digest), Reject> {
-        let authority = self.authority.read().unwrap_or_else(PoisonError::into_inner);
-        let authority =
-            authority.as_ref().ok_or_else(|| internal("this server cannot issue certificates yet"))?;
         let host = hello.address.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
         let addresses: Vec<String> = host.into_iter().filter(|host| !host.is_empty()).collect();
-        let chain = authority
-            .issue_tls(&hello.certificate_request, &key.id(), hello.role, &addresses, serial, wall_ms())
-            .map_err(|error| reject(RejectCode::Malformed, error))?;
+        let (request, node) = (&hello.certificate_request, key.id());
+        let issued = self.issuing.with(issuer, |authority| {
+            authority.issue_tls(request, &node, hello.role, &addresses, serial, wall_ms())
+        });
+        let chain = issued.map_err(internal)?.map_err(|error| reject(RejectCode::Malformed, error))?;
         let leaf = chain.first().ok_or_else(|| internal("no certificate was issued"))?;
         let leaf_key = tls_key(leaf).map_err(internal)?;
         Ok((chain, leaf_key))
     }
 
+    /// A certificate of the node's proof key. It is good for as long as the issuing key, so that a node keeps the one that it has until that
+    /// changes, or its tier does: what it has signed is proved with it, and only so many are kept of a node.
     fn issue_proof(
         &self,
         hello: &Hello,
         key: &VerifyingKey,
         tier: Tier,
         serial: u64,
+        known: &Known,
     ) -> Result<Issued, Reject> {
-        let authority = self.authority.read().unwrap_or_else(PoisonError::into_inner);
-        let authority =
-            authority.as_ref().ok_or_else(|| internal("this server cannot issue certificates yet"))?;
-        let envelope = authority.issue_proof(key, hello.role, tier, serial, wall_ms()).map_err(internal)?;
-        Ok(Issued {
-            id: certificate_id(&envelope).map_err(internal)?,
-            encoded: serde_json::to_vec(&envelope).map_err(internal)?,
-            issuer: serde_json::to_vec(authority.issuer()).map_err(internal)?,
-        })
+        let last: Option<Envelope> = known.last.as_ref().and_then(|last| serde_json::from_slice(last).ok());
+        let issued = self.issuing.with(known.issuer, |authority| {
+            let issuer = authority.issuer().clone();
+            match last.filter(|last| authority.vouches_for(last, tier)) {
+                Some(last) => Ok((last, issuer, false)),
+                None => {
+                    let made = authority.issue_proof(key, hello.role, tier, serial, wall_ms());
+                    made.map(|made| (made, issuer, true))
+                }
+            }
+        });
+        let (envelope, issuer, is_new) = issued.map_err(internal)?.map_err(internal)?;
+        let (id, encoded) = kept(&envelope).map_err(internal)?;
+        Ok(Issued { id, encoded, issuer: serde_json::to_vec(&issuer).map_err(internal)?, is_new })
     }
 
     async fn propose(&self, command: Command) -> Result<Option<u64>, Reject> {
@@ -309,6 +318,16 @@ struct Issued {
     id: Digest,
     encoded: Vec<u8>,
     issuer: Vec<u8>,
+    /// Whether the state does not have it yet.
+    is_new: bool,
+}
+
+/// What the state knows of the issuing key and of a node.
+struct Known {
+    /// The key that is current, where the state names one.
+    issuer: Option<Digest>,
+    /// The node's last certificate of its proof key.
+    last: Option<Vec<u8>>,
 }
 
 fn first_eight(bytes: &[u8; 32]) -> [u8; 8] {

@@ -18,4 +18,4 @@ pub(crate) use servers::{Servers, content_of};
 pub(crate) use service::{Plane, Served};
 pub(crate) use streams::{StreamId, Streams};
 pub(crate) use tails::Tails;
-pub(crate) use work::{Here, link_to_leader};
+pub(crate) use work::{Here, follow_issuer, link_to_leader};

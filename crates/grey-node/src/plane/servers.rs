@@ -11,8 +11,8 @@ use grey_blob::BlobStore;
 use grey_core::{BlobReference, InputFile, Stage};
 use grey_proof::Digest;
 use grey_wire::{
-    BlobPiece, FetchBlobRequest, GatherRequest, NodePlaneClient, PIECE_BYTES, SnapshotRequest, decode_digest,
-    encode_stage,
+    AuthorityRequest, BlobPiece, FetchBlobRequest, GatherRequest, KeepAuthorityRequest, NodePlaneClient,
+    PIECE_BYTES, ServersRequest, SnapshotRequest, decode_digest, encode_stage,
 };
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
@@ -90,6 +90,44 @@ impl Servers {
     /// Lets go of a connection that failed.
     pub(super) fn failed(&self, number: u64) {
         self.locked().retain(|(other, _)| *other != number);
+    }
+
+    async fn answered<T>(
+        &self,
+        place: &ServerPlace,
+        asked: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> io::Result<T> {
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => {
+                self.failed(place.number);
+                Err(io::Error::other(status.message().to_owned()))
+            }
+            Err(_) => {
+                self.failed(place.number);
+                Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 30 s"))
+            }
+        }
+    }
+
+    /// What a server issues certificates with.
+    pub(crate) async fn authority(&self, place: &ServerPlace) -> io::Result<Bytes> {
+        let mut client = self.to(place).await?;
+        Ok(self.answered(place, client.authority(AuthorityRequest {})).await?.authority)
+    }
+
+    /// Has a server keep what may issue certificates next.
+    pub(crate) async fn keep_authority(&self, place: &ServerPlace, authority: Vec<u8>) -> io::Result<()> {
+        let mut client = self.to(place).await?;
+        let request = KeepAuthorityRequest { authority: authority.into() };
+        self.answered(place, client.keep_authority(request)).await.map(drop)
+    }
+
+    /// Which issuing key is current as far as a server knows; none where its state names none.
+    pub(crate) async fn issuer(&self, place: &ServerPlace) -> io::Result<Option<Digest>> {
+        let mut client = self.to(place).await?;
+        let answer = self.answered(place, client.servers(ServersRequest {})).await?;
+        Ok(decode_digest(&answer.issuer).ok())
     }
 
     /// The content of a blob from one server.

@@ -13,10 +13,10 @@ use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
-    Hello, JoinMessage, NodePlane, ReplicateReply, ReplicateRequest, STREAMS_VERSION, ServerAddress,
-    ServersReply, ServersRequest, SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply,
-    WorkRequest, check_hello, decode_digest, decode_from_worker, decode_stage, decode_version,
-    encode_to_worker, replicate_request, work_request,
+    Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, NodePlane, ReplicateReply,
+    ReplicateRequest, STREAMS_VERSION, ServerAddress, ServersReply, ServersRequest, SnapshotRequest,
+    StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, check_hello, decode_digest,
+    decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -33,6 +33,7 @@ use crate::control::{Message, Role};
 use crate::directory::Directory;
 use crate::directory::ServerPlace;
 use crate::gather::{GatherError, Gatherer};
+use crate::issuing::Issuing;
 use crate::peers::PeerEvent;
 use crate::snapshot::{SnapshotSource, stream};
 
@@ -57,6 +58,7 @@ pub(crate) struct Plane {
     pub(crate) streams: Arc<Streams>,
     pub(crate) gatherer: Gatherer,
     pub(crate) admission: Arc<Admission>,
+    pub(crate) issuing: Arc<Issuing>,
     /// Servers of which this one was told when it entered: until its own state says more, these may speak.
     pub(crate) known: Vec<ServerPlace>,
 }
@@ -104,6 +106,17 @@ impl Plane {
             Caller::Server(number) => Ok(number),
             Caller::Worker(_) => Err(Status::permission_denied("this is for servers")),
         }
+    }
+
+    /// A server that may know what issues certificates. Of one that is on its way out the row says so; who has none has just entered, or this
+    /// server has.
+    fn keeper<T>(&self, request: &Request<T>) -> Result<u64, Status> {
+        let number = self.server(request)?;
+        let directory = self.directory.borrow().clone();
+        if directory.nodes().next().is_some() && !directory.may_have_authority(number) {
+            return Err(Status::permission_denied("the server is on its way out of the cluster"));
+        }
+        Ok(number)
     }
 
     fn worker<T>(&self, request: &Request<T>) -> Result<NodeRow, Status> {
@@ -324,14 +337,32 @@ impl NodePlane for Served {
             tls_key: Bytes::copy_from_slice(&place.tls_key.0),
         });
         let leader = self.0.role.borrow().leader;
-        Ok(Response::new(ServersReply { servers: servers.collect(), leader }))
+        let issuer = directory.issuer().map(|issuer| Bytes::copy_from_slice(&issuer.0)).unwrap_or_default();
+        Ok(Response::new(ServersReply { servers: servers.collect(), leader, issuer }))
     }
 
     async fn authority(&self, request: Request<AuthorityRequest>) -> Answer<AuthorityReply> {
-        self.0.server(&request)?;
-        match self.0.admission.encoded_authority() {
+        self.0.keeper(&request)?;
+        match self.0.issuing.encoded() {
             Some(authority) => Ok(Response::new(AuthorityReply { authority: authority.into() })),
-            None => Err(Status::unavailable("this server does not have it")),
+            None => Err(Status::unavailable("this server does not have the current one")),
+        }
+    }
+
+    async fn keep_authority(&self, request: Request<KeepAuthorityRequest>) -> Answer<KeepAuthorityReply> {
+        let from = self.0.keeper(&request)?;
+        // What a leader of before gives late must not take the place of what the present one gave.
+        let leader = self.0.role.borrow().leader;
+        if leader != from {
+            let known = format!("server {leader} leads, as far as this one knows");
+            return Err(Status::failed_precondition(known));
+        }
+        let issuing = self.0.issuing.clone();
+        let kept = tokio::task::spawn_blocking(move || issuing.keep(&request.into_inner().authority)).await;
+        match kept {
+            Ok(Ok(())) => Ok(Response::new(KeepAuthorityReply {})),
+            Ok(Err(error)) => Err(Status::invalid_argument(error.to_string())),
+            Err(error) => Err(Status::internal(error.to_string())),
         }
     }
 

@@ -31,6 +31,9 @@ const LONGEST_WAIT_MS: u64 = 400;
 /// For how long a server that is gone is not gone to again because another one still takes it for the leader.
 const GONE_FOR: Duration = Duration::from_secs(1);
 
+/// How often a worker asks which issuing key is current.
+const ISSUER_EVERY: Duration = Duration::from_secs(20);
+
 /// Why a stream ended.
 enum Ended {
     /// The worker ends.
@@ -107,6 +110,24 @@ pub(crate) async fn link_to_leader(
                 message = messages.recv() => if message.is_none() { return },
             }
         }
+    }
+}
+
+/// Tells which issuing key is current, as any server has it, until nobody listens.
+pub(crate) async fn follow_issuer(servers: Arc<Servers>, issuer: watch::Sender<Option<Digest>>) {
+    while !issuer.is_closed() {
+        for place in servers.places() {
+            let Ok(found) = servers.issuer(&place).await else { continue };
+            issuer.send_if_modified(|known| {
+                let differs = found.is_some() && *known != found;
+                if differs {
+                    *known = found;
+                }
+                differs
+            });
+            break;
+        }
+        tokio::time::sleep(ISSUER_EVERY).await;
     }
 }
 
