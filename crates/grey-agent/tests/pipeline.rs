@@ -452,6 +452,7 @@ fn another_certificate_is_named_by_all_that_is_signed_from_then_on_and_nothing_r
                 Output::Send(FromWorker::Report(report)) => {
                     sent = Some(report).filter(|sent| sent.signed.is_some())
                 }
+                Output::Release(_) => {}
                 other => panic!("{other:?}"),
             }
         }
