@@ -34,6 +34,8 @@ pub enum Mutant {
     ReadWithoutQuorum,
     /// A suspended tenant submits all the same.
     ForgetSuspension,
+    /// What an earlier version does not understand is put into the log, to be refused when it is applied.
+    WriteTooEarly,
 }
 
 impl State {

@@ -16,6 +16,10 @@ pub(crate) fn understood(version: &NodeVersion, level: u16) -> Result<(), Replic
 impl Replica {
     /// An entry of a level that is not in force would halt servers of an earlier version, also where it is refused when applied.
     pub(crate) fn must_be_in_force(&self, command: &Command) -> Result<(), ReplicaError> {
+        #[cfg(feature = "mutants")]
+        if self.mutant == Some(grey_core::Mutant::WriteTooEarly) {
+            return Ok(());
+        }
         if let Command::RaiseFeatureLevel(raise) = command {
             // What servers run is known once everything of earlier terms is applied.
             if !self.leads() {

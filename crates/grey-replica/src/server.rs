@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use grey_core::{
     Answer, Applied, Command, Effect, FromWorker, Heartbeat, NodeVersion, RegisterWorker, Rejection, Report,
-    ReportAnswer, ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report,
+    ReportAnswer, ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report, limits,
 };
 use grey_health::{Advice, BreakerState, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
@@ -147,8 +147,11 @@ impl Server {
 
     /// Another server said what it runs. The leader has the cluster keep it.
     pub fn heard_version(&mut self, server: u64, version: NodeVersion) {
-        if self.state().node_of_server(server).is_some() {
-            self.versions.insert(server, version);
+        // Who speaks belongs to the cluster, perhaps by an entry that is not applied here yet.
+        self.versions.insert(server, version);
+        if self.versions.len() > limits::SERVERS {
+            let state = self.replica.state();
+            self.versions.retain(|known, _| *known == server || state.node_of_server(*known).is_some());
         }
     }
 

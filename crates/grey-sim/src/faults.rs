@@ -107,6 +107,10 @@ faults! {
     Cordon = "cordon",
     /// A worker is shut out, ends, and is let in again.
     WorkerLeave = "worker-leave",
+    /// Servers begin as an earlier version, and are upgraded one after the other.
+    Upgrade = "upgrade",
+    /// What a tenant may have changes, for a while.
+    QuotaChange = "quota-change",
 }
 
 /// A name that is no class of fault.

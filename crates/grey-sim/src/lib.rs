@@ -24,6 +24,7 @@ mod shrink;
 mod storm;
 mod swarm;
 mod trace;
+mod upgrade;
 mod worker;
 mod workload;
 mod world;
@@ -162,8 +163,10 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
     let trace = Trace::new(options.seed, file);
     let (blows, faults) = (plan.blows.clone(), plan.faults.clone());
     let servers = options.servers + if plan.has(Fault::Replace) { operator::SPARES } else { 0 };
-    // Only who was let in can be cordoned, and can leave.
-    let forms = [Fault::Replace, Fault::Cordon, Fault::WorkerLeave].iter().any(|fault| plan.has(*fault));
+    // Only who was let in can be cordoned, can leave, and can say what it runs.
+    let forms = [Fault::Replace, Fault::Cordon, Fault::WorkerLeave, Fault::Upgrade]
+        .iter()
+        .any(|fault| plan.has(*fault));
     let mut world = World::new(options.seed, servers, options.workers, CLIENTS, plan, trace);
     if forms {
         world.form_of(options.servers);

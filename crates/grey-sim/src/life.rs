@@ -38,6 +38,7 @@ impl World {
             founders: self.founders as u64,
             election_seed: self.chance.election.next(),
             checkpoint_bytes: self.plan.checkpoint_bytes,
+            version: self.version(index),
             #[cfg(feature = "mutants")]
             mutant: self.mutant,
             behaviour: self.behaviour.clone(),

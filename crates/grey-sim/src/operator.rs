@@ -100,6 +100,7 @@ impl World {
         let (leaving, entering) = (self.name(victim), self.name(newcomer));
         self.trace.fold(&[self.now_us, 21, victim as u64, newcomer as u64]);
         self.trace.say(self.now_us, || format!("{leaving} is to leave, {entering} to enter"));
+        self.enters(newcomer);
         if let Some(operator) = &mut self.operator {
             operator.belongs.remove(&victim);
             operator.belongs.insert(newcomer);

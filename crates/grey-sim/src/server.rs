@@ -84,6 +84,8 @@ pub struct StartOptions {
     pub founders: u64,
     pub election_seed: u64,
     pub checkpoint_bytes: u64,
+    /// What it runs.
+    pub version: NodeVersion,
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
     /// How it behaves towards others.
@@ -113,6 +115,8 @@ pub struct Server {
     /// The other servers, where it has links.
     others: Vec<u64>,
     connected: BTreeSet<Peer>,
+    /// What others said that they understand.
+    greeted: BTreeMap<u64, u16>,
     /// To whom nothing can be written.
     away: BTreeSet<Peer>,
     side_queue: VecDeque<SideRequest>,
@@ -148,7 +152,7 @@ impl Server {
                 id: options.id,
                 seed: options.election_seed,
                 checkpoint_bytes: options.checkpoint_bytes,
-                version: NodeVersion::newest("simulated"),
+                version: options.version,
                 #[cfg(feature = "mutants")]
                 mutant: options.mutant,
             },
@@ -169,6 +173,7 @@ impl Server {
             linked,
             others,
             connected: BTreeSet::new(),
+            greeted: BTreeMap::new(),
             away: BTreeSet::new(),
             side_queue: VecDeque::new(),
             side_busy: false,
@@ -273,6 +278,14 @@ impl Server {
         }
     }
 
+    /// What another server says that it runs, when it connects.
+    pub fn greeted(&mut self, server: u64, version: NodeVersion) {
+        if self.greeted.get(&server) != Some(&version.understands) {
+            self.greeted.insert(server, version.understands);
+            self.server.heard_version(server, version);
+        }
+    }
+
     /// Something arrived.
     pub fn receive(&mut self, from: NodeIndex, packet: Packet) -> Result<(), Ended> {
         match packet {
@@ -317,6 +330,8 @@ impl Server {
                         ReplicaError::NotLeader { leader } => Told::NotLeader(leader),
                         ReplicaError::Overloaded => Told::Overloaded(None),
                         ReplicaError::Door(refusal) => Told::Overloaded(Some(refusal)),
+                        // Only an operator asks for what is not in force, and asks again.
+                        ReplicaError::Rejected(_) => Told::Overloaded(None),
                         error => return Err(error.into()),
                     };
                     self.tell(ticket, told);

@@ -92,6 +92,11 @@ impl World {
                 self.order(blow.fault, &mut chance);
                 false
             }
+            Fault::Upgrade | Fault::QuotaChange => {
+                // Counted when it is in force.
+                self.change(blow.fault, &mut chance);
+                false
+            }
             Fault::Replace => {
                 // Counted when it has come about.
                 self.replace(&mut chance);
@@ -405,7 +410,12 @@ impl World {
             Fault::Corrupt | Fault::Misdirected | Fault::Wipe => may_lose,
             _ => true,
         });
-        let silent: Vec<Fault> = silent.collect();
+        let mut silent: Vec<Fault> = silent.collect();
+        let waits = silent.contains(&Fault::Upgrade) || silent.contains(&Fault::QuotaChange);
+        if waits && self.plan.has(Fault::Replace) && !silent.contains(&Fault::Replace) {
+            // A lost server holds them up until another one has entered in its place.
+            silent.push(Fault::Replace);
+        }
         if silent.is_empty() || self.extensions >= MOST_EXTENSIONS {
             return self.heal();
         }
@@ -496,7 +506,7 @@ impl World {
         if self.is_changing() {
             return Some("the membership is not what was agreed on".to_owned());
         }
-        if let Some(what) = self.open_orders(leader) {
+        if let Some(what) = self.open_orders(leader).or_else(|| self.open_quota(leader)) {
             return Some(what);
         }
         for index in self.clients() {

@@ -44,7 +44,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 29] = [
+const BLOWS: [Fault; 31] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -74,6 +74,8 @@ const BLOWS: [Fault; 29] = [
     Fault::TenantChange,
     Fault::Cordon,
     Fault::WorkerLeave,
+    Fault::Upgrade,
+    Fault::QuotaChange,
 ];
 
 /// Numbers that each class has for its own.
@@ -91,9 +93,12 @@ impl Plan {
             // They came later, and draw for themselves: what a seed has otherwise stays as it was.
             Fault::WholeState => Stream::new(seed, 3_000).chance(550_000),
             Fault::Replace => Stream::new(seed, 3_002).chance(550_000),
-            Fault::TenantChange | Fault::Links | Fault::Cordon | Fault::WorkerLeave => {
-                Stream::new(seed, 3_010 + *fault as u64).chance(550_000)
-            }
+            Fault::TenantChange
+            | Fault::Links
+            | Fault::Cordon
+            | Fault::WorkerLeave
+            | Fault::Upgrade
+            | Fault::QuotaChange => Stream::new(seed, 3_010 + *fault as u64).chance(550_000),
             _ => chance.chance(550_000),
         };
         let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();

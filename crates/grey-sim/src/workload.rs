@@ -345,7 +345,9 @@ impl Client {
         }
         let told = match told {
             // It insists: what it asked before may still be let in, when the tenant is let go.
-            Told::Applied(Err(Rejection::TenantSuspended(_))) => return None,
+            Told::Applied(Err(
+                Rejection::TenantSuspended(_) | Rejection::QueueFull { .. } | Rejection::RateExceeded { .. },
+            )) => return None,
             Told::Applied(result) => fact::Told::Applied(result),
             Told::Read(counts) => fact::Told::Read(counts),
             Told::NotLeader(leader) => {

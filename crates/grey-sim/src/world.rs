@@ -22,6 +22,7 @@ use crate::random::Streams;
 use crate::server::{self, Server};
 use crate::swarm::Plan;
 use crate::trace::Trace;
+use crate::upgrade::Upgrade;
 use crate::worker::{self, Identity, Worker};
 use crate::workload::{Client, bootstrap};
 
@@ -196,6 +197,7 @@ pub struct World {
     pub operator: Option<Operator>,
     /// What an operator wants of tenants and workers.
     pub orders: Orders,
+    pub upgrade: Upgrade,
     /// Jobs that clients know to be accepted, for those who look at anybody's.
     pub published: Vec<JobId>,
     /// How often the storm went on since a class of fault had yet to fire.
@@ -282,6 +284,7 @@ impl World {
             workers,
             operator: None,
             orders: Orders::default(),
+            upgrade: Upgrade::default(),
             published: Vec::new(),
             extensions: 0,
             keys: Arc::new(keys.collect()),
@@ -460,9 +463,19 @@ impl World {
         } else {
             node.last_ms = local_ms;
         }
+        let greeting = match &input {
+            Input::Packet(from, packet) if matches!(**packet, Packet::Engine(_)) && self.has_levels() => {
+                Some((*from as u64 + 1, self.version(*from)))
+            }
+            _ => None,
+        };
+        let Some(node) = self.nodes.get_mut(index) else { return };
         let tick_at_us = node.clock.real_us(node.clock.local_us(now_us) + TICK_US);
         let late = now_us < node.late_until_us;
         let Process::Server(server) = &mut node.process else { return };
+        if let Some((from, version)) = greeting {
+            server.greeted(from, version);
+        }
         let mut outcome = if elapsed_ms > 0 { server.elapse(elapsed_ms) } else { Ok(()) };
         if outcome.is_ok() {
             outcome = match input {
@@ -506,7 +519,8 @@ impl World {
             };
         }
         self.operate(index)?;
-        self.carry_out_orders(index)
+        self.carry_out_orders(index)?;
+        self.carry_out_upgrade(index)
     }
 
     fn carry_out_server(&mut self, index: NodeIndex) {

@@ -33,8 +33,10 @@ mutants! {
         breaks ["replicas-agree", "acknowledged-stays", "one-leader-a-term", "recovers", "replica-goes-on"],
     a_forgotten_vote_is_seen: ForgetVote within 30
         breaks ["replicas-agree", "one-leader-a-term", "acknowledged-stays", "never-panics", "replica-goes-on"],
-    entries_in_the_wrong_order_are_seen: ApplyOutOfOrder within 10 breaks ["replicas-agree"],
-    suspicion_by_an_observer_that_is_late_is_seen: SuspectWhileLate within 60 breaks ["leases-hold"],
+    entries_in_the_wrong_order_are_seen: ApplyOutOfOrder within 10
+        // What is applied before it is in force halts a server, too.
+        breaks ["replicas-agree", "replica-goes-on"],
+    suspicion_by_an_observer_that_is_late_is_seen: SuspectWhileLate within 200 breaks ["leases-hold"],
     a_result_of_a_stale_epoch_is_seen: AcceptStaleEpoch within 20
         breaks ["one-completion", "tasks-are-conserved", "leases-hold"],
     a_placement_that_is_not_checked_again_is_seen: SkipRecheck within 20 breaks ["within-capacity"],
@@ -46,6 +48,7 @@ mutants! {
     outliving_a_lease_is_seen: OutliveLease within 20 breaks ["leases-hold"],
     a_read_without_a_quorum_is_seen: ReadWithoutQuorum within 60 breaks ["clients-see-one-order"],
     a_forgotten_suspension_is_seen: ForgetSuspension within 20 breaks ["who-is-shut-out-rests"],
+    what_is_written_too_early_is_seen: WriteTooEarly within 20 breaks ["replica-goes-on"],
 }
 
 /// How many runs a search may take here.
