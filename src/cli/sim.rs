@@ -45,8 +45,8 @@ pub struct SimArguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=9))]
     servers: u8,
     /// Workers
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=200))]
-    workers: u8,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    workers: u16,
     /// How long the storm lasts, in virtual seconds
     #[arg(long, default_value_t = STORM_SECONDS, value_parser = clap::value_parser!(u64).range(3..=3_600))]
     seconds: u64,

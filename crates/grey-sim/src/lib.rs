@@ -60,7 +60,7 @@ pub struct Options {
     pub seed: u64,
     /// Servers, one to nine.
     pub servers: usize,
-    /// Workers, one to 200.
+    /// Workers, one to 1,000.
     pub workers: usize,
     /// How long the storm lasts, in virtual seconds.
     pub seconds: u64,

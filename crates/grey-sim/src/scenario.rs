@@ -33,7 +33,7 @@ pub struct ScenarioOptions {
     pub seed: u64,
     /// Servers, one to nine.
     pub servers: usize,
-    /// Workers, one to 200.
+    /// Workers, one to 1,000.
     pub workers: usize,
     /// Clients, each with a load of its own.
     pub clients: usize,
