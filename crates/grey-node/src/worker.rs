@@ -19,6 +19,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use tracing::Instrument;
+
 use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::control::Message;
@@ -166,7 +168,10 @@ impl Worker {
                 self.connected = false;
                 self.agent.unavailable();
             }
-            WorkerMessage::Event(ExecutorEvent::Started(attempt)) => self.agent.started(attempt),
+            WorkerMessage::Event(ExecutorEvent::Started(attempt)) => {
+                tracing::debug!(task = %attempt.task, epoch = %attempt.epoch, "an attempt runs");
+                self.agent.started(attempt);
+            }
             WorkerMessage::Event(ExecutorEvent::Finished(executed)) => self.finished(*executed),
             WorkerMessage::Prepared(execution, outcome) => self.prepared(*execution, outcome),
             WorkerMessage::Stored(attempt, result, usage) => self.has_result(attempt, *result, usage),
@@ -182,14 +187,19 @@ impl Worker {
 
     fn finished(&mut self, executed: Executed) {
         let (attempt, usage) = (executed.attempt, executed.usage);
+        tracing::debug!(task = %attempt.task, epoch = %attempt.epoch, outcome = ?executed.outcome, "an attempt has ended");
         match inline(executed) {
             Ok(result) => self.has_result(attempt, result, usage),
             Err(executed) => {
                 let (blobs, itself) = (self.wiring.inputs.blobs.clone(), self.wiring.itself.clone());
                 self.wiring.runtime.spawn(async move {
                     let mut hold = blobs.local.hold();
-                    let result = store(&mut hold, *executed).await;
-                    let result = spread(&blobs, result).await;
+                    let keeping = async {
+                        let result = store(&mut hold, *executed).await;
+                        spread(&blobs, result).await
+                    };
+                    let span = tracing::info_span!("attempt", task = %attempt.task, epoch = %attempt.epoch);
+                    let result = keeping.instrument(span).await;
                     drop(itself.send(WorkerMessage::Stored(attempt, Box::new(result), usage)));
                     // From here on the agent knows which blobs the result names.
                     drop(hold);

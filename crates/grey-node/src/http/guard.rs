@@ -1,7 +1,7 @@
 //! Who may speak: checked before anything else, on every method.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::{HeaderMap, header};
@@ -12,10 +12,12 @@ use grey_api::{Endpoint, ErrorCode, Problem, Subject, nearest};
 use super::access::{self, Principal, Scope};
 use super::forward::Forwarder;
 use super::reply::{PROBLEM_MEDIA_TYPE, Refusal, with_level};
+use super::request_id::{REQUEST_ID, request_id};
 use super::{REQUEST_BYTES, blobs, bulk, jobs};
 use crate::clock::wall_ms;
 use crate::handle::Node;
 use crate::views;
+use tracing::Instrument;
 
 /// A refusal of the framework's own is a sentence.
 const LONGEST_REFUSAL_BYTES: usize = 4_096;
@@ -44,10 +46,20 @@ pub(crate) struct Keeper {
     pub(crate) node: Arc<Node>,
 }
 
-/// Stands before every request, and counts how they are answered.
-pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, request: Request, next: Next) -> Response {
-    let method = request.method().clone();
-    let response = let_in(&keeper, request, next).await;
+/// Stands before every request, names it, and counts how they are answered.
+pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, mut request: Request, next: Next) -> Response {
+    let (method, begun) = (request.method().clone(), Instant::now());
+    let id = request_id(request.headers(), keeper.node.server, wall_ms());
+    let span = {
+        let (id, path) = (id.to_str().unwrap_or_default(), request.uri().path());
+        tracing::info_span!("request", id, %method, path)
+    };
+    // Whoever it is passed on to calls it the same.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = let_in(&keeper, request, next).instrument(span.clone()).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    let (status, took) = (response.status().as_u16(), begun.elapsed());
+    span.in_scope(|| tracing::debug!(status, took_us = took.as_micros() as u64, "answered"));
     let meters = &keeper.node.meters;
     meters.answered(&method, response.status());
     // What another server refused is counted there.

@@ -14,6 +14,7 @@ mod linger;
 mod logs;
 mod nodes;
 mod reply;
+mod request_id;
 mod rerun;
 mod snapshot;
 mod submit;
