@@ -124,22 +124,22 @@ impl Drop for SmallDisk {
 
 /// A wall clock that can be moved under processes that run.
 pub struct Clock {
-    library: PathBuf,
+    shared_object: PathBuf,
 }
 
 impl Clock {
     /// Compiles what is loaded into processes, with the compiler that links this test.
     pub fn new(directory: &Path) -> Clock {
-        let (source, library) = (directory.join("clock.c"), directory.join("clock.so"));
+        let (source, shared_object) = (directory.join("clock.c"), directory.join("clock.so"));
         std::fs::write(&source, CLOCK_SOURCE).unwrap();
         let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shared_object).arg(&source);
         assert!(compiler.status().unwrap().success());
-        Clock { library }
+        Clock { shared_object }
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.library.with_file_name(format!("{name}.clock"))
+        self.shared_object.with_file_name(format!("{name}.clock"))
     }
 
     /// Has a command see the clock of a machine.
@@ -148,7 +148,7 @@ impl Clock {
         if !file.exists() {
             std::fs::write(&file, 0i64.to_le_bytes()).unwrap();
         }
-        command.env("LD_PRELOAD", &self.library).env("GREY_TEST_CLOCK", file);
+        command.env("LD_PRELOAD", &self.shared_object).env("GREY_TEST_CLOCK", file);
     }
 
     /// Moves the clock of a machine: so many seconds from the true time on.
