@@ -17,14 +17,17 @@ use crate::state::State;
 /// never released.
 pub const OLDEST_FEATURE_LEVEL: u16 = 3;
 
-/// The newest level that this version understands: tenants' quotas and re-keying came with it.
-pub const NEWEST_FEATURE_LEVEL: u16 = 4;
+/// The newest level that this version understands: breakers before executors came with it.
+pub const NEWEST_FEATURE_LEVEL: u16 = 5;
 
 /// The level that tenants' quotas came with.
 pub(crate) const QUOTA_LEVEL: u16 = 4;
 
 /// The level that came with what the state knows of the issuing key.
 pub const AUTHORITY_LEVEL: u16 = 4;
+
+/// The level from which on executors are judged by themselves.
+pub(crate) const BREAKER_LEVEL: u16 = 5;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

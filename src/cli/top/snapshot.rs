@@ -245,6 +245,7 @@ mod tests {
             worker: worker.map(str::to_owned),
             presence: worker.map(|_| "present".to_owned()),
             held: None,
+            shut_executors: Vec::new(),
         };
         let listed = [
             node("s1", Some(1), None, "admitted"),

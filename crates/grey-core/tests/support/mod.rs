@@ -424,7 +424,7 @@ fn random_upgrade(seed: u8, other: u8) -> Command {
             node: Digest::of(&[seed; 32]),
             version: NodeVersion { understands: 3 + u16::from(other % 2), name: format!("0.{other}.0") },
         }),
-        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 2) }),
+        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 3) }),
         _ => {
             Command::SetTenantQuota(SetTenantQuota {
                 tenant: TenantId(u32::from(seed % 4)),

@@ -21,6 +21,7 @@ struct Announced {
     worker: WorkerId,
     presence: &'static str,
     held: u32,
+    shut_executors: Vec<String>,
 }
 
 fn status(
@@ -45,6 +46,7 @@ fn status(
         worker: announced.map(|announced| announced.worker.to_string()),
         presence: announced.map(|announced| announced.presence.to_owned()),
         held: announced.map(|announced| announced.held),
+        shut_executors: announced.map(|announced| announced.shut_executors.clone()).unwrap_or_default(),
     }
 }
 
@@ -54,7 +56,10 @@ pub(super) async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Proble
         let state = replica.state();
         let announced = state.workers().iter().map(|(id, worker)| {
             let (presence, held) = (worker.presence.name(), worker.held);
-            (worker.node, Announced { worker: *id, presence, held })
+            let breakers = state.breakers(*id).into_iter().flat_map(|row| &row.executors);
+            let shut = breakers.filter(|breaker| breaker.is_shut());
+            let shut_executors = shut.map(|breaker| breaker.executor.name().to_owned()).collect();
+            (worker.node, Announced { worker: *id, presence, held, shut_executors })
         });
         let announced: BTreeMap<Digest, Announced> = announced.collect();
         let mut rows: Vec<&NodeRow> = state.nodes().collect();
@@ -198,9 +203,15 @@ mod tests {
 
     #[test]
     fn a_node_is_shown_with_what_it_said_of_itself() {
-        let announced = Announced { worker: WorkerId(7), presence: "present", held: 3 };
+        let announced = Announced {
+            worker: WorkerId(7),
+            presence: "present",
+            held: 3,
+            shut_executors: vec!["process".to_owned()],
+        };
         let worker = status(&row(1, "w", None), None, 1, Some(&announced));
         assert_eq!((worker.address, worker.leads, worker.held), (None, false, Some(3)));
+        assert_eq!(worker.shut_executors, ["process"]);
         let server = status(&row(1, "s", Some(2)), None, 2, None);
         assert_eq!((server.address.as_deref(), server.leads, server.worker), (Some("a:1"), true, None));
         assert!(!status(&row(1, "s", Some(2)), None, 0, None).leads);

@@ -122,6 +122,7 @@ mod tests {
             worker: None,
             presence: None,
             held: None,
+            shut_executors: Vec::new(),
         };
         let servers = [server("s1", Some(1)), server("1", Some(2)), server("w", None)];
         let found = ["s1", "1", "2", "3", "w", "x"].map(|text| number(&servers, text));
