@@ -18,6 +18,8 @@ mod rekey;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/traces.rs"]
+mod traces;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
 #[path = "cluster/upkeep.rs"]

@@ -33,6 +33,7 @@ use crate::rate::EndRate;
 use crate::records::Records;
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
+use crate::traces::Traces;
 
 /// Uploads that are written at once; more wait for a moment and are then refused.
 const UPLOADS_AT_ONCE: usize = 64;
@@ -78,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) uploads: Semaphore,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) meters: Arc<Meters>,
+    /// Where spans are told, if anywhere.
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) disk: DiskRoom,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
     pub(crate) capacity: Option<Resources>,

@@ -33,6 +33,7 @@ mod records;
 mod retention;
 mod snapshot;
 mod threads;
+mod traces;
 pub mod units;
 mod views;
 mod worker;

@@ -50,6 +50,7 @@ use crate::plane::{
 };
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
+use crate::traces::{Teller, Traces};
 
 /// Content that waits to be fetched from other servers; more is left to the collector.
 const COPIES_WAITING: usize = 16_384;
@@ -302,6 +303,14 @@ async fn serve(
                 reason: error.to_string(),
             }
         })?);
+    let traces = match &config.traces {
+        None => None,
+        Some(traces) => {
+            let node = joining.key.verifying_key().id();
+            let teller = Teller { cluster, node, name: Some(&config.name), role: "server" };
+            Some(Traces::start(traces, &teller, engine.meters.clone())?)
+        }
+    };
     let node = Arc::new(Node {
         control: engine.control.clone(),
         snapshots,
@@ -329,6 +338,7 @@ async fn serve(
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
+        traces: traces.clone(),
         disk: DiskRoom::new(config.data_dir.clone())?,
         capacity: None,
     });
@@ -378,6 +388,9 @@ async fn serve(
     // The side's thread ends when nobody can ask it for anything any more.
     filling.abort();
     drop(filling.await);
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     ended
 }
 
