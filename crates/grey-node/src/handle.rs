@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 use crate::blobs::Blobs;
 use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
+use crate::cosign::Cosigners;
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
@@ -68,7 +69,9 @@ pub(crate) struct Node {
     pub(crate) process: Option<Arc<dyn Executor>>,
     /// What runs on other machines, where there are any.
     pub(crate) streams: Option<Arc<Streams>>,
-    pub(crate) signing: Signing,
+    pub(crate) signing: Arc<Signing>,
+    /// Those who sign the log's checkpoints with this server; nobody in a local cluster.
+    pub(crate) cosigners: Option<Cosigners>,
     /// What issues certificates; nothing in a local cluster.
     pub(crate) issuing: Option<Arc<Issuing>>,
     pub(crate) events: broadcast::Sender<Event>,

@@ -6,6 +6,7 @@ mod clock;
 mod cluster;
 pub mod config;
 mod control;
+mod cosign;
 mod directory;
 mod disk_room;
 mod engine;

@@ -31,6 +31,7 @@ use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
+use crate::cosign::{Cosigner, Cosigners};
 use crate::directory::{Directory, ServerPlace};
 use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
@@ -273,6 +274,7 @@ async fn serve(
     ));
     let snapshots = SnapshotSource::new(engine.control.clone(), engine.side.clone());
     let streams = Arc::new(Streams::default());
+    let signing = Arc::new(papers.signing()?);
     let plane = Plane {
         cluster,
         streams: streams.clone(),
@@ -288,6 +290,7 @@ async fn serve(
         },
         admission,
         issuing: issuing.clone(),
+        cosigner: Cosigner { signing: signing.clone(), tree: engine.tree.clone(), kept: engine.kept.clone() },
         known,
     };
     let node_plane = NodePlaneServer::new(Served(Arc::new(plane)))
@@ -328,7 +331,8 @@ async fn serve(
         items: Arc::new(ItemLists::default()),
         process: None,
         streams: Some(streams),
-        signing: papers.signing()?,
+        signing,
+        cosigners: Some(Cosigners::new(Servers::new(dialler.clone(), places.clone()), own)),
         issuing: Some(issuing.clone()),
         events: engine.events.clone(),
         rate: engine.rate.clone(),
