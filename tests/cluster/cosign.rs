@@ -94,3 +94,33 @@ fn a_proof_is_cosigned_by_the_servers_that_are_there_and_made_without_those_that
     // A proof of before is as it was.
     assert_eq!(cosigners(&house, "two.json"), 2);
 }
+
+#[test]
+fn a_server_whose_log_says_something_else_does_not_sign_and_says_so() {
+    // Given: three servers that have each written down what the log of reports is.
+    let house = House::of_three();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
+    // Two reports, so that the root of three rests on a hash that was written before.
+    prove(&house, "first.json");
+    prove(&house, "before.json");
+    house.fill_log();
+    wait_until("all servers have the same state", || house.states_agree(3));
+    // When: one of them finds something else written there.
+    let follower = ["s1", "s2", "s3"].into_iter().find(|name| leader(&house).as_deref() != Some(name));
+    let follower = follower.unwrap();
+    house.terminate(follower);
+    let hashes = house.path(follower).join("tree.hashes");
+    let mut bytes = std::fs::read(&hashes).unwrap();
+    assert!(!bytes.is_empty());
+    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+    std::fs::write(&hashes, bytes).unwrap();
+    house.start_server(follower);
+    wait_until("all servers have the same state", || house.states_agree(3));
+    // Then: the others sign without it.
+    prove(&house, "after.json");
+    assert_eq!(cosigners(&house, "after.json"), 2);
+    assert!(house.said(follower).contains("a server has another log than this one"));
+    assert_eq!(cosigners(&house, "before.json"), 3);
+}
