@@ -1,6 +1,8 @@
 //! A cluster of several processes: servers that found and join it, workers, and what is left when some of them are killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "cluster/cosign.rs"]
+mod cosign;
 #[path = "cluster/follow.rs"]
 mod follow;
 #[path = "cluster/house.rs"]
@@ -18,6 +20,8 @@ mod rekey;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/traces.rs"]
+mod traces;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
 #[path = "cluster/upkeep.rs"]

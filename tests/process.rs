@@ -26,6 +26,8 @@ mod support;
 mod tenants;
 #[path = "process/top.rs"]
 mod top;
+#[path = "process/traces.rs"]
+mod traces;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

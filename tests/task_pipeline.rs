@@ -358,7 +358,7 @@ fn test_proof_artifact_integrity() {
     let (job, _) = simulation.submit(vec![(task(300), 20), (task(700), 5)]);
     simulation.run_until("the job has ended", |simulation| simulation.ended.contains_key(&job));
     assert_eq!(simulation.attempts.len(), 25);
-    let evidence = Evidence { stdout: Some((5, Digest::of(b"done\n"))), files: None };
+    let evidence = Evidence { stdout: Some((5, Digest::of(b"done\n"))), ..Evidence::default() };
     for attempt in simulation.attempts.keys() {
         // Then: each attempt's proof holds after a journey through its file, and says what the executor said.
         let bundle = ProofBundle::decode(&proof(&simulation, *attempt).encode()).unwrap();

@@ -13,6 +13,7 @@ use super::node_config::ServerArguments;
 use super::output::{Output, harmless, table};
 use super::recovery::{RecoverArguments, RestoreArguments, SnapshotArguments};
 use super::rekey::{RekeyArguments, shown};
+use super::root;
 use super::run::connect;
 use super::session::{Target, runtime};
 use super::units;
@@ -130,7 +131,11 @@ pub enum ClusterCommand {
     #[command(after_help = REKEY_EXAMPLES)]
     Rekey(RekeyArguments),
     /// The root that a verifier keeps, to be given to `grey verify --root`
-    Root,
+    Root {
+        /// How many different servers must have signed the log's root under each proof that this root is given for [default: 1]
+        #[arg(long, value_name = "SERVERS", value_parser = clap::value_parser!(u32).range(1..))]
+        quorum: Option<u32>,
+    },
 }
 
 /// What a node keeps of what has ended, in two sentences.
@@ -260,7 +265,10 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
                 }
                 output.result(&now, || format!("feature level {} is in force\n", now.feature_level))?;
             }
-            ClusterCommand::Root => output.bytes(&client.get_bytes("/v1/cluster/root").await?)?,
+            ClusterCommand::Root { quorum } => {
+                let bytes = client.get_bytes("/v1/cluster/root").await?;
+                output.bytes(&root::asking(&bytes, *quorum)?)?;
+            }
         }
         Ok(0)
     })

@@ -9,6 +9,7 @@ use grey_node::config::metrics_listen;
 use grey_node::{LocalOptions, Ready, run_local};
 
 use super::error::CliError;
+use super::node_config::TracesArguments;
 use super::output::Output;
 use super::serve::{IntakeArguments, LAUNCHER, RetentionArguments, WorkerArguments, log_to_stderr};
 use super::session::{Target, runtime};
@@ -25,6 +26,7 @@ Examples:
   grey --data-dir ./try dev           with data of its own
   grey dev --label zone=a --device gpu=2    a worker that tasks may choose by its label, with two GPUs
   grey dev --metrics-listen 7655      metrics at http://127.0.0.1:7655/metrics
+  grey dev --traces-endpoint http://127.0.0.1:4317     spans to an OpenTelemetry collector
   grey dev --retain-logs 7d --retain-history 1000d     keep logs for a week, records and proofs for years")]
 pub struct DevArguments {
     /// The loopback address to listen on
@@ -33,6 +35,8 @@ pub struct DevArguments {
     /// A loopback address, or a port of 127.0.0.1, at which metrics are read [default: nowhere]
     #[arg(long, env = "GREY_METRICS_LISTEN", value_parser = metrics_listen, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    traces: TracesArguments,
     #[command(flatten)]
     worker: WorkerArguments,
     #[command(flatten)]
@@ -50,6 +54,7 @@ pub fn dev(arguments: &DevArguments, target: &Target, output: &Output) -> Result
         launcher: PathBuf::from(LAUNCHER),
         listen: Some(arguments.listen),
         metrics_listen: arguments.metrics_listen,
+        traces: arguments.traces.config()?,
         idle_exit: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),

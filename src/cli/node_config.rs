@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use grey_node::config::{ConfigError, Configuration, NodeKind, ServerConfig, WorkerConfig};
+use grey_node::config::{ConfigError, Configuration, NodeKind, ServerConfig, TracesConfig, WorkerConfig};
 
 use super::error::CliError;
 use super::units;
@@ -28,12 +28,89 @@ pub struct NodeArguments {
     /// Where metrics are read: an address and a port, or a port of 127.0.0.1 [default: nowhere]
     #[arg(long, env = "GREY_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<String>,
+    #[command(flatten)]
+    traces: TracesArguments,
     /// How the log is written: text or json [default: text]
     #[arg(long, env = "GREY_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<String>,
     /// What is written to it [default: info]
     #[arg(long, env = "GREY_LOG", value_name = "LEVEL")]
     log_level: Option<String>,
+}
+
+/// Where spans are told.
+#[derive(Debug, Default, clap::Args)]
+pub struct TracesArguments {
+    /// The collector that spans are told to, by OTLP over gRPC, such as http://127.0.0.1:4317 [default: what OTEL_EXPORTER_OTLP_ENDPOINT
+    /// says, or none]
+    #[arg(long, env = "GREY_TRACES_ENDPOINT", value_name = "URL")]
+    traces_endpoint: Option<String>,
+    /// The file with the certificates that the collector's must lead to, for https [default: what OTEL_EXPORTER_OTLP_CERTIFICATE says]
+    #[arg(long, env = "GREY_TRACES_CA_FILE", value_name = "FILE")]
+    traces_ca_file: Option<PathBuf>,
+    /// How many of the traces that begin here are told, from 0 to 1; others are as whoever began them wants it [default: 1]
+    #[arg(long, env = "GREY_TRACES_RATIO", value_name = "RATIO")]
+    traces_ratio: Option<f64>,
+}
+
+/// What a variable of the environment says that every program with OpenTelemetry knows, of traces or of everything. It counts for nothing where
+/// another protocol than gRPC is wanted: what listens there would not understand.
+fn standard(variable: &str, environment: &impl Fn(&str) -> Option<String>) -> Option<String> {
+    let of = |name: &str| {
+        let said = |prefix: &str| environment(&format!("{prefix}_{name}")).filter(|said| !said.is_empty());
+        said("OTEL_EXPORTER_OTLP_TRACES").or_else(|| said("OTEL_EXPORTER_OTLP"))
+    };
+    if of("PROTOCOL").is_some_and(|protocol| protocol != "grpc") {
+        return None;
+    }
+    of(variable)
+}
+
+impl TracesArguments {
+    /// Puts what was given over the file, and what the environment says for every program where neither says anything.
+    fn put(
+        &self,
+        configuration: &mut Configuration,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), CliError> {
+        const ENDPOINT: [&str; 2] = ["traces", "endpoint"];
+        const CA_FILE: [&str; 2] = ["traces", "ca_file"];
+        if let Some(endpoint) = &self.traces_endpoint {
+            configuration.set(&ENDPOINT, endpoint.as_str());
+        } else if !configuration.has(&ENDPOINT)
+            && let Some(endpoint) = standard("ENDPOINT", &environment)
+        {
+            configuration.set(&ENDPOINT, endpoint);
+        }
+        if let Some(path) = &self.traces_ca_file {
+            configuration.set(&CA_FILE, absolute(path)?);
+        } else if !configuration.has(&CA_FILE)
+            && let Some(path) = standard("CERTIFICATE", &environment)
+        {
+            configuration.set(&CA_FILE, absolute(Path::new(&path))?);
+        }
+        if let Some(ratio) = self.traces_ratio {
+            configuration.set(&["traces", "ratio"], ratio);
+        }
+        Ok(())
+    }
+
+    /// Where a node is told to tell its spans that has no file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn config(&self) -> Result<Option<TracesConfig>, CliError> {
+        let mut configuration = Configuration::default();
+        self.put(&mut configuration, |name| std::env::var(name).ok())?;
+        configuration.traces().map_err(|error| wrong("traces are to be told wrongly", &error))
+    }
+}
+
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let path = std::path::absolute(path).map_err(|error| CliError::io("use", path.display(), &error))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| CliError::usage(format!("{} is no text", Path::new(&path).display())))
 }
 
 /// What a server is told.
@@ -108,13 +185,6 @@ impl NodeArguments {
             NodeKind::Worker => &[table],
         };
         let in_join = |name| [joining, &[name]].concat();
-        let absolute = |path: &Path| {
-            let path =
-                std::path::absolute(path).map_err(|error| CliError::io("use", path.display(), &error))?;
-            path.into_os_string()
-                .into_string()
-                .map_err(|path| CliError::usage(format!("{} is no text", Path::new(&path).display())))
-        };
         if let Some(name) = &self.name {
             configuration.set(&[table, "name"], name.as_str());
         }
@@ -142,6 +212,7 @@ impl NodeArguments {
                 configuration.set(&path, value.as_str());
             }
         }
+        self.traces.put(&mut configuration, |name| std::env::var(name).ok())?;
         Ok(configuration)
     }
 
@@ -264,6 +335,43 @@ mod tests {
         );
         let config = server(&["--config", file], None).unwrap();
         assert_eq!((config.name.as_str(), config.data_dir.as_path()), ("a", Path::new("/a")));
+    }
+
+    #[test]
+    fn what_every_program_is_told_of_a_collector_counts_where_nothing_is_said_to_grey() {
+        let told = |flag: Option<&str>, file: Option<&str>, environment: &[(&str, &str)]| {
+            let mut configuration = Configuration::default();
+            if let Some(endpoint) = file {
+                configuration.set(&["traces", "endpoint"], endpoint);
+            }
+            let arguments =
+                TracesArguments { traces_endpoint: flag.map(str::to_owned), ..TracesArguments::default() };
+            let read = |name: &str| {
+                let found = environment.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            arguments.put(&mut configuration, read).unwrap();
+            configuration.traces().unwrap().map(|traces| traces.endpoint)
+        };
+        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1");
+        let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:1");
+        for (flag, file, environment, expected) in [
+            (None, None, &[][..], None),
+            (None, None, &[all], Some("http://all:1")),
+            (None, None, &[all, traces], Some("http://traces:1")),
+            (None, Some("http://file:1"), &[all, traces], Some("http://file:1")),
+            (Some("http://flag:1"), Some("http://file:1"), &[all], Some("http://flag:1")),
+            (Some("none"), None, &[all], None),
+            (None, None, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], None),
+            (None, None, &[all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")], None),
+            (None, None, &[all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], Some("http://all:1")),
+        ] {
+            assert_eq!(
+                told(flag, file, environment).as_deref(),
+                expected,
+                "{flag:?} {file:?} {environment:?}"
+            );
+        }
     }
 
     #[test]

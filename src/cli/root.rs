@@ -18,6 +18,14 @@ pub fn read(path: &Path) -> Result<RootFile, CliError> {
     })
 }
 
+/// A root file as the cluster gives it, where nothing is asked for, or one that asks for so many signatures of a checkpoint.
+pub fn asking(bytes: &[u8], quorum: Option<u32>) -> Result<Vec<u8>, CliError> {
+    let Some(quorum) = quorum else { return Ok(bytes.to_vec()) };
+    let root = RootFile::decode(bytes)
+        .map_err(|error| CliError::failed(format!("what the cluster gives: {error}")))?;
+    Ok(RootFile { checkpoint_signatures: quorum, ..root }.encode())
+}
+
 /// Reads a file that must not be larger than `limit_bytes`.
 pub fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, CliError> {
     use std::io::Read;

@@ -181,6 +181,8 @@ pub fn local(arguments: &LocalArguments, data_dir: PathBuf) -> u8 {
         launcher: PathBuf::from(LAUNCHER),
         listen: None,
         metrics_listen: None,
+        // It outlives the shell that started it, and would tell its spans wherever that happened to tell them.
+        traces: None,
         labels: arguments.worker.labels(),
         devices: arguments.worker.devices(),
         retention: arguments.retention.retention(),

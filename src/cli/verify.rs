@@ -25,6 +25,7 @@ Examples:
   grey cluster root > root.json                       on the cluster, once
   grey verify --root root.json proof.json             anywhere, without a network
   grey verify --root root.json --stdout out.txt --results plots proof.json
+  grey verify --root root.json --quorum 2 proof.json  two servers at least must have signed the log's root
 
 The root is never taken from the proof. Exit status: 0 every check holds, 1 one does not, 2 a file cannot be read.")]
 pub struct VerifyArguments {
@@ -40,6 +41,9 @@ pub struct VerifyArguments {
     /// Directory of output files to compare with the ones signed
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
+    /// How many different servers must have signed the log's root, such as 2 of a cluster of 3
+    #[arg(long, value_name = "SERVERS", value_parser = clap::value_parser!(u32).range(1..))]
+    quorum: Option<u32>,
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> CliError {
@@ -120,6 +124,7 @@ pub fn verify(arguments: &VerifyArguments, target: Option<&Target>, output: &Out
     let evidence = Evidence {
         stdout: arguments.stdout.as_deref().map(digest_of).transpose()?,
         files: arguments.results.as_deref().map(files_below).transpose()?,
+        quorum: arguments.quorum,
     };
     let verification = check(&bundle, &root, &evidence);
     let report = serde_json::json!({
@@ -127,6 +132,7 @@ pub fn verify(arguments: &VerifyArguments, target: Option<&Target>, output: &Out
         "root_class": root.class.name(),
         "task": format!("t{}", bundle.statement.task_id),
         "checks": verification.checks,
+        "cosigners": verification.cosigners,
         "not_checked": verification.not_checked,
         "statement": bundle.statement,
     });
@@ -149,6 +155,12 @@ fn shown(bundle: &ProofBundle, root: &RootFile, verification: &Verification) -> 
         match &check.refusal {
             None => text.push_str(&format!("  holds    {:12} {}\n", check.name, check.meaning)),
             Some(refusal) => text.push_str(&format!("  REFUSED  {:12} {}\n", check.name, harmless(refusal))),
+        }
+    }
+    if verification.cosigners.len() > 1 {
+        text.push_str("\nServers that signed the log's root:\n");
+        for server in &verification.cosigners {
+            text.push_str(&format!("  {server}\n"));
         }
     }
     text.push_str("\nNot checked:\n");

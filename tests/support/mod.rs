@@ -1,6 +1,7 @@
 //! A data directory of its own for every test, and the real binary on it.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+pub mod collector;
 pub mod metrics;
 
 use std::path::{Path, PathBuf};
@@ -56,6 +57,7 @@ impl Home {
             .env_remove("GREY_CONTEXT")
             .env_remove("GREY_CA")
             .env_remove("GREY_TENANT")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .env("XDG_CONFIG_HOME", self.path("config"))
             .env_remove("GREY_LOG")
             .env_remove("XDG_DATA_HOME")

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use grey_core::{
     Assignment, AttemptId, AttemptResult, BlobReference, Content, Devices, Finished, FromWorker, Heartbeat,
-    Outcome, RegisterWorker, Report, ReportAnswer, ReportedRun, Resources, Revoked, SandboxLevel, SignedRoot,
-    Signer, Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage, limits,
-    report_root,
+    JobId, Outcome, RegisterWorker, Report, ReportAnswer, ReportedRun, Resources, Revoked, SandboxLevel,
+    SignedRoot, Signer, Stage, TaskId, TaskSpec, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+    limits, report_root,
 };
 use grey_proof::{Digest, ReportHeader, SigningKey, derive_seed};
 
@@ -216,6 +216,11 @@ impl Agent {
     /// Attempts held, started or not.
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// The job of an attempt that is held.
+    pub fn job(&self, attempt: &AttemptId) -> Option<JobId> {
+        Some(self.held.get(attempt)?.context.job)
     }
 
     /// Attempts that were given to the executor and have not ended.

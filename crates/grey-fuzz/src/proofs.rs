@@ -151,6 +151,7 @@ pub(crate) fn bundle(data: &[u8]) {
                 })
                 .collect(),
         ),
+        quorum: None,
     };
     for evidence in [Evidence::default(), evidence] {
         if verify(&read, &root(), &evidence).holds() {

@@ -1,6 +1,7 @@
 //! What a server and a worker of a cluster are told: one file, whose values flags and variables may replace.
 
 mod reader;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::local::{CHECKPOINT_BYTES, Intake, host_name};
 use crate::retention::Retention;
 use crate::units::{duration_ms, size_bytes};
 use reader::{Problems, Section};
+pub use traces::TracesConfig;
 
 /// The most bytes of a configuration, and of a token's file.
 const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
@@ -196,6 +198,8 @@ pub struct ServerConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// Its log.
     pub log: LogConfig,
+    /// Where its spans are told; nowhere when it is not said.
+    pub traces: Option<TracesConfig>,
 }
 
 /// What a worker is told.
@@ -217,6 +221,8 @@ pub struct WorkerConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// Its log.
     pub log: LogConfig,
+    /// Where its spans are told; nowhere when it is not said.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Which node a configuration is for.
@@ -279,6 +285,27 @@ impl Configuration {
         table.remove(*last);
     }
 
+    /// Whether anything stands at a path of keys, right or wrong.
+    pub fn has(&self, path: &[&str]) -> bool {
+        let Some((first, rest)) = path.split_first() else { return false };
+        let mut value = self.0.get(*first);
+        for name in rest {
+            value = value.and_then(|value| value.as_table()).and_then(|table| table.get(*name));
+        }
+        value.is_some()
+    }
+
+    /// Where spans are told, where nothing else of a node is read.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn traces(&self) -> Result<Option<TracesConfig>, ConfigError> {
+        let problems = Problems::default();
+        let mut root = Section::root(&self.0, &problems);
+        let traces = traces::traces(root.section("traces"));
+        finished(Some(traces), problems)
+    }
+
     /// What a server is told.
     ///
     /// # Errors
@@ -287,7 +314,8 @@ impl Configuration {
         let problems = Problems::default();
         let mut root = Section::root(&self.0, &problems);
         let log = log(&mut root);
-        let config = server(root.section("server"), log);
+        let traces = traces::traces(root.section("traces"));
+        let config = server(root.section("server"), log, traces);
         root.section("worker");
         root.end();
         finished(config, problems)
@@ -301,7 +329,8 @@ impl Configuration {
         let problems = Problems::default();
         let mut root = Section::root(&self.0, &problems);
         let log = log(&mut root);
-        let config = worker(root.section("worker"), log);
+        let traces = traces::traces(root.section("traces"));
+        let config = worker(root.section("worker"), log, traces);
         root.section("server");
         root.end();
         finished(config, problems)
@@ -353,7 +382,7 @@ fn finished<T>(config: Option<T>, problems: Problems) -> Result<T, ConfigError> 
     }
 }
 
-fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
+fn server(mut section: Section<'_>, log: LogConfig, traces: Option<TracesConfig>) -> Option<ServerConfig> {
     let name = section.parsed("name", node_name).unwrap_or_else(host_name);
     let data_dir = section.required("data_dir", "\"/var/lib/grey/server\"", directory);
     let given = section.parsed("listen", listen);
@@ -393,6 +422,7 @@ fn server(mut section: Section<'_>, log: LogConfig) -> Option<ServerConfig> {
         feature_level_limit,
         metrics_listen,
         log,
+        traces,
     })
 }
 
@@ -413,7 +443,7 @@ fn feature_level_limit(section: &mut Section<'_>) -> Option<u16> {
     level
 }
 
-fn worker(mut section: Section<'_>, log: LogConfig) -> Option<WorkerConfig> {
+fn worker(mut section: Section<'_>, log: LogConfig, traces: Option<TracesConfig>) -> Option<WorkerConfig> {
     let name = section.parsed("name", node_name).unwrap_or_else(host_name);
     let data_dir = section.required("data_dir", "\"/var/lib/grey/worker\"", directory);
     let servers = servers(&mut section);
@@ -431,7 +461,7 @@ fn worker(mut section: Section<'_>, log: LogConfig) -> Option<WorkerConfig> {
     let metrics_listen = section.parsed("metrics_listen", metrics_listen);
     section.end();
     let data_dir = data_dir?;
-    Some(WorkerConfig { name, data_dir, servers, token, labels, devices, metrics_listen, log })
+    Some(WorkerConfig { name, data_dir, servers, token, labels, devices, metrics_listen, log, traces })
 }
 
 fn join(mut section: Section<'_>) -> Option<Join> {

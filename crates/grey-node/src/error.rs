@@ -92,6 +92,14 @@ pub enum NodeError {
     /// What the node is told cannot be used.
     #[error("{0}")]
     Config(String),
+    /// There is no way to the collector of traces.
+    #[error("traces cannot be told to {endpoint}: {reason}")]
+    Traces {
+        /// The collector.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
     /// Certificates and TLS.
     #[error(transparent)]
     Trust(#[from] grey_trust::TrustError),

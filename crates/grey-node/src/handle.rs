@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
 use crate::blobs::Blobs;
 use crate::claims::Claims;
 use crate::control::{Message, Outcome, Role};
+use crate::cosign::Cosigners;
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
 use crate::http::Forwarder;
@@ -33,6 +34,7 @@ use crate::rate::EndRate;
 use crate::records::Records;
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
+use crate::traces::Traces;
 
 /// Uploads that are written at once; more wait for a moment and are then refused.
 const UPLOADS_AT_ONCE: usize = 64;
@@ -67,7 +69,9 @@ pub(crate) struct Node {
     pub(crate) process: Option<Arc<dyn Executor>>,
     /// What runs on other machines, where there are any.
     pub(crate) streams: Option<Arc<Streams>>,
-    pub(crate) signing: Signing,
+    pub(crate) signing: Arc<Signing>,
+    /// Those who sign the log's checkpoints with this server; nobody in a local cluster.
+    pub(crate) cosigners: Option<Cosigners>,
     /// What issues certificates; nothing in a local cluster.
     pub(crate) issuing: Option<Arc<Issuing>>,
     pub(crate) events: broadcast::Sender<Event>,
@@ -78,6 +82,8 @@ pub(crate) struct Node {
     pub(crate) uploads: Semaphore,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) meters: Arc<Meters>,
+    /// Where spans are told, if anywhere.
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) disk: DiskRoom,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
     pub(crate) capacity: Option<Resources>,

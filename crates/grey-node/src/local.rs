@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use crate::blobs::Blobs;
 use crate::clock::wall_ms;
+use crate::config::TracesConfig;
 use crate::control::{Message, Outcome};
 use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, ask, end, own_version, start_engine};
@@ -37,6 +38,7 @@ use crate::metrics::{self, MetricsListener};
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
 use crate::snapshot::SnapshotSource;
 use crate::threads::spawn;
+use crate::traces::{Teller, Traces};
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
 /// The number of the only server.
@@ -67,6 +69,8 @@ pub struct LocalOptions {
     pub listen: Option<SocketAddr>,
     /// A loopback address at which metrics are read; nowhere when there is none.
     pub metrics_listen: Option<SocketAddr>,
+    /// Where spans are told; nowhere when there is none.
+    pub traces: Option<TracesConfig>,
     /// End after so long without a request and without work.
     pub idle_exit: Option<Duration>,
     /// Labels of its worker, by which tasks choose it.
@@ -212,7 +216,16 @@ async fn serve(
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
     let keeping = Arc::new(Keeping::new(options.retention));
     let items = Arc::new(ItemLists::default());
-    let (capabilities, process) = start_worker(options, &identity, disk, engine, &blobs, &items).await?;
+    let traces = match &options.traces {
+        None => None,
+        Some(config) => {
+            let (cluster, node) = (identity.cluster(), identity.signer.node);
+            let teller = Teller { cluster, node, name: None, role: "local" };
+            Some(Traces::start(config, &teller, engine.meters.clone())?)
+        }
+    };
+    let (capabilities, process) =
+        start_worker(options, &identity, disk, engine, (&blobs, &items), traces.clone()).await?;
     start_collector(engine, &blobs, &keeping, None)?;
     let cluster = identity.cluster().to_string();
     let node = Arc::new(Node {
@@ -229,7 +242,8 @@ async fn serve(
         items,
         process: Some(process),
         streams: None,
-        signing: identity.into_signing(),
+        signing: Arc::new(identity.into_signing()),
+        cosigners: None,
         issuing: None,
         events: engine.events.clone(),
         rate: engine.rate.clone(),
@@ -242,6 +256,7 @@ async fn serve(
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
+        traces: traces.clone(),
         disk: DiskRoom::new(options.data_dir.clone())?,
         capacity: Some(capabilities.resources),
     });
@@ -270,6 +285,9 @@ async fn serve(
     // Streams that never end by themselves are cut when the grace is over.
     drop(tokio::time::timeout(GRACE, async { while servers.join_next().await.is_some() {} }).await);
     drop(std::fs::remove_file(&socket));
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     Ok(())
 }
 
@@ -324,8 +342,8 @@ async fn start_worker(
     identity: &Identity,
     disk: Arc<dyn Disk>,
     engine: &mut Engine,
-    blobs: &Arc<BlobStore>,
-    items: &Arc<ItemLists>,
+    (blobs, items): (&Arc<BlobStore>, &Arc<ItemLists>),
+    traces: Option<Arc<Traces>>,
 ) -> Result<(Capabilities, Arc<dyn Executor>), NodeError> {
     let node = identity.signer.node;
     let lives = move |state: &grey_core::State| {
@@ -378,6 +396,7 @@ async fn start_worker(
                 blobs: blobs.clone(),
             }),
         },
+        traces,
         runtime: tokio::runtime::Handle::current(),
     };
     let messages = messages.ok_or(NodeError::ThreadEnded("worker"))?;

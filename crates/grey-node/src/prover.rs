@@ -4,10 +4,10 @@ use grey_api::{ErrorCode, Problem};
 use grey_core::{Signer, leaves, report_header, statement};
 use grey_proof::{
     BUNDLE_TYPE, BundledLeaf, BundledLog, Certificate, Digest, Envelope, LogEntry, LogTree, ProofBundle,
-    SignedCheckpoint, inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest,
-    verify_inclusion,
+    inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest, verify_inclusion,
 };
 
+use crate::cosign::alone;
 use crate::handle::{Node, unreadable};
 use crate::views::Attempt;
 
@@ -48,7 +48,7 @@ pub(crate) fn issuers(node: &Node) -> Vec<Envelope> {
 }
 
 /// Those of the issuers that signed one of these certificates: a verifier takes only so many.
-fn needed(mut issuers: Vec<Envelope>, certificates: [&Envelope; 2]) -> Vec<Envelope> {
+pub(crate) fn needed(mut issuers: Vec<Envelope>, certificates: &[&Envelope]) -> Vec<Envelope> {
     issuers.retain(|issuer| {
         let Ok(issuer) = Certificate::decode(&issuer.payload) else { return false };
         let mut opened = certificates.iter().map(|one| Certificate::open(one, [&issuer.public_key]));
@@ -57,7 +57,7 @@ fn needed(mut issuers: Vec<Envelope>, certificates: [&Envelope; 2]) -> Vec<Envel
     issuers
 }
 
-/// The proof of an attempt under a checkpoint of the log as it is now.
+/// The proof of an attempt under a checkpoint of the log as it is now, or was a moment ago.
 pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
     let report = &attempt.report;
     let (signer, certificate) = certified(node, report.node, report.certificate).await?;
@@ -80,16 +80,20 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
         index: report.index,
         refused: report.refused.clone(),
     };
-    let log_path = log_inclusion_path(report.position, log.size(), |hash| node.tree.read(hash));
+    let checkpoint = match &node.cosigners {
+        None => alone(node, log),
+        Some(cosigners) => cosigners.checkpoint(node, log, report.position).await?,
+    };
+    let log_path = log_inclusion_path(report.position, checkpoint.size, |hash| node.tree.read(hash));
     let log_path = log_path.map_err(|error| unreadable(&error))?;
     let log_path = log_path.ok_or_else(|| broken("the log does not have the report"))?;
     let leaf = leaf_hash(&entry.encode_v1().map_err(|error| broken(&error.to_string()))?);
-    if !verify_inclusion(&leaf, report.position, log.size(), &log_path, &log.root()) {
+    if !verify_inclusion(&leaf, report.position, checkpoint.size, &log_path, &checkpoint.root) {
         return Err(broken("the hashes in tree.hashes do not lead to the log's root; the file is damaged"));
     }
-    let mut checkpoint = SignedCheckpoint::new(node.signing.cluster, log.size(), log.root());
-    checkpoint.sign(&node.signing.server_key);
-    let vouching = node.signing.certified();
+    let mut issuers = needed(issuers(node), &[&certificate]);
+    issuers
+        .extend(checkpoint.issuers.iter().filter(|one| !issuers.contains(one)).cloned().collect::<Vec<_>>());
     Ok(ProofBundle {
         kind: BUNDLE_TYPE.to_owned(),
         statement,
@@ -97,14 +101,14 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
         leaf: BundledLeaf { index, salt: Digest(leaf_salt(&report.signed.salt, index)), path },
         report: header,
         signature: report.signed.signature.clone(),
-        issuers: needed(issuers(node), [&certificate, &vouching.server_certificate]),
+        issuers,
         certificate,
         log: BundledLog {
             entry,
             position: report.position,
             path: log_path,
-            checkpoint: checkpoint.encode(),
-            servers: vec![vouching.server_certificate.clone()],
+            checkpoint: checkpoint.note.clone(),
+            servers: checkpoint.servers.clone(),
         },
     })
 }
@@ -126,10 +130,10 @@ mod tests {
             |number: usize, role| authorities[number].issue_proof(&key, role, Tier::Software, 1, 1).unwrap();
         let (worker, server) = (issue(3, NodeRole::Worker), issue(7, NodeRole::Server));
         let all: Vec<Envelope> = authorities.iter().map(|authority| authority.issuer().clone()).collect();
-        assert_eq!(needed(all.clone(), [&worker, &server]), [all[3].clone(), all[7].clone()]);
+        assert_eq!(needed(all.clone(), &[&worker, &server]), [all[3].clone(), all[7].clone()]);
         let same = issue(3, NodeRole::Server);
-        assert_eq!(needed(all.clone(), [&worker, &same]), [all[3].clone()]);
+        assert_eq!(needed(all.clone(), &[&worker, &same]), [all[3].clone()]);
         let by_the_root = Certificate::decode(&worker.payload).unwrap().sign(&root).unwrap();
-        assert!(needed(all, [&by_the_root, &by_the_root]).is_empty());
+        assert!(needed(all, &[&by_the_root, &by_the_root]).is_empty());
     }
 }

@@ -27,6 +27,7 @@ use crate::control::Message;
 use crate::error::NodeError;
 use crate::gather::{GatherError, Inputs};
 use crate::metrics::WorkerSample;
+use crate::traces::Traces;
 
 /// How many messages are handled before what they came to is acted on.
 const MESSAGES_PER_TURN: usize = 4_096;
@@ -71,6 +72,8 @@ pub(crate) struct WorkerWiring {
     pub(crate) process: Arc<dyn Executor>,
     pub(crate) noop: Arc<dyn Executor>,
     pub(crate) inputs: Inputs,
+    /// Where spans are told, if anywhere.
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) runtime: Handle,
 }
 
@@ -210,6 +213,9 @@ impl Worker {
 
     fn has_result(&mut self, attempt: AttemptId, result: AttemptResult, usage: Usage) {
         *self.ended.entry(result.outcome.class()).or_default() += 1;
+        if let Some(traces) = &self.wiring.traces {
+            traces.attempt(attempt, self.agent.job(&attempt), &result, &usage);
+        }
         self.agent.finished(attempt, result, usage);
     }
 

@@ -52,11 +52,32 @@ impl SignedCheckpoint {
         format!("grey/{}\n{}\n{}\n", self.cluster, self.size, STANDARD.encode(self.root.0))
     }
 
+    /// The signature of a key over it.
+    pub fn signature(&self, key: &SigningKey) -> Vec<u8> {
+        key.sign(self.text().as_bytes()).to_vec()
+    }
+
     /// Adds a server's signature.
     pub fn sign(&mut self, key: &SigningKey) {
         let verifying = key.verifying_key();
-        let signature = key.sign(self.text().as_bytes()).to_vec();
-        self.signatures.push((key_name(&verifying), key_hash(&verifying), signature));
+        self.signatures.push((key_name(&verifying), key_hash(&verifying), self.signature(key)));
+    }
+
+    /// Adds the signature that another server made. One that has signed already does not sign again.
+    ///
+    /// # Errors
+    /// When the signature is not this key's over this checkpoint, or there is no room for it.
+    pub fn add(&mut self, key: &VerifyingKey, signature: &[u8]) -> Result<(), ProofError> {
+        key.verify(self.text().as_bytes(), signature)?;
+        if self.verify(key).is_ok() {
+            return Ok(());
+        }
+        if self.signatures.len() >= MOST_SIGNATURES {
+            let reason = format!("it has {MOST_SIGNATURES} signatures; no more are taken");
+            return Err(ProofError::Unreadable { expected: "a checkpoint with room", reason });
+        }
+        self.signatures.push((key_name(key), key_hash(key), signature.to_vec()));
+        Ok(())
     }
 
     /// Whether `key` signed it.
@@ -121,6 +142,37 @@ impl SignedCheckpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn others_sign_the_same_checkpoint_once_and_no_other() {
+        let (own, other) = (SigningKey::from_seed([4; 32]), SigningKey::from_seed([5; 32]));
+        let mut checkpoint = SignedCheckpoint::new(Digest::of(b"cluster"), 12, Digest::of(b"root"));
+        checkpoint.sign(&own);
+        let signature = checkpoint.signature(&other);
+        for _ in 0..2 {
+            checkpoint.add(&other.verifying_key(), &signature).unwrap();
+            assert_eq!(checkpoint.signature_count(), 2, "who signs twice counts once");
+        }
+        let read = SignedCheckpoint::decode(&checkpoint.encode()).unwrap();
+        assert_eq!(read.verify(&other.verifying_key()), Ok(()));
+        let third = SigningKey::from_seed([6; 32]);
+        let fork = SignedCheckpoint::new(Digest::of(b"cluster"), 12, Digest::of(b"fork"));
+        for (key, signature) in [
+            (&third, &signature),
+            (&third, &fork.signature(&third)),
+            (&third, &signature[..63].to_vec()),
+            (&third, &Vec::new()),
+        ] {
+            assert!(checkpoint.add(&key.verifying_key(), signature).is_err());
+            assert_eq!(checkpoint.signature_count(), 2);
+        }
+        for seed in 10..=255 {
+            let key = SigningKey::from_seed([seed; 32]);
+            drop(checkpoint.add(&key.verifying_key(), &checkpoint.signature(&key)));
+        }
+        assert_eq!(checkpoint.signature_count(), MOST_SIGNATURES);
+        assert!(SignedCheckpoint::decode(&checkpoint.encode()).is_ok());
+    }
 
     #[test]
     fn a_note_reads_back_and_any_other_byte_is_refused_or_breaks_the_signature() {

@@ -21,13 +21,13 @@ mod verify;
 
 pub use bundle::{BUNDLE_TYPE, BundledLeaf, BundledLog, LARGEST_BUNDLE_BYTES, ProofBundle};
 pub use canonical::MAX_INTEGER;
-pub use certificate::{CERTIFICATE_PAYLOAD_TYPE, Certificate, Role};
+pub use certificate::{CERTIFICATE_PAYLOAD_TYPE, Certificate, MOST_ISSUERS, Role};
 pub use checkpoint::SignedCheckpoint;
 pub use digest::{Digest, DigestBuilder, StreamDigest};
 pub use envelope::{Envelope, EnvelopeSignature, pre_authentication_encoding};
 pub use error::ProofError;
 pub use keys::{SigningKey, VerifyingKey, derive_seed};
-pub use log_tree::{LogTree, log_inclusion_path, stored_hash_count, stored_hash_index};
+pub use log_tree::{LogTree, log_inclusion_path, log_root, stored_hash_count, stored_hash_index};
 pub use merkle::{
     inclusion_path, leaf_hash, leaf_salt, merkle_root, node_hash, statement_leaf, verify_inclusion,
 };

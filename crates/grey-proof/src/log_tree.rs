@@ -86,6 +86,14 @@ pub fn log_inclusion_path<E>(
     Ok(Some(path))
 }
 
+/// The root over the first `size` leaves; over none it is the digest of nothing. `read` gives a stored hash by its index.
+///
+/// # Errors
+/// What `read` fails with.
+pub fn log_root<E>(size: u64, mut read: impl FnMut(u64) -> Result<Digest, E>) -> Result<Digest, E> {
+    if size == 0 { Ok(Digest::of(&[])) } else { subtree_root(0, size, &mut read) }
+}
+
 /// The root over leaves `low..high` of one node of the tree: complete subtrees are read, the rest is hashed.
 fn subtree_root<E>(
     low: u64,
@@ -120,6 +128,11 @@ mod tests {
                 let read = |at: u64| stored.get(at as usize).copied().ok_or(at);
                 let path = log_inclusion_path(index, size, read).unwrap();
                 assert_eq!(path, inclusion_path(&leaves, index as usize), "leaf {index} of {size}");
+            }
+            for earlier in 0..=size {
+                let read = |at: u64| stored.get(at as usize).copied().ok_or(at);
+                let root = log_root(earlier, read).unwrap();
+                assert_eq!(root, merkle_root(&leaves[..earlier as usize]), "{earlier} of {size}");
             }
             let leaf = leaf_hash(&size.to_le_bytes());
             leaves.push(leaf);

@@ -25,13 +25,15 @@ pub struct EvidenceFile {
     pub digest: Digest,
 }
 
-/// What the verifier has at hand to compare with the proof.
+/// What the verifier has at hand to compare with the proof, and what it asks of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evidence {
     /// Length and SHA-256 of standard output.
     pub stdout: Option<(u64, Digest)>,
     /// Output files.
     pub files: Option<Vec<EvidenceFile>>,
+    /// How many different servers must have signed the log's root, beside what the root asks for.
+    pub quorum: Option<u32>,
 }
 
 /// One check and what it came to.
@@ -50,6 +52,8 @@ pub struct Check {
 pub struct Verification {
     /// In the order of the chain, from the root to the result.
     pub checks: Vec<Check>,
+    /// The servers that signed the log's root, by their identities, ascending; none where the check of that does not hold.
+    pub cosigners: Vec<Digest>,
     /// What nobody should read into the answer, one sentence each.
     pub not_checked: Vec<String>,
 }
@@ -76,7 +80,8 @@ fn text(error: ProofError) -> String {
 /// Checks a proof against a root that the verifier brings, and against what it has of the result. Never fails: what is
 /// wrong is in the checks.
 pub fn verify(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Verification {
-    let mut verification = Verification { checks: Vec::new(), not_checked: Vec::new() };
+    let mut verification =
+        Verification { checks: Vec::new(), cosigners: Vec::new(), not_checked: Vec::new() };
     let keys = root.verifying_keys().unwrap_or_default();
     verification.record(
         "cluster",
@@ -115,14 +120,29 @@ pub fn verify(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Ver
         "the report is in the cluster's log",
         checkpoint.as_ref().map_err(Clone::clone).and_then(|found| inclusion(bundle, found)),
     );
+    let signed =
+        checkpoint.as_ref().map_err(Clone::clone).and_then(|found| signers(bundle, root, &keys, found));
+    verification.cosigners = signed.clone().unwrap_or_default();
+    let count = verification.cosigners.len();
     verification.record(
         "checkpoint",
-        format!("at least {} certified server(s) signed the log's root", root.checkpoint_signatures),
-        checkpoint.as_ref().map_err(Clone::clone).and_then(|found| signers(bundle, root, &keys, found)),
+        format!(
+            "{count} certified server(s) signed the log's root, where the root file asks for {}",
+            root.checkpoint_signatures
+        ),
+        signed.map(drop),
     );
+    if let Some(quorum) = evidence.quorum {
+        let enough = ensure(
+            count >= quorum as usize,
+            &format!("{count} certified server(s) signed the log's root; {quorum} were asked for"),
+        );
+        let meaning = format!("at least {quorum} different servers signed the log's root");
+        verification.record("quorum", meaning, enough);
+    }
     verification.record("result", "the result hash stands for the result described", result(bundle));
     compare_evidence(&mut verification, bundle, evidence);
-    disclaim(&mut verification, bundle, root);
+    disclaim(&mut verification, bundle, root, evidence);
     verification
 }
 
@@ -210,7 +230,7 @@ fn signers(
     root: &RootFile,
     keys: &[VerifyingKey],
     checkpoint: &SignedCheckpoint,
-) -> Result<(), String> {
+) -> Result<Vec<Digest>, String> {
     ensure(checkpoint.cluster == root.cluster, "the checkpoint is of another cluster")?;
     // Each costs two checks of a signature, and a proof has room for tens of thousands.
     let count = bundle.log.servers.len();
@@ -235,7 +255,7 @@ fn signers(
     if signed.len() < root.checkpoint_signatures as usize {
         return Err(format!("{} server(s) signed; {} are needed", signed.len(), root.checkpoint_signatures));
     }
-    Ok(())
+    Ok(signed)
 }
 
 fn result(bundle: &ProofBundle) -> Result<(), String> {
@@ -292,13 +312,22 @@ fn compare_files(bundle: &ProofBundle, given: &[EvidenceFile]) -> Result<(), Str
     extra.map_or(Ok(()), |extra| Err(format!("`{}` is not part of the signed result", shown(&extra.path))))
 }
 
-fn disclaim(verification: &mut Verification, bundle: &ProofBundle, root: &RootFile) {
+fn disclaim(verification: &mut Verification, bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) {
+    let signed = verification.cosigners.len();
     let mut say = |sentence: &str| verification.not_checked.push(sentence.to_owned());
     if root.class == RootClass::Local {
         say("The root is of class local: who owns the machine could have signed anything.");
     }
     if bundle.statement.tier == "software" {
         say("The tier is software: no hardware vouches for what the worker ran.");
+    }
+    match evidence.quorum {
+        Some(quorum) => say(&format!(
+            "How many servers the cluster had is not in a proof: whether {quorum} are a majority of them, you know."
+        )),
+        None => say(&format!(
+            "How many servers the cluster had is not in a proof: {signed} signed the log's root; --quorum N says how many must have."
+        )),
     }
     say("Times are the worker's own clock; nobody else witnessed them.");
     say("Whether a key was revoked after the root was exported is not known offline.");

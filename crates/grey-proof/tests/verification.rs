@@ -133,7 +133,7 @@ fn evidence() -> Evidence {
             digest: file.digest,
         })
         .collect();
-    Evidence { stdout: Some((6, Digest::of(b"hello\n"))), files: Some(files) }
+    Evidence { stdout: Some((6, Digest::of(b"hello\n"))), files: Some(files), quorum: None }
 }
 
 fn refused(bundle: &ProofBundle, root: &RootFile, evidence: &Evidence) -> Vec<&'static str> {
@@ -207,9 +207,9 @@ fn another_root_another_signer_and_another_result_are_refused_with_the_reason() 
     assert_eq!(refused(&changed, &root(), &evidence()), ["acceptance"]);
 
     for (evidence, name) in [
-        (Evidence { stdout: Some((6, Digest::of(b"hullo\n"))), files: None }, "stdout"),
-        (Evidence { stdout: Some((7, Digest::of(b"hello\n"))), files: None }, "stdout"),
-        (Evidence { stdout: None, files: Some(vec![]) }, "files"),
+        (Evidence { stdout: Some((6, Digest::of(b"hullo\n"))), ..Evidence::default() }, "stdout"),
+        (Evidence { stdout: Some((7, Digest::of(b"hello\n"))), ..Evidence::default() }, "stdout"),
+        (Evidence { files: Some(vec![]), ..Evidence::default() }, "files"),
     ] {
         assert_eq!(refused(&whole, &root(), &evidence), [name]);
     }
@@ -335,4 +335,95 @@ fn an_issuer_signs_certificates_and_no_report_and_no_checkpoint() {
     proof.log.checkpoint = checkpoint.encode();
     proof.log.servers = vec![certified.sign(&root_key()).unwrap()];
     assert_eq!(refused(&proof, &root(), &evidence()), ["checkpoint"]);
+}
+
+/// The proof, cosigned by so many servers beside the first, and the checkpoint as it stands in it.
+fn cosigned(others: u8) -> (ProofBundle, SignedCheckpoint) {
+    let mut proof = bundle(vec![]);
+    let mut checkpoint = SignedCheckpoint::decode(&proof.log.checkpoint).unwrap();
+    for seed in (30..).take(usize::from(others)) {
+        let (key, certified, envelope) = certificate(seed, Role::Server);
+        checkpoint.add(&certified.public_key, &checkpoint.signature(&key)).unwrap();
+        proof.log.servers.push(envelope);
+    }
+    proof.log.checkpoint = checkpoint.encode();
+    (proof, checkpoint)
+}
+
+fn asking(quorum: u32) -> Evidence {
+    Evidence { quorum: Some(quorum), ..evidence() }
+}
+
+#[test]
+fn different_servers_that_signed_the_log_s_root_are_counted_and_so_many_can_be_asked_for() {
+    for others in 0..3 {
+        let (proof, _) = cosigned(others);
+        let signed = u32::from(others) + 1;
+        let verification = verify(&proof, &root(), &evidence());
+        assert!(verification.holds(), "{:?}", verification.checks);
+        assert_eq!(verification.cosigners.len(), signed as usize);
+        assert!(verification.cosigners.is_sorted());
+        let open = verification.not_checked.join(" ");
+        assert!(open.contains("--quorum N") && open.contains(&format!("{signed} signed")), "{open}");
+        let whole = verify(&proof, &root(), &asking(signed));
+        assert!(whole.holds() && whole.not_checked.iter().any(|open| open.contains("majority")));
+        assert_eq!(refused(&proof, &root(), &asking(signed + 1)), ["quorum"]);
+    }
+}
+
+#[test]
+fn a_signature_that_is_foreign_doubled_or_changed_is_refused_and_counts_for_nothing() {
+    // A server that nobody certified.
+    let (mut proof, mut checkpoint) = cosigned(1);
+    checkpoint.sign(&SigningKey::from_seed([99; 32]));
+    proof.log.checkpoint = checkpoint.encode();
+    assert_eq!(refused(&proof, &root(), &asking(3)), ["checkpoint", "quorum"]);
+    assert!(verify(&proof, &root(), &evidence()).cosigners.is_empty());
+    // One that another cluster certified, and a worker.
+    for certify in [
+        |certificate: &mut Certificate| certificate.cluster = Digest::of(b"another"),
+        |certificate: &mut Certificate| certificate.role = Role::Worker,
+    ] {
+        let (mut proof, _) = cosigned(1);
+        let (_, mut changed, _) = certificate(30, Role::Server);
+        certify(&mut changed);
+        proof.log.servers[1] = changed.sign(&root_key()).unwrap();
+        assert_eq!(refused(&proof, &root(), &asking(2)), ["checkpoint", "quorum"]);
+    }
+    // One that stands there twice, with one certificate or with two.
+    for certificates in [1, 2] {
+        let (mut proof, mut checkpoint) = cosigned(0);
+        let (server, ..) = certificate(3, Role::Server);
+        checkpoint.sign(&server);
+        proof.log.checkpoint = checkpoint.encode();
+        proof.log.servers = vec![proof.log.servers[0].clone(); certificates];
+        assert_eq!(refused(&proof, &root(), &asking(2)), ["checkpoint", "quorum"]);
+    }
+    // A signature over another root.
+    let (mut proof, checkpoint) = cosigned(0);
+    let (key, _, envelope) = certificate(30, Role::Server);
+    let mut fork = SignedCheckpoint::new(checkpoint.cluster, checkpoint.size, Digest::of(b"fork"));
+    fork.sign(&key);
+    let forked = fork.encode();
+    let line = forked.lines().last().unwrap();
+    proof.log.checkpoint.push_str(&format!("{line}\n"));
+    proof.log.servers.push(envelope);
+    assert_eq!(refused(&proof, &root(), &asking(1)), ["checkpoint", "quorum"]);
+}
+
+#[test]
+fn proofs_that_clusters_gave_out_hold_for_ever() {
+    // One is of the time when one server signed, the other of three that did.
+    let one = (include_bytes!("published/one/root.json"), &include_bytes!("published/one/proof.json")[..]);
+    let three =
+        (include_bytes!("published/three/root.json"), &include_bytes!("published/three/proof.json")[..]);
+    for ((root, proof), signed) in [(one, 1), (three, 3)] {
+        let root = RootFile::decode(root).unwrap();
+        let proof = ProofBundle::decode(proof).unwrap();
+        let asking = |quorum| Evidence { quorum: Some(quorum), ..Evidence::default() };
+        let verification = verify(&proof, &root, &asking(signed));
+        assert!(verification.holds(), "{:?}", verification.checks);
+        assert_eq!(verification.cosigners.len(), signed as usize);
+        assert_eq!(refused(&proof, &root, &asking(signed + 1)), ["quorum"]);
+    }
 }

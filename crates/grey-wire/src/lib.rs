@@ -22,10 +22,10 @@ pub use error::WireError;
 pub use generated::node_plane_client::NodePlaneClient;
 pub use generated::node_plane_server::{NodePlane, NodePlaneServer};
 pub use generated::{
-    AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
-    Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, ReplicateReply, ReplicateRequest,
-    ServerAddress, ServersReply, ServersRequest, SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest,
-    WorkReply, WorkRequest, replicate_request, work_request,
+    AuthorityReply, AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherReply,
+    GatherRequest, GatheredFile, Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest,
+    ReplicateReply, ReplicateRequest, ServerAddress, ServersReply, ServersRequest, SnapshotRequest,
+    StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, replicate_request, work_request,
 };
 
 /// The version of the messages that this build speaks.

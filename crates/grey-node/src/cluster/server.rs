@@ -31,6 +31,7 @@ use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
+use crate::cosign::{Cosigner, Cosigners};
 use crate::directory::{Directory, ServerPlace};
 use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
@@ -50,6 +51,7 @@ use crate::plane::{
 };
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
+use crate::traces::{Teller, Traces};
 
 /// Content that waits to be fetched from other servers; more is left to the collector.
 const COPIES_WAITING: usize = 16_384;
@@ -272,6 +274,7 @@ async fn serve(
     ));
     let snapshots = SnapshotSource::new(engine.control.clone(), engine.side.clone());
     let streams = Arc::new(Streams::default());
+    let signing = Arc::new(papers.signing()?);
     let plane = Plane {
         cluster,
         streams: streams.clone(),
@@ -287,6 +290,7 @@ async fn serve(
         },
         admission,
         issuing: issuing.clone(),
+        cosigner: Cosigner { signing: signing.clone(), tree: engine.tree.clone(), kept: engine.kept.clone() },
         known,
     };
     let node_plane = NodePlaneServer::new(Served(Arc::new(plane)))
@@ -302,6 +306,14 @@ async fn serve(
                 reason: error.to_string(),
             }
         })?);
+    let traces = match &config.traces {
+        None => None,
+        Some(traces) => {
+            let node = joining.key.verifying_key().id();
+            let teller = Teller { cluster, node, name: Some(&config.name), role: "server" };
+            Some(Traces::start(traces, &teller, engine.meters.clone())?)
+        }
+    };
     let node = Arc::new(Node {
         control: engine.control.clone(),
         snapshots,
@@ -319,7 +331,8 @@ async fn serve(
         items: Arc::new(ItemLists::default()),
         process: None,
         streams: Some(streams),
-        signing: papers.signing()?,
+        signing,
+        cosigners: Some(Cosigners::new(Servers::new(dialler.clone(), places.clone()), own)),
         issuing: Some(issuing.clone()),
         events: engine.events.clone(),
         rate: engine.rate.clone(),
@@ -329,6 +342,7 @@ async fn serve(
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
+        traces: traces.clone(),
         disk: DiskRoom::new(config.data_dir.clone())?,
         capacity: None,
     });
@@ -378,6 +392,9 @@ async fn serve(
     // The side's thread ends when nobody can ask it for anything any more.
     filling.abort();
     drop(filling.await);
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     ended
 }
 

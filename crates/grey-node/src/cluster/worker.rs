@@ -30,6 +30,7 @@ use crate::local::{ATTEMPTS_AT_ONCE, PROCESSES_AT_ONCE};
 use crate::metrics::{self, Meters};
 use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, follow_issuer, link_to_leader};
 use crate::threads::spawn;
+use crate::traces::{Teller, Traces};
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
 
 /// Where the shim listens that holds what runs: in the data directory.
@@ -145,6 +146,14 @@ async fn work(
     let servers = Servers::new(dialler.clone(), places.clone());
     let (say, said) = unbounded_channel();
     let here = Here { worker: itself.clone(), tails: Arc::new(Tails::new(process.clone())) };
+    let meters = Arc::new(Meters::new());
+    let traces = match &config.traces {
+        None => None,
+        Some(traces) => {
+            let teller = Teller { cluster, node: signer.node, name: Some(&config.name), role: "worker" };
+            Some(Traces::start(traces, &teller, meters.clone())?)
+        }
+    };
     let wiring = WorkerWiring {
         leader: Leader::Elsewhere(say),
         itself: itself.clone(),
@@ -155,6 +164,7 @@ async fn work(
             items: Arc::new(ItemLists::default()),
             gatherer: None,
         },
+        traces: traces.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
     let ended = Arc::new(Notify::new());
@@ -179,7 +189,7 @@ async fn work(
     let _metrics = match config.metrics_listen {
         None => None,
         Some(address) => {
-            let (meters, data_dir) = (Arc::new(Meters::new()), config.data_dir.clone());
+            let data_dir = config.data_dir.clone();
             let source = metrics::Source { meters, data_dir, server: None, worker: Some(itself.clone()) };
             Some(metrics::listen(address, source).await?)
         }
@@ -188,6 +198,9 @@ async fn work(
     let told = told_to_end(&ended).await;
     drop(itself.send(WorkerMessage::End));
     let outcome = tokio::task::spawn_blocking(move || thread.join()).await;
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     let outcome = outcome.ok().and_then(Result::ok).unwrap_or(Err(NodeError::ThreadEnded("worker")));
     told.and(outcome)
 }

@@ -153,6 +153,24 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A part of a whole, 0 to 1, in parts per million.
+    pub(super) fn ratio_per_million(&mut self, name: &'static str) -> Option<u32> {
+        let ratio = match self.value(name)? {
+            Value::Float(ratio) => *ratio,
+            Value::Integer(whole @ (0 | 1)) => *whole as f64,
+            Value::Integer(_) => f64::NAN,
+            other => {
+                self.expected(name, "a number from 0 to 1", other);
+                return None;
+            }
+        };
+        if !(0.0..=1.0).contains(&ratio) {
+            self.wrong(name, "it is a number from 0 to 1, such as 0.1 for a tenth");
+            return None;
+        }
+        Some((ratio * 1_000_000.0).round() as u32)
+    }
+
     /// A list of texts that stand for something; missing, it is empty.
     pub(super) fn list<T>(
         &mut self,

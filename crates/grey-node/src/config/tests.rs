@@ -41,6 +41,35 @@ fn metrics_are_read_at_an_address_or_at_a_port_of_the_loopback_interface() {
 }
 
 #[test]
+fn spans_are_told_to_a_collector_that_has_a_url_and_a_certificate_where_it_needs_one() {
+    let with = |lines: &str| parse(&format!("{WORKER}[traces]\n{lines}")).worker();
+    let told = |lines: &str| with(lines).unwrap().traces;
+    let traces = told("endpoint = \"http://collector:4317\"").unwrap();
+    assert_eq!((traces.endpoint.as_str(), traces.sampled_per_million), ("http://collector:4317", 1_000_000));
+    let traces = told("endpoint = \"https://c:1\"\nca_file = \"/ca.pem\"\nratio = 0.25").unwrap();
+    assert_eq!((traces.ca_file, traces.sampled_per_million), (Some(PathBuf::from("/ca.pem")), 250_000));
+    assert_eq!(told("endpoint = \"http://c:1\"\nratio = 0").unwrap().sampled_per_million, 0);
+    for nowhere in ["", "endpoint = \"none\"", "ratio = 0.5", "ca_file = \"/ca.pem\""] {
+        assert_eq!(told(nowhere), None, "{nowhere}");
+    }
+    for (lines, field) in [
+        ("endpoint = \"collector:4317\"", "traces.endpoint"),
+        ("endpoint = \"ftp://c:1\"", "traces.endpoint"),
+        ("endpoint = \"http://a:b@c:1\"", "traces.endpoint"),
+        ("endpoint = \"\"", "traces.endpoint"),
+        ("endpoint = \"https://c:1\"", "traces.ca_file"),
+        ("ca_file = \"ca.pem\"", "traces.ca_file"),
+        ("ratio = 2", "traces.ratio"),
+        ("ratio = -0.1", "traces.ratio"),
+        ("ratio = nan", "traces.ratio"),
+        ("ratio = \"1\"", "traces.ratio"),
+        ("ratios = 1.0", "traces.ratios"),
+    ] {
+        assert_eq!(fields(with(lines)), [field], "{lines}");
+    }
+}
+
+#[test]
 fn others_must_be_able_to_dial_what_a_server_advertises() {
     let with = |lines: &str| parse(&format!("[server]\ndata_dir = \"/d\"\n{lines}")).server();
     for (lines, advertised) in [

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Query, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use grey_api::{Endpoint, ErrorCode, Problem, Subject, nearest};
@@ -16,6 +16,7 @@ use super::request_id::{REQUEST_ID, request_id};
 use super::{REQUEST_BYTES, blobs, bulk, jobs};
 use crate::clock::wall_ms;
 use crate::handle::Node;
+use crate::traces::RequestSpan;
 use crate::views;
 use tracing::Instrument;
 
@@ -52,8 +53,12 @@ pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, mut request: Reques
     let id = request_id(request.headers(), keeper.node.server, wall_ms());
     let span = {
         let (id, path) = (id.to_str().unwrap_or_default(), request.uri().path());
-        tracing::info_span!("request", id, %method, path)
+        tracing::info_span!("request", id, %method, path, trace = tracing::field::Empty)
     };
+    let traced = trace(&keeper.node, &id, &mut request);
+    if let Some(trace) = traced.as_ref().and_then(RequestSpan::trace) {
+        span.record("trace", trace);
+    }
     // Whoever it is passed on to calls it the same.
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = let_in(&keeper, request, next).instrument(span.clone()).await;
@@ -62,11 +67,24 @@ pub(crate) async fn guard(State(keeper): State<Arc<Keeper>>, mut request: Reques
     span.in_scope(|| tracing::debug!(status, took_us = took.as_micros() as u64, "answered"));
     let meters = &keeper.node.meters;
     meters.answered(&method, response.status());
+    let refused = response.extensions().get::<ErrorCode>().copied();
     // What another server refused is counted there.
-    if let Some(code) = response.extensions().get::<ErrorCode>() {
-        meters.refused(*code);
+    if let Some(code) = refused {
+        meters.refused(code);
+    }
+    if let Some(traced) = traced {
+        traced.answered(response.status(), refused.map(ErrorCode::name));
     }
     response
+}
+
+/// Begins the request's span, where spans are told.
+fn trace(node: &Node, id: &HeaderValue, request: &mut Request) -> Option<RequestSpan> {
+    let traces = node.traces.as_ref()?;
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (id, route) = (id.to_str().unwrap_or_default(), route.as_ref().map(MatchedPath::as_str));
+    traces.request(&method, &path, route, id, request.headers_mut())
 }
 
 /// Lets a request in or refuses it, counts it as activity, sees that it is answered in time, and says how full the door is.

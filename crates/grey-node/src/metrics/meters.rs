@@ -18,6 +18,29 @@ fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 15))
 }
 
+/// What became of a span that had ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpanFate {
+    /// A collector has it.
+    Exported,
+    /// There was no room for it in the queue.
+    Dropped,
+    /// The collector did not take it.
+    Failed,
+}
+
+impl SpanFate {
+    const ALL: [SpanFate; 3] = [SpanFate::Exported, SpanFate::Dropped, SpanFate::Failed];
+
+    fn name(self) -> &'static str {
+        match self {
+            SpanFate::Exported => "exported",
+            SpanFate::Dropped => "dropped",
+            SpanFate::Failed => "failed",
+        }
+    }
+}
+
 /// Counters and histograms of one node.
 #[derive(Debug)]
 pub(crate) struct Meters {
@@ -26,6 +49,7 @@ pub(crate) struct Meters {
     syncs: Histogram,
     requests: Fixed<2>,
     refusals: Fixed<1>,
+    spans: Fixed<1>,
 }
 
 impl Meters {
@@ -35,12 +59,17 @@ impl Meters {
         for code in ErrorCode::ALL {
             drop(refusals.get_or_create(&[("code", code.name())]));
         }
+        let spans = Fixed::<1>::default();
+        for fate in SpanFate::ALL {
+            drop(spans.get_or_create(&[("fate", fate.name())]));
+        }
         Meters {
             started_at: SystemTime::now(),
             commits: durations(),
             syncs: durations(),
             requests: Family::default(),
             refusals,
+            spans,
         }
     }
 
@@ -78,6 +107,17 @@ impl Meters {
         self.refusals.get_or_create(&[("code", code.name())]).inc();
     }
 
+    /// So many spans that had ended were exported, or were not.
+    pub(crate) fn spans(&self, fate: SpanFate, count: u64) {
+        self.spans.get_or_create(&[("fate", fate.name())]).inc_by(count);
+    }
+
+    /// What became of spans so far.
+    #[cfg(test)]
+    pub(crate) fn spans_so_far(&self, fate: SpanFate) -> u64 {
+        self.spans.get_or_create(&[("fate", fate.name())]).get()
+    }
+
     /// What every kind of node has.
     pub(super) fn expose_start(&self, exposition: &mut Exposition) {
         let started = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -87,6 +127,7 @@ impl Meters {
             "When the process started, since 1970",
             started.as_secs_f64(),
         );
+        exposition.metric("trace_spans", "Spans that ended, by what became of them", self.spans.clone());
     }
 
     /// What only a server has.

@@ -13,7 +13,7 @@ mod tally;
 mod worker;
 
 pub(crate) use listen::{MetricsListener, Source, listen};
-pub(crate) use meters::Meters;
+pub(crate) use meters::{Meters, SpanFate};
 pub(crate) use server::ServerSample;
 pub(crate) use tally::Tally;
 pub(crate) use worker::WorkerSample;

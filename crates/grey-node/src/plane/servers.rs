@@ -11,8 +11,9 @@ use grey_blob::BlobStore;
 use grey_core::{BlobReference, InputFile, Stage};
 use grey_proof::Digest;
 use grey_wire::{
-    AuthorityRequest, BlobPiece, FetchBlobRequest, GatherRequest, KeepAuthorityRequest, NodePlaneClient,
-    PIECE_BYTES, ServersRequest, SnapshotRequest, decode_digest, encode_stage,
+    AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherRequest,
+    KeepAuthorityRequest, NodePlaneClient, PIECE_BYTES, ServersRequest, SnapshotRequest, decode_digest,
+    encode_stage,
 };
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
@@ -128,6 +129,18 @@ impl Servers {
         let mut client = self.to(place).await?;
         let answer = self.answered(place, client.servers(ServersRequest {})).await?;
         Ok(decode_digest(&answer.issuer).ok())
+    }
+
+    /// A server's signature of the log's root at a size.
+    pub(crate) async fn cosign(
+        &self,
+        place: &ServerPlace,
+        size: u64,
+        root: Digest,
+    ) -> io::Result<CosignReply> {
+        let mut client = self.to(place).await?;
+        let request = CosignRequest { size, root: Bytes::copy_from_slice(&root.0) };
+        self.answered(place, client.cosign(request)).await
     }
 
     /// The content of a blob from one server.

@@ -12,11 +12,12 @@ use grey_core::{NodeRole, NodeRow, NodeStanding, limits};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{
-    AuthorityReply, AuthorityRequest, BlobPiece, FetchBlobRequest, GatherReply, GatherRequest, GatheredFile,
-    Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, NodePlane, ReplicateReply,
-    ReplicateRequest, STREAMS_VERSION, ServerAddress, ServersReply, ServersRequest, SnapshotRequest,
-    StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, check_hello, decode_digest,
-    decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
+    AuthorityReply, AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherReply,
+    GatherRequest, GatheredFile, Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, NodePlane,
+    ReplicateReply, ReplicateRequest, STREAMS_VERSION, ServerAddress, ServersReply, ServersRequest,
+    SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, check_hello,
+    decode_digest, decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request,
+    work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -30,6 +31,7 @@ use super::servers::pieces_of;
 use super::streams::{Connected, Question, Streams, UNANSWERED};
 use crate::blobs::Blobs;
 use crate::control::{Message, Role};
+use crate::cosign::Cosigner;
 use crate::directory::Directory;
 use crate::directory::ServerPlace;
 use crate::gather::{GatherError, Gatherer};
@@ -59,6 +61,7 @@ pub(crate) struct Plane {
     pub(crate) gatherer: Gatherer,
     pub(crate) admission: Arc<Admission>,
     pub(crate) issuing: Arc<Issuing>,
+    pub(crate) cosigner: Cosigner,
     /// Servers of which this one was told when it entered: until its own state says more, these may speak.
     pub(crate) known: Vec<ServerPlace>,
 }
@@ -364,6 +367,11 @@ impl NodePlane for Served {
             Ok(Err(error)) => Err(Status::invalid_argument(error.to_string())),
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+
+    async fn cosign(&self, request: Request<CosignRequest>) -> Answer<CosignReply> {
+        self.0.server(&request)?;
+        self.0.cosigner.cosign(request.get_ref()).await.map(Response::new)
     }
 
     type SnapshotStream = Outgoing<BlobPiece>;
