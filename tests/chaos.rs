@@ -15,14 +15,14 @@ mod switch;
 mod tenant;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use house::{House, ON_SMALL_DISK};
 use network::Network;
 use support::{BINARY, kill, wait_until};
 use switch::Weather;
-use tenant::{settle, submit};
+use tenant::{EndsWithMe, settle, submit};
 
 /// For how many minutes faults go on, where more than one round is wanted (`cargo xtask chaos --minutes 10`).
 const MINUTES: &str = "GREY_CHAOS_MINUTES";
@@ -266,8 +266,9 @@ fn torment(house: House, faults: &[Fault]) {
             let ends = AtomicBool::new(false);
             let acknowledged = std::thread::scope(|scope| {
                 let tenant = scope.spawn(|| submit(&chaos.house, &[BINARY.as_ref()], &ends, keys));
+                let end = EndsWithMe(&ends);
                 chaos.strike(fault);
-                ends.store(true, Ordering::Relaxed);
+                drop(end);
                 tenant.join().unwrap()
             });
             keys = acknowledged.last().map_or(keys, |last| last + 1) + 1;

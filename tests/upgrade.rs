@@ -17,13 +17,13 @@ mod tenant;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use grey_core::NEWEST_FEATURE_LEVEL;
 use house::House;
 use support::{BINARY, Ran, finish, wait_until};
-use tenant::{TASKS, settle, submit, submit_one};
+use tenant::{EndsWithMe, TASKS, settle, submit, submit_one};
 
 /// Where the earlier binary is.
 const FROM: &str = "GREY_UPGRADE_FROM";
@@ -94,15 +94,19 @@ impl Upgrade {
         let ends = AtomicBool::new(false);
         let meanwhile = std::thread::scope(|scope| {
             let tenant = scope.spawn(|| submit(&self.house, &self.binaries(), &ends, long + 3));
+            let end = EndsWithMe(&ends);
             strike(self);
-            // Whoever asks afterwards is answered, whichever binary they have.
+            std::fs::write(&go, "").unwrap();
+            // Whoever asks afterwards is answered, whichever binary they have, and every worker works.
             for (key, binary) in (long + 1..).zip(self.binaries()) {
                 let ran = Ran::of(self.house.command_of(binary, &["cluster", "status"]).output().unwrap());
                 assert_eq!(ran.status, 0, "{what}: {}", ran.errors);
                 assert!(submit_one(&self.house, binary, key, "true"), "{what}: {}", binary.display());
             }
-            std::fs::write(&go, "").unwrap();
-            ends.store(true, Ordering::Relaxed);
+            for (worker, other) in [("w1", "w2"), ("w2", "w1")] {
+                self.works_alone(worker, other);
+            }
+            drop(end);
             tenant.join().unwrap()
         });
         let count = meanwhile.len();
@@ -167,19 +171,21 @@ impl Upgrade {
         });
     }
 
-    /// Restarts a worker as another version, and has it run something that no other may.
     fn replace_worker(&self, name: &str, version: Version) {
         self.house.terminate(name);
         self.install(version);
         self.house.restart_worker(name);
-        let other = if name == "w1" { "w2" } else { "w1" };
-        for verb in ["cordon", "uncordon"] {
-            let ran = self.house.grey(&["node", verb, other]);
-            assert_eq!(ran.status, 0, "{}", ran.errors);
-            let mut run = self.house.command(&["run", "--", "echo", name]);
-            let ran = finish(run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
-            assert_eq!((ran.status, ran.text.trim()), (0, name), "{}", self.house.said(name));
-        }
+    }
+
+    /// Has a worker run something that no other may.
+    fn works_alone(&self, worker: &str, other: &str) {
+        let cordoned = self.house.grey(&["node", "cordon", other]);
+        assert_eq!(cordoned.status, 0, "{}", cordoned.errors);
+        let mut run = self.house.command(&["run", "--", "echo", worker]);
+        let ran = finish(run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        assert_eq!((ran.status, ran.text.trim()), (0, worker), "{}", ran.errors);
+        let uncordoned = self.house.grey(&["node", "uncordon", other]);
+        assert_eq!(uncordoned.status, 0, "{}", uncordoned.errors);
     }
 
     /// Has a server lead.

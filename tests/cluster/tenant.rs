@@ -45,6 +45,15 @@ pub fn submit(house: &House, binaries: &[&Path], ends: &AtomicBool, from: u64) -
     acknowledged
 }
 
+/// Tells a tenant to end when whoever started it has come to an end, well or not.
+pub struct EndsWithMe<'a>(pub &'a AtomicBool);
+
+impl Drop for EndsWithMe<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Everything that was acknowledged is done, once, and all servers agree.
 pub fn settle(house: &House, acknowledged: &BTreeSet<u64>) {
     let begun = Instant::now();
