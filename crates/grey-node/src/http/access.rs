@@ -378,6 +378,8 @@ mod tests {
                     "get /v1/cluster/snapshot",
                     "post /v1/nodes/{id}/cordon",
                     "post /v1/nodes/{id}/uncordon",
+                    "post /v1/nodes/{id}/quarantine",
+                    "post /v1/nodes/{id}/release",
                     "post /v1/cluster/transfer",
                     "post /v1/cluster/upgrade",
                     "post /v1/cluster/authority/request",

@@ -121,6 +121,7 @@ mod tests {
             admitted_at_ms: 0,
             worker: None,
             presence: None,
+            health: None,
             held: None,
         };
         let servers = [server("s1", Some(1)), server("1", Some(2)), server("w", None)];
