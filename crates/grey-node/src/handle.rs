@@ -78,7 +78,7 @@ pub(crate) struct Node {
     pub(crate) uploads: Semaphore,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) meters: Arc<Meters>,
-    pub(crate) disk: DiskRoom,
+    pub(crate) disk: Arc<DiskRoom>,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
     pub(crate) capacity: Option<Resources>,
 }

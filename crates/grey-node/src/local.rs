@@ -23,7 +23,6 @@ use tokio::sync::Notify;
 use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::control::{Message, Outcome};
-use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, ask, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
@@ -242,7 +241,7 @@ async fn serve(
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
-        disk: DiskRoom::new(options.data_dir.clone())?,
+        disk: engine.room.clone(),
         capacity: Some(capabilities.resources),
     });
     let metrics = listen_for_metrics(options, engine, &node).await?;

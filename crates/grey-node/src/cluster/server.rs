@@ -32,7 +32,6 @@ use crate::clock::wall_ms;
 use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
 use crate::directory::{Directory, ServerPlace};
-use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
@@ -329,7 +328,7 @@ async fn serve(
         uploads: upload_gate(),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
-        disk: DiskRoom::new(config.data_dir.clone())?,
+        disk: engine.room.clone(),
         capacity: None,
     });
     if let Some(founding) = Founding::read(&config.data_dir)? {
