@@ -74,6 +74,15 @@ impl Principal {
         }
     }
 
+    /// What it is, in logs.
+    pub(crate) fn role_name(&self) -> &'static str {
+        match self {
+            Principal::Nobody => "nobody",
+            Principal::Owner => "owner",
+            Principal::Bearer { role, .. } => role.name(),
+        }
+    }
+
     /// The name that stands for it in what it submits.
     pub(crate) fn name(&self) -> &str {
         match self {
