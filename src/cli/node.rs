@@ -156,6 +156,13 @@ fn described(node: &NodeStatus) -> String {
     if let Some(held) = node.held {
         text.push_str(&format!("work      {held} attempt(s)\n"));
     }
+    if !node.shut_executors.is_empty() {
+        let shut: Vec<String> = node.shut_executors.iter().map(|executor| harmless(executor)).collect();
+        text.push_str(&format!(
+            "shut      {}: failed too often lately, tried again within a minute\n",
+            shut.join(", ")
+        ));
+    }
     text
 }
 
@@ -263,6 +270,7 @@ mod tests {
             presence: presence.map(str::to_owned),
             health: None,
             held: None,
+            shut_executors: Vec::new(),
         }
     }
 

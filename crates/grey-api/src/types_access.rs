@@ -280,6 +280,9 @@ pub struct NodeStatus {
     /// Attempts that it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<u32>,
+    /// Executors of it that failed too often lately, such as `process`: they get no work for about 30 s, and then little to try them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shut_executors: Vec<String>,
 }
 
 /// Nodes, servers first.

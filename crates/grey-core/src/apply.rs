@@ -1,6 +1,7 @@
 //! Applies committed entries. Total: whatever the bytes say, the answer is a value and the state holds its invariants.
 
 mod authority;
+mod breaker;
 mod cancel;
 mod identity;
 mod level;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::breaker::{BreakerPhase, PROBES};
 use crate::flow::Stage;
 use crate::ids::{JobId, TaskId, TenantId, WorkerId};
-use crate::level::{NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
+use crate::level::{BREAKER_LEVEL, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
 use crate::quota::Quota;
 use crate::rows::{Counts, Phase, Presence};
 use crate::spec::Resources;
@@ -211,6 +212,32 @@ impl State {
                 if kind.charged != charged {
                     let (name, kept) = (&kind.name, kind.charged);
                     return Err(format!("{id} is charged {kept} of {name}, its attempts say {charged}"));
+                }
+            }
+        }
+        self.check_breakers()
+    }
+
+    fn check_breakers(&self) -> Result<(), String> {
+        for (id, row) in &self.breakers {
+            let is_known = self.workers.contains_key(id) && self.meta.feature_level >= BREAKER_LEVEL;
+            let ascends = row.executors.is_sorted_by(|one, next| one.executor < next.executor);
+            if !is_known || !ascends || row.executors.is_empty() {
+                return Err(format!("the breakers of {id} are nobody's, say nothing, or are not in force"));
+            }
+            for breaker in &row.executors {
+                let BreakerPhase::HalfOpen { probes, .. } = &breaker.phase else { continue };
+                let waits = |task: &TaskId| {
+                    let live = self.live.get(task);
+                    live.is_some_and(|live| {
+                        let spec = self.specs.get(&live.group);
+                        live.phase.worker() == Some(*id)
+                            && !matches!(live.phase, Phase::Running { .. })
+                            && spec.is_some_and(|spec| spec.executor == breaker.executor)
+                    })
+                };
+                if probes.len() > PROBES as usize || !probes.iter().all(waits) {
+                    return Err(format!("{id} waits for the start of a probe that it does not hold"));
                 }
             }
         }

@@ -26,9 +26,12 @@ pub(crate) const QUOTA_LEVEL: u16 = 4;
 /// The level that came with what the state knows of the issuing key.
 pub const AUTHORITY_LEVEL: u16 = 4;
 
+/// The level from which on executors are judged by themselves.
+pub(crate) const BREAKER_LEVEL: u16 = 5;
+
 /// The level that changed what a worker's trouble costs: an operator may order a quarantine or end one, who is lost with everybody else is
 /// not penalised, and what a worker could not run waits before it is tried again.
-pub(crate) const TROUBLE_LEVEL: u16 = 5;
+pub(crate) const TROUBLE_LEVEL: u16 = 6;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

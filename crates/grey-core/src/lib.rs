@@ -9,6 +9,7 @@
 mod apply;
 mod attempt;
 mod authority;
+mod breaker;
 mod changed;
 mod command;
 mod constraint;
@@ -47,6 +48,7 @@ pub use attempt::{
     AttemptId, AttemptResult, Content, Finished, Outcome, OutputFile, SandboxLevel, Usage, UsageSource,
 };
 pub use authority::{AuthorityRow, CurrentIssuer, SetIssuingAuthority};
+pub use breaker::{BreakerPhase, ExecutorBreaker, WorkerBreakers};
 pub use command::{
     Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, LoseWorker, Placement, Plan,
     QuarantineWorker, RegisterWorker, Report, Revoked, SetQuarantine, SignedRoot, Submit, SuspectWorker,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::breaker::WorkerBreakers;
 use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
 use crate::identity::{IdentityKey, IdentityRow};
@@ -103,6 +104,7 @@ pub(crate) struct Overlay<'a> {
     pub(crate) identity: KeyLayer<'a, IdentityKey, IdentityRow>,
     pub(crate) flows: Layer<'a, JobId, Arc<Flow>>,
     pub(crate) progress: Layer<'a, TaskId, StageProgress>,
+    pub(crate) breakers: Layer<'a, WorkerId, WorkerBreakers>,
 }
 
 /// What an entry changed, free of the state that it was derived from.
@@ -120,6 +122,7 @@ pub(crate) struct Changes {
     pub(crate) identity: BTreeMap<IdentityKey, Option<IdentityRow>>,
     pub(crate) flows: Changed<JobId, Arc<Flow>>,
     pub(crate) progress: Changed<TaskId, StageProgress>,
+    pub(crate) breakers: Changed<WorkerId, WorkerBreakers>,
 }
 
 impl<'a> Overlay<'a> {
@@ -138,6 +141,7 @@ impl<'a> Overlay<'a> {
             identity: KeyLayer { base: &base.identity.rows, changes: BTreeMap::new() },
             flows: Layer::new(&base.flows),
             progress: Layer::new(&base.progress),
+            breakers: Layer::new(&base.breakers),
         }
     }
 
@@ -155,6 +159,7 @@ impl<'a> Overlay<'a> {
             identity: self.identity.changes,
             flows: self.flows.changes,
             progress: self.progress.changes,
+            breakers: self.breakers.changes,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::ids::{Epoch, JobId, TaskId, TaskRange, TenantId, WorkerId};
 use crate::limits;
 use crate::rows::Tenant;
 use crate::seats::{BySlots, Seat, Seats};
-use crate::spec::{Resources, TaskSpec};
+use crate::spec::{ExecutorKind, Resources, TaskSpec};
 use crate::state::{ReadyKey, State};
 
 /// Version of the rules below; a plan names the version that made it.
@@ -109,6 +109,8 @@ struct Floor<'a> {
     kinds: Vec<(&'a TaskSpec, Vec<WorkerId>)>,
     /// Devices that this plan has given away, where it gave any.
     devices: BTreeMap<(WorkerId, &'a str), u64>,
+    /// Probes that this plan has given to executors that are tried again.
+    probes: BTreeMap<(WorkerId, ExecutorKind), u32>,
     /// Workers looked at in vain so far.
     looked_at: usize,
     /// How many more may be passed over.
@@ -151,6 +153,7 @@ pub fn plan(state: &State, budget: u32) -> Plan {
         unfit: Vec::new(),
         kinds: Vec::new(),
         devices: BTreeMap::new(),
+        probes: BTreeMap::new(),
         looked_at: 0,
         patience: PASSED_OVER,
         rooms: BTreeMap::new(),
@@ -268,6 +271,9 @@ impl<'a> Floor<'a> {
             let given = self.devices.entry((seat.worker, &kind.name)).or_default();
             *given = given.saturating_add(u64::from(kind.count).saturating_mul(u64::from(count)));
         }
+        if self.probes_left(spec, seat.worker) != u32::MAX {
+            *self.probes.entry((seat.worker, spec.executor)).or_default() += count;
+        }
         if self.is_own || self.moved.contains_key(&seat.worker) {
             self.seats.set(seat, false);
         }
@@ -291,6 +297,7 @@ impl<'a> Floor<'a> {
             unfit.resources.fits(&spec.resources)
                 && unfit.devices == spec.devices
                 && unfit.constraints == spec.constraints
+                && unfit.executor == spec.executor
         })
     }
 
@@ -307,7 +314,8 @@ impl<'a> Floor<'a> {
         };
         if let Some(seat) = found {
             let devices = self.times_devices_free(spec, seat.worker);
-            return Some((seat, times_fitting(&spec.resources, &seat.free).min(devices.max(1))));
+            let probes = self.probes_left(spec, seat.worker);
+            return Some((seat, times_fitting(&spec.resources, &seat.free).min(devices.max(1)).min(probes)));
         }
         // Every feasible worker is full: a task waits on the one with the most free slots rather than here.
         let found = match &rare {
@@ -351,7 +359,23 @@ impl<'a> Floor<'a> {
     fn suitable(&self, spec: &TaskSpec, worker: WorkerId) -> Option<Seat> {
         let row = self.state.workers.get(&worker)?;
         let seat = self.moved.get(&worker).copied().unwrap_or_else(|| Seat::of(worker, row));
-        (seat.slots_free > 0 && row.suits(spec)).then_some(seat)
+        (seat.slots_free > 0 && row.suits(spec) && self.probes_left(spec, worker) > 0).then_some(seat)
+    }
+
+    /// The same where the task may wait for room: what tries an executor again has to start at once.
+    fn suitable_to_wait(&self, spec: &TaskSpec, worker: WorkerId) -> Option<Seat> {
+        self.suitable(spec, worker).filter(|_| self.probes_left(spec, worker) == u32::MAX)
+    }
+
+    /// How many more attempts a worker's executor may be given, where a breaker stands before it.
+    fn probes_left(&self, spec: &TaskSpec, worker: WorkerId) -> u32 {
+        if self.state.breakers.is_empty() {
+            return u32::MAX;
+        }
+        match self.state.executor_room(worker, spec.executor) {
+            u32::MAX => u32::MAX,
+            room => room.saturating_sub(self.probes.get(&(worker, spec.executor)).copied().unwrap_or(0)),
+        }
     }
 
     /// How often the devices that a task asks for are free on a worker.
@@ -385,7 +409,7 @@ impl<'a> Floor<'a> {
 
     fn emptiest_of(&mut self, spec: &TaskSpec, workers: &[WorkerId]) -> Option<(Seat, bool)> {
         self.looked_at += workers.len();
-        let mut seats = workers.iter().filter_map(|worker| self.suitable(spec, *worker));
+        let mut seats = workers.iter().filter_map(|worker| self.suitable_to_wait(spec, *worker));
         let first = seats.next()?;
         let mut alone = true;
         let emptiest = seats.fold(first, |best, next| {
@@ -424,7 +448,7 @@ impl<'a> Floor<'a> {
     fn emptiest(&mut self, spec: &TaskSpec) -> Option<(Seat, bool)> {
         let mut in_vain = 0;
         let mut suitable = |worker: WorkerId| {
-            let seat = self.suitable(spec, worker);
+            let seat = self.suitable_to_wait(spec, worker);
             in_vain += usize::from(seat.is_none());
             seat
         };

@@ -8,6 +8,7 @@ use grey_proof::{Digest, DigestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::breaker::WorkerBreakers;
 use crate::changed::Changed;
 use crate::flow::{Flow, StageProgress};
 use crate::identity::IdentityKey;
@@ -18,7 +19,7 @@ use crate::overlay::Changes;
 use crate::quota::QuotaRow;
 use crate::rows::{Group, Job, KeyId, KeyRecord, LiveTask, Meta, Phase, Tenant, Worker};
 use crate::seats::{Seat, Seats, Totals};
-use crate::spec::TaskSpec;
+use crate::spec::{ExecutorKind, TaskSpec};
 use crate::table::{Numbered, Table};
 
 /// Where a waiting task stands in its tenant's line: priority and age first, then the order of submission.
@@ -43,6 +44,8 @@ pub enum Deadline {
     Overdue(TaskId),
     /// A worker's quarantine ends.
     Quarantine(WorkerId),
+    /// An executor of a worker is tried again, or has not started what it was tried with.
+    Breaker(WorkerId),
 }
 
 /// Why rows are not a state.
@@ -87,6 +90,7 @@ pub struct State {
     pub(crate) identity: IdentityTable,
     pub(crate) flows: Table<JobId, Arc<Flow>>,
     pub(crate) progress: Table<TaskId, StageProgress>,
+    pub(crate) breakers: Table<WorkerId, WorkerBreakers>,
     pub(crate) ready: BTreeMap<TenantId, BTreeSet<ReadyKey>>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
     pub(crate) seats: Seats,
@@ -114,6 +118,7 @@ const TABLE_FLOW: u8 = 10;
 const TABLE_PROGRESS: u8 = 11;
 const TABLE_IDENTITY: u8 = 12;
 const TABLE_QUOTA: u8 = 13;
+const TABLE_BREAKER: u8 = 14;
 
 /// A row's key: the table's number and the big-endian key, so that rows sort as the tables do.
 trait RowKey: Ord + Clone {
@@ -194,7 +199,7 @@ fn row_key<K: RowKey>(table: u8, key: &K) -> Vec<u8> {
 fn numbered_row(table: u8, number: u64) -> Vec<u8> {
     match (table, u32::try_from(number)) {
         (TABLE_TENANT | TABLE_QUOTA, Ok(number)) => row_key(table, &TenantId(number)),
-        (TABLE_WORKER, Ok(number)) => row_key(table, &WorkerId(number)),
+        (TABLE_WORKER | TABLE_BREAKER, Ok(number)) => row_key(table, &WorkerId(number)),
         _ => row_key(table, &TaskId(number)),
     }
 }
@@ -330,6 +335,7 @@ struct Indexed {
     live: Vec<TaskId>,
     keys: Vec<KeyId>,
     workers: Vec<WorkerId>,
+    breakers: Vec<WorkerId>,
 }
 
 impl State {
@@ -381,6 +387,16 @@ impl State {
     /// All workers.
     pub fn workers(&self) -> &Table<WorkerId, Worker> {
         &self.workers
+    }
+
+    /// What stands before the executors of a worker; none where nothing has failed lately.
+    pub fn breakers(&self, worker: WorkerId) -> Option<&WorkerBreakers> {
+        self.breakers.get(&worker)
+    }
+
+    /// How many more attempts a worker's executor may be given, for what its breaker knows; [`u32::MAX`] where none stands before it.
+    pub fn executor_room(&self, worker: WorkerId, executor: ExecutorKind) -> u32 {
+        self.breakers.get(&worker).map_or(u32::MAX, |row| row.room(executor))
     }
 
     /// Jobs that have not ended.
@@ -460,6 +476,7 @@ impl State {
             identity.set(key, value)
         });
         committer.table(TABLE_QUOTA, &mut self.quotas, changes.quotas);
+        committer.table(TABLE_BREAKER, &mut self.breakers, changes.breakers);
         self.hash = committer.finish();
         self.applied_index = index;
         self.applied_term = term;
@@ -496,6 +513,10 @@ impl State {
             self.index_worker(worker, false);
             indexed.workers.push(worker);
         }
+        for (worker, _) in changes.breakers.iter() {
+            self.index_breakers(worker, false);
+            indexed.breakers.push(worker);
+        }
         indexed
     }
 
@@ -517,6 +538,15 @@ impl State {
         }
         for worker in indexed.workers {
             self.index_worker(worker, true);
+        }
+        for worker in indexed.breakers {
+            self.index_breakers(worker, true);
+        }
+    }
+
+    fn index_breakers(&mut self, worker: WorkerId, present: bool) {
+        if let Some(due_ms) = self.breakers.get(&worker).and_then(WorkerBreakers::deadline_ms) {
+            self.set_deadline(due_ms, Deadline::Breaker(worker), present);
         }
     }
 
@@ -608,6 +638,7 @@ impl State {
             rows.push((row_key(TABLE_IDENTITY, &key), self.identity.rows.get(&key).map(encode)));
         }
         table(&mut rows, TABLE_QUOTA, &mut self.quotas);
+        table(&mut rows, TABLE_BREAKER, &mut self.breakers);
         let position = (self.applied_index, self.applied_term, self.hash);
         rows.push((vec![TABLE_POSITION], Some(encode(&position))));
         rows
@@ -635,6 +666,7 @@ impl State {
         table(&mut rows, TABLE_PROGRESS, &self.progress);
         table(&mut rows, TABLE_IDENTITY, &self.identity.rows);
         table(&mut rows, TABLE_QUOTA, &self.quotas);
+        table(&mut rows, TABLE_BREAKER, &self.breakers);
         rows
     }
 
@@ -663,6 +695,9 @@ impl State {
         }
         for worker in state.workers.keys().copied().collect::<Vec<_>>() {
             state.index_worker(worker, true);
+        }
+        for worker in state.breakers.keys().copied().collect::<Vec<_>>() {
+            state.index_breakers(worker, true);
         }
         state.check().map_err(LoadError::Invariant)?;
         Ok(state)
@@ -696,6 +731,7 @@ impl State {
             TABLE_PROGRESS => insert(&mut self.progress, key, value)?,
             TABLE_IDENTITY => drop(self.identity.set(IdentityKey::read(key)?, Some(decode(value)?))),
             TABLE_QUOTA => insert(&mut self.quotas, key, value)?,
+            TABLE_BREAKER => insert(&mut self.breakers, key, value)?,
             TABLE_POSITION => (self.applied_index, self.applied_term, self.hash) = decode(value)?,
             _ => return None,
         }
@@ -721,6 +757,7 @@ impl PartialEq for State {
             && self.keys == other.keys
             && self.flows == other.flows
             && self.progress == other.progress
+            && self.breakers == other.breakers
             && self.ready == other.ready
             && self.deadlines == other.deadlines
             && self.seats == other.seats

@@ -8,20 +8,26 @@ use std::collections::BTreeMap;
 use crate::attempt::AttemptId;
 use crate::ids::WorkerId;
 use crate::plan::plan;
-use crate::rows::{Phase, Worker};
+use crate::rows::{LiveTask, Phase, Worker};
 use crate::seats::Seat;
 use crate::state::State;
 
-/// Unstarted attempts of cordoned workers, whether another one has room for them or not: until then they wait. Those that have started
-/// and are not yet reported are among them, and stay where they are.
+/// Unstarted attempts of cordoned workers, and those whose executor is left alone there, whether another one has room for them or not: until
+/// then they wait. Those that have started and are not yet reported are among them, and stay where they are.
 fn of_cordoned(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     let mut asked: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
     let freed = |worker: &Worker| worker.cordoned && worker.held > 0;
-    if !state.workers.values().any(freed) {
+    if !state.workers.values().any(freed) && state.breakers.is_empty() {
         return asked;
     }
+    let is_left_alone = |worker: WorkerId, live: &LiveTask| {
+        let Some(row) = state.breakers.get(&worker) else { return false };
+        state.specs.get(&live.group).is_some_and(|spec| row.is_open(spec.executor))
+    };
     let unstarted = state.live.iter().rev().filter_map(|(task, live)| match live.phase {
-        Phase::Assigned { worker } if state.workers.get(&worker).is_some_and(freed) => {
+        Phase::Assigned { worker }
+            if state.workers.get(&worker).is_some_and(freed) || is_left_alone(worker, live) =>
+        {
             Some((worker, AttemptId { task: *task, epoch: live.epoch }))
         }
         _ => None,
@@ -42,12 +48,12 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
     if !plan(state, 1).placements.is_empty() {
         return asked;
     }
-    let mut idle: Vec<Worker> = state
+    let mut idle: Vec<(WorkerId, Worker)> = state
         .workers
         .iter()
         .map(|(id, row)| (row, Seat::of(*id, row)))
         .filter(|(_, seat)| seat.slots_free > 0 && seat.free.cpu_millicores > 0)
-        .map(|(row, _)| row.clone())
+        .map(|(row, seat)| (seat.worker, row.clone()))
         .collect();
     if idle.is_empty() {
         return asked;
@@ -72,9 +78,12 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         if !holder.is_overcharged() {
             continue;
         }
-        let taker =
-            idle.iter_mut().find(|taker| taker.usable_slots() > taker.held && taker.could_start(spec));
-        let Some(taker) = taker else { continue };
+        let taker = idle.iter_mut().find(|(id, taker)| {
+            taker.usable_slots() > taker.held
+                && taker.could_start(spec)
+                && state.executor_room(*id, spec.executor) == u32::MAX
+        });
+        let Some((_, taker)) = taker else { continue };
         if holder.release(spec).is_none() || taker.charge(spec, 1).is_none() {
             continue;
         }

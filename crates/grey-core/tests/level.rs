@@ -135,7 +135,7 @@ fn an_entry_says_which_level_it_needs_and_an_unknown_one_halts() {
     let level = |command: Command| level_of_entry(&Entry { time_ms: 1, command }.encode().unwrap());
     assert_eq!(level(Command::Tick), Some(OLDEST_FEATURE_LEVEL));
     assert_eq!(level(quota(None, None)), Some(4));
-    assert_eq!(level(quarantine(true)), Some(5));
+    assert_eq!(level(quarantine(true)), Some(6));
     assert_eq!(level(raise(NEXT)), Some(NEXT));
     assert_eq!(level_of_entry(&[]), None);
     let future = Entry { time_ms: 1, command: raise(NEWEST_FEATURE_LEVEL + 1) }.encode().unwrap();
@@ -265,7 +265,7 @@ fn the_bytes_of_levels_and_quotas_are_published_and_do_not_change() {
         "03001b00040302010000000072cd6e8422c407fb6d098690f1130b7ded7ec2f7f5e1d30bd9d521f0153637930405302e342e30",
         "04001c00040302010000000004",
         "04001d000403020100000000020001010701010a14",
-        "05001f00040302010000000072cd6e8422c407fb6d098690f1130b7ded7ec2f7f5e1d30bd9d521f01536379301",
+        "06001f00040302010000000072cd6e8422c407fb6d098690f1130b7ded7ec2f7f5e1d30bd9d521f01536379301",
     ];
     assert_eq!(found, published);
 }

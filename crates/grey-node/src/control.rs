@@ -12,7 +12,7 @@ use grey_core::{
 };
 use grey_health::Level;
 use grey_proof::{Digest, VerifyingKey};
-use grey_replica::{Output, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
+use grey_replica::{Output, Peer, Replica, ReplicaError, Server, ServerOutput, TICK_MS, Ticket};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::directory::Directory;
@@ -53,8 +53,8 @@ pub(crate) enum Message {
     Look(Box<dyn FnOnce(&Replica) + Send>),
     /// The worker of this process says something.
     FromWorker(FromWorker),
-    /// A worker that speaks for this key says something.
-    FromNode(VerifyingKey, FromWorker),
+    /// A worker that speaks for this key says something over a connection.
+    FromNode(VerifyingKey, u64, FromWorker),
     /// Say how the server is, for whoever reads metrics.
     Measure(oneshot::Sender<ServerSample>),
     /// Another server says something.
@@ -231,7 +231,11 @@ impl Control {
                     self.server.from_worker(key, message);
                 }
             }
-            Message::FromNode(key, message) => {
+            Message::FromNode(key, connection, message) => {
+                let peers = self.wiring.peers.as_ref();
+                if !peers.is_some_and(|peers| peers.is_present(Peer::Worker(key.id()), connection)) {
+                    return Ok(());
+                }
                 if let FromWorker::Report(report) = &message {
                     self.wiring.rate.started(&report.started);
                 }

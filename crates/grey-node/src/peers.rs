@@ -78,6 +78,11 @@ impl Peers {
         }
     }
 
+    /// Whether a connection is the one that is used with this peer. What an earlier one brought is too late once there is another.
+    pub(crate) fn is_present(&self, peer: Peer, connection: u64) -> bool {
+        self.connections.get(&peer).is_some_and(|known| known.number == connection)
+    }
+
     /// A server spoke.
     pub(crate) fn heard(&mut self, server: u64) {
         self.heard.insert(server);
@@ -99,7 +104,7 @@ impl Peers {
                 }
             }
             PeerEvent::Disconnected { peer, connection } => {
-                if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
+                if self.is_present(peer, connection) {
                     self.connections.remove(&peer);
                     server.disconnected(peer);
                 }
@@ -110,7 +115,7 @@ impl Peers {
                 server.disconnected(Peer::Server(number));
             }
             PeerEvent::Written { peer, connection, number } => {
-                if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
+                if self.is_present(peer, connection) {
                     server.sent(peer, number);
                 }
             }

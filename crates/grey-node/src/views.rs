@@ -8,7 +8,7 @@ use grey_api::{
 };
 use grey_core::{
     Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
-    ReportedRun, State, TaskId, TaskRange, TaskSpec, TenantId, Usage, Worker,
+    ReportedRun, State, TaskId, TaskRange, TaskSpec, TenantId, Usage, Worker, WorkerId,
 };
 
 use crate::estimate::{estimate, peers};
@@ -364,6 +364,14 @@ fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
     }
     if any(&|worker| worker.suits(spec)) && !any(&|worker| worker.suits(spec) && !worker.cordoned) {
         return "every worker that could run it is cordoned".to_owned();
+    }
+    let is_open = |id: WorkerId| state.executor_room(id, spec.executor) == u32::MAX;
+    let suits = |worker: &Worker| worker.suits(spec) && !worker.cordoned;
+    if any(&suits) && !state.workers().iter().any(|(id, worker)| suits(worker) && is_open(*id)) {
+        let executor = spec.executor.name();
+        return format!(
+            "the executor `{executor}` of every worker that could run it failed too often; it is tried again within a minute"
+        );
     }
     if any(&|worker| worker.suits(spec)) {
         return "every worker that could run it is full".to_owned();

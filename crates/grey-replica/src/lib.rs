@@ -14,6 +14,7 @@ mod members;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod ports;
+mod recall;
 mod reconfigure;
 mod replica;
 mod server;

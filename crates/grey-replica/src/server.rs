@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use grey_core::{
-    Answer, Applied, Command, Effect, FromWorker, Heartbeat, NodeVersion, RegisterWorker, Rejection, Report,
-    ReportAnswer, ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage, check_report, limits,
+    Answer, Applied, AttemptId, Command, Effect, FromWorker, Heartbeat, NodeVersion, RegisterWorker,
+    Rejection, Report, ReportAnswer, ReportRefusal, State, TenantId, ToWorker, WorkerId, WorkerMessage,
+    check_report, limits,
 };
 use grey_health::{Advice, BreakerState, CallOutcome, CallRefused, Level};
 use grey_proof::{Digest, VerifyingKey};
@@ -13,6 +14,7 @@ use crate::door::{Door, DoorOptions, Entrant};
 use crate::error::ReplicaError;
 use crate::links::{LinkOptions, Links, Parcel, Peer, PeerMessage, Waiting};
 use crate::members::TEND_EVERY_MS;
+use crate::recall::Recalls;
 use crate::replica::{Output, Replica, Ticket};
 use crate::watch::{Endings, Watch, WatchOptions};
 
@@ -90,6 +92,7 @@ pub struct Server {
     watch: Option<Watch>,
     sessions: BTreeMap<Digest, Session>,
     pending: BTreeMap<u64, Pending>,
+    recalls: Recalls,
     queue: Vec<(Ticket, Vec<u8>)>,
     outputs: VecDeque<ServerOutput>,
     next_ticket: u64,
@@ -122,6 +125,7 @@ impl Server {
             watch: None,
             sessions: BTreeMap::new(),
             pending: BTreeMap::new(),
+            recalls: Recalls::default(),
             queue: Vec::new(),
             outputs: VecDeque::new(),
             next_ticket: 1,
@@ -372,14 +376,21 @@ impl Server {
         Ticket(number)
     }
 
-    /// A worker says something; `key` is the one with which its connection was authenticated.
+    /// A worker says something; `key` is the one with which its connection was authenticated. What one connection brought in order is to be
+    /// handed over in order, and nothing of an earlier connection after something of a later one.
     pub fn from_worker(&mut self, key: &VerifyingKey, message: FromWorker) {
         let node = key.id();
         match message {
             FromWorker::Register(body) => self.announced(node, key, body),
             FromWorker::Report(report) => self.reported(node, report),
             FromWorker::Revoked(body) => {
-                self.propose_own(Pending::Revoked, Command::Revoked(body));
+                // Only in its present session: after another announcement it may hold again what it gave back before.
+                let known = self.sessions.get(&node).is_some_and(|known| {
+                    known.incarnation == body.incarnation && known.worker == Some(body.worker)
+                });
+                if known {
+                    self.propose_own(Pending::Revoked, Command::Revoked(body));
+                }
             }
             FromWorker::Heartbeat(heartbeat) => self.heartbeat(node, heartbeat),
         }
@@ -456,6 +467,10 @@ impl Server {
         if granted {
             self.send_in(node, heartbeat.session, WorkerMessage::Heard(heartbeat.number));
         }
+        let due = self.recalls.due(self.replica.state(), heartbeat.worker, self.now_ms);
+        if !due.is_empty() {
+            self.recall(heartbeat.worker, due);
+        }
     }
 
     /// Sends within a session, if it is still the node's.
@@ -496,6 +511,12 @@ impl Server {
         if let Some(session) = session.map(|known| known.session) {
             self.send_in(node, session, message);
         }
+    }
+
+    /// Asks a worker to give attempts back, and again until the state says what became of them.
+    fn recall(&mut self, worker: WorkerId, attempts: Vec<AttemptId>) {
+        self.recalls.asked(self.replica.state(), worker, &attempts, self.now_ms);
+        self.send_to(worker, WorkerMessage::Revoke(attempts));
     }
 
     /// Proposes what has gathered: it shares one place in the disk's queue.
@@ -571,7 +592,7 @@ impl Server {
                     self.outputs.push_back(ServerOutput::Replica(Output::Reconfigured { ticket, changed }));
                 }
             },
-            Output::Revoke { worker, attempts } => self.send_to(worker, WorkerMessage::Revoke(attempts)),
+            Output::Revoke { worker, attempts } => self.recall(worker, attempts),
             Output::Role { leads, leader, term } => {
                 self.change_role(leads)?;
                 self.outputs.push_back(ServerOutput::Replica(Output::Role { leads, leader, term }));
@@ -584,6 +605,7 @@ impl Server {
     fn change_role(&mut self, leads: bool) -> Result<(), ReplicaError> {
         if !leads {
             self.watch = None;
+            self.recalls = Recalls::default();
             // Workers look for the new leader at once instead of waiting for an answer.
             for (node, known) in core::mem::take(&mut self.sessions) {
                 self.unavailable(node, known.incarnation, known.session);
@@ -626,6 +648,7 @@ impl Server {
                     return Ok(());
                 };
                 known.worker = Some(*worker);
+                self.recalls.forget(*worker);
                 if let Some(watch) = &mut self.watch {
                     watch.registered(*worker, self.now_ms)?;
                 }

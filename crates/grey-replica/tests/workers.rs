@@ -7,8 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output as AgentOutput, StopReason};
 use grey_core::{
     AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, ExecutorKind, FromWorker, GroupSubmission,
-    NodeVersion, Outcome, Presence, Resources, Retries, SandboxLevel, Signer, Standing, Submit, Target,
-    TaskDefaults, TaskSpec, TenantId, TenantRecord, ToWorker, Usage, UsageSource, WorkerId, WorkerMessage,
+    LoseWorker, NodeVersion, Outcome, Presence, RegisterWorker, Resources, Retries, Revoked, SandboxLevel,
+    Signer, Standing, Submit, Target, TaskDefaults, TaskSpec, TenantId, TenantRecord, ToWorker, Usage,
+    UsageSource, WorkerId, WorkerMessage,
 };
 use grey_health::{Amount, CapacityOptions, GateOptions, Level, RefusalCode};
 use grey_proof::{Digest, SigningKey};
@@ -43,6 +44,8 @@ struct House {
     up: bool,
     /// Messages to the worker that are swallowed before the next gets through.
     swallow: usize,
+    /// Whether what the worker gives back does not arrive.
+    lose_returns: bool,
     running: BTreeSet<AttemptId>,
     executed: Vec<AttemptId>,
     stopped: Vec<AttemptId>,
@@ -88,6 +91,7 @@ impl House {
             agent: Agent::new(agent, key(), [], &[]).unwrap(),
             up: true,
             swallow: 0,
+            lose_returns: false,
             running: BTreeSet::new(),
             executed: Vec::new(),
             stopped: Vec::new(),
@@ -127,6 +131,10 @@ impl House {
     }
 
     fn submit(&mut self, count: u32) -> Ticket {
+        self.submit_of(count, 100)
+    }
+
+    fn submit_of(&mut self, count: u32, cpu_millicores: u64) -> Ticket {
         let spec = TaskSpec {
             name: String::new(),
             executor: ExecutorKind::Process,
@@ -135,7 +143,7 @@ impl House {
             stdin: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
-            resources: Resources { cpu_millicores: 100, memory_bytes: 1, disk_bytes: 0 },
+            resources: Resources { cpu_millicores, memory_bytes: 1, disk_bytes: 0 },
             priority: 1,
             devices: Vec::new(),
             constraints: Default::default(),
@@ -222,6 +230,7 @@ impl House {
 
     fn serve(&mut self, output: AgentOutput) {
         match output {
+            AgentOutput::Send(FromWorker::Revoked(_)) if self.lose_returns => {}
             AgentOutput::Send(message) if self.up => {
                 self.server.from_worker(&key().verifying_key(), message);
             }
@@ -343,6 +352,49 @@ fn an_answer_to_a_report_that_does_not_arrive_costs_nothing_but_time() {
 }
 
 #[test]
+fn what_was_given_back_is_asked_for_until_the_cluster_knows_also_when_nobody_else_wants_it() {
+    // Given: a worker that holds more than it can run, and another one that idles.
+    let mut house = House::new();
+    house.submit_of(6, 1_000);
+    house.elapse(100);
+    assert_eq!((house.agent.held(), house.running.len()), (6, 2));
+    house.lose_returns = true;
+    let other = SigningKey::from_seed([4; 32]).verifying_key().id();
+    house.propose(Command::RegisterWorker(RegisterWorker {
+        node: other,
+        name: "other".to_owned(),
+        incarnation: 1,
+        session: 1,
+        capacity: Resources { cpu_millicores: 2_000, memory_bytes: 1 << 30, disk_bytes: 0 },
+        slots: 4,
+        sandbox: SandboxLevel::PidNamespace,
+        labels: Vec::new(),
+        devices: Vec::new(),
+        certificate: Digest::of(b"certificate"),
+        holding: Vec::new(),
+    }));
+    house.elapse(200);
+    let given_back = 6 - house.agent.held();
+    assert!(given_back > 0, "it was asked");
+
+    // When: the other one is gone before the answer arrives, so that nobody idles.
+    house.propose(Command::LoseWorker(LoseWorker { worker: WorkerId(2), incarnation: 1, session: 1 }));
+    house.lose_returns = false;
+    house.elapse(3_000);
+
+    // Then: the cluster learns that they are free, and gives them out again.
+    let live = house.server.state().live();
+    let again = live.iter().filter(|(_, live)| live.epoch.0 == 2).count();
+    assert_eq!((house.agent.held(), again), (6, given_back));
+    for _ in 0..6 {
+        house.finish_all();
+        house.elapse(100);
+    }
+    assert!(house.server.state().jobs().is_empty());
+    assert_eq!(house.executed.len(), 6, "none ran twice");
+}
+
+#[test]
 fn what_was_said_in_an_earlier_session_is_passed_over() {
     let mut house = House::new();
     house.hold = true;
@@ -395,6 +447,22 @@ fn a_node_speaks_for_itself_only() {
         session: row.session,
         number: 9,
     };
+    house.submit_of(6, 1_000);
+    house.elapse(100);
+    let held: Vec<AttemptId> = house
+        .server
+        .state()
+        .live()
+        .iter()
+        .map(|(task, live)| AttemptId { task: *task, epoch: live.epoch })
+        .collect();
+    let taken = Revoked { worker: WORKER, incarnation: row.incarnation, attempts: held };
+    house.server.from_worker(&foreign, FromWorker::Revoked(taken));
+    house.elapse(100);
+    assert!(
+        house.server.state().live().values().all(|live| live.epoch.0 == 1),
+        "a stranger gives nothing back"
+    );
     house.up = false;
     for _ in 0..LOST_AFTER_MS / 50 + 10 {
         house.server.from_worker(&foreign, FromWorker::Heartbeat(heartbeat));

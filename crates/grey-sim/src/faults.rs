@@ -111,6 +111,8 @@ faults! {
     Upgrade = "upgrade",
     /// What a tenant may have changes, for a while.
     QuotaChange = "quota-change",
+    /// The executor of a worker fails whatever it is given for a while, through no fault of the tasks.
+    BrokenExecutor = "broken-executor",
 }
 
 /// A name that is no class of fault.

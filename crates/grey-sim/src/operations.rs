@@ -9,7 +9,7 @@ use crate::load::Work;
 use crate::message::{Packet, Told};
 use crate::network::NodeIndex;
 use crate::scenario::Scenario;
-use crate::world::{Event, Process};
+use crate::world::Event;
 
 impl Scenario {
     /// A client asks a server to propose a command, once and over their link. The number under which [`Scenario::told`] finds the answer.
@@ -85,12 +85,7 @@ impl Scenario {
     /// From now on the executor of a worker fails whatever it is given, through no fault of the tasks, or does so no longer.
     pub fn break_executor(&mut self, worker: usize, broken: bool) {
         let index = self.worker(worker);
-        if let Some(identity) = self.world.identities.get_mut(worker) {
-            identity.is_broken = broken;
-        }
-        if let Some(Process::Worker(worker)) = self.world.nodes.get_mut(index).map(|node| &mut node.process) {
-            worker.is_broken = broken;
-        }
+        self.world.break_executor(index, if broken { u64::MAX } else { 0 });
     }
 
     /// A server is handed bytes of the engine as if another one had sent them.

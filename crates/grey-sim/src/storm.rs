@@ -84,7 +84,7 @@ impl World {
                 self.strike_disk(blow.fault, &mut chance)
             }
             Fault::SyncError | Fault::SlowDisk => self.strike_disk(blow.fault, &mut chance),
-            Fault::WorkerCrash | Fault::WorkerChange | Fault::ZombieWorker => {
+            Fault::WorkerCrash | Fault::WorkerChange | Fault::ZombieWorker | Fault::BrokenExecutor => {
                 self.strike_worker(blow.fault, &mut chance)
             }
             Fault::TenantChange | Fault::Cordon | Fault::WorkerLeave => {
@@ -293,6 +293,9 @@ impl World {
                     self.network.separate(&[victim], &servers, until_us);
                 }
             }
+            Fault::BrokenExecutor => {
+                self.break_executor(victim, now_us + chance.between(1_000_000, 15_000_000))
+            }
             _ => {
                 self.kill(victim);
                 let at_us = now_us + chance.between(50_000, 4_000_000);
@@ -309,6 +312,17 @@ impl World {
             }
         }
         true
+    }
+
+    /// Until then the executor of a worker fails whatever it is given, also after a restart.
+    pub fn break_executor(&mut self, worker: NodeIndex, until_us: u64) {
+        let identity = worker.checked_sub(self.servers).and_then(|number| self.identities.get_mut(number));
+        if let Some(identity) = identity {
+            identity.broken_until_us = until_us;
+        }
+        if let Some(Process::Worker(worker)) = self.nodes.get_mut(worker).map(|node| &mut node.process) {
+            worker.broken_until_us = until_us;
+        }
     }
 
     fn strike_process(&mut self, fault: Fault, chance: &mut Stream) -> bool {
@@ -441,6 +455,9 @@ impl World {
         self.plan.due.clear();
         self.healed_us = now_us;
         self.network.heal();
+        for worker in self.worker_indexes() {
+            self.break_executor(worker, 0);
+        }
         for index in self.server_indexes() {
             if self.nodes.get(index).is_some_and(|node| node.at_risk && node.disk.misdirected() > 0) {
                 self.lose(index);

@@ -44,7 +44,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 31] = [
+const BLOWS: [Fault; 32] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -76,6 +76,7 @@ const BLOWS: [Fault; 31] = [
     Fault::WorkerLeave,
     Fault::Upgrade,
     Fault::QuotaChange,
+    Fault::BrokenExecutor,
 ];
 
 /// Numbers that each class has for its own.
@@ -98,7 +99,8 @@ impl Plan {
             | Fault::Cordon
             | Fault::WorkerLeave
             | Fault::Upgrade
-            | Fault::QuotaChange => Stream::new(seed, 3_010 + *fault as u64).chance(550_000),
+            | Fault::QuotaChange
+            | Fault::BrokenExecutor => Stream::new(seed, 3_010 + *fault as u64).chance(550_000),
             _ => chance.chance(550_000),
         };
         let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();

@@ -46,7 +46,9 @@ impl World {
 
     /// Whether feature levels are this run's affair.
     pub fn has_levels(&self) -> bool {
-        self.plan.has(Fault::Upgrade) || self.plan.has(Fault::QuotaChange)
+        [Fault::Upgrade, Fault::QuotaChange, Fault::BrokenExecutor]
+            .into_iter()
+            .any(|fault| self.plan.has(fault))
     }
 
     /// A server that enters from now on runs what servers are upgraded to.

@@ -32,8 +32,8 @@ pub struct Identity {
     pub incarnation: u64,
     /// How it keeps its lease.
     pub keep: KeepOptions,
-    /// Its executor fails whatever it is given, through no fault of the tasks.
-    pub is_broken: bool,
+    /// Until then its executor fails whatever it is given, through no fault of the tasks.
+    pub broken_until_us: u64,
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
 }
@@ -54,7 +54,7 @@ impl Identity {
             parallel,
             incarnation: 0,
             keep: KeepOptions::default(),
-            is_broken: false,
+            broken_until_us: 0,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -108,7 +108,7 @@ pub struct Worker {
     announced_us: u64,
     wake_us: u64,
     wall_ms: u64,
-    pub is_broken: bool,
+    pub broken_until_us: u64,
     pub ordered: Vec<Ordered>,
 }
 
@@ -181,7 +181,7 @@ impl Worker {
             announced_us: 0,
             wake_us: u64::MAX,
             wall_ms,
-            is_broken: identity.is_broken,
+            broken_until_us: identity.broken_until_us,
             ordered: Vec::new(),
         })
     }
@@ -292,8 +292,9 @@ impl Worker {
         match output {
             Output::Send(message) => self.ordered.push(Ordered::Send { server: self.leader, message }),
             Output::Execute(start) => {
+                let is_broken = self.now_us < self.broken_until_us;
                 let (duration_us, outcome) =
-                    if self.is_broken { (BROKEN_US, Outcome::Infrastructure) } else { behaviour(&start) };
+                    if is_broken { (BROKEN_US, Outcome::Infrastructure) } else { behaviour(&start) };
                 let (attempt, resources) = (start.attempt, start.spec.resources);
                 let running = Running {
                     begun_us: self.now_us,

@@ -21,3 +21,9 @@ fn an_attempt_that_was_given_back_and_assigned_again_starts_once() {
 fn an_attempt_whose_return_was_lost_is_given_back_again() {
     holds(&Options::new(20_016));
 }
+
+/// As before, but when the answer was lost nobody idled any more who could have started the attempt, so it was never asked for again.
+#[test]
+fn an_attempt_whose_return_was_lost_is_asked_for_again_also_when_nobody_idles() {
+    holds(&Options::new(30_942));
+}

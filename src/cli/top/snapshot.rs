@@ -246,6 +246,7 @@ mod tests {
             presence: worker.map(|_| "present".to_owned()),
             health: None,
             held: None,
+            shut_executors: Vec::new(),
         };
         let listed = [
             node("s1", Some(1), None, "admitted"),

@@ -76,6 +76,7 @@ impl Application<'_> {
             return Ok(());
         }
         let spec = self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?;
+        let executor = spec.executor;
         let clock = self.run_clock(live.timeout_ms.unwrap_or(spec.timeout_ms));
         let (job, _) = self.job_and_tenant(live.group)?;
         self.move_count(job, ASSIGNED, RUNNING, 1)?;
@@ -83,6 +84,7 @@ impl Application<'_> {
             live.phase = Phase::Running { worker };
             live.clock = Some(clock);
         }
+        self.executor_started(worker, executor, attempt.task);
         Ok(())
     }
 
@@ -177,7 +179,7 @@ impl Application<'_> {
             return Ok(());
         }
         let (job, _) = self.job_and_tenant(live.group)?;
-        self.release(worker, live.group)?;
+        self.release(worker, attempt.task, live.group)?;
         self.stopped(attempt.task, job)?;
         let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
         self.end_job_if_done(job, wall_ms)
@@ -210,11 +212,12 @@ impl Application<'_> {
         let spec =
             self.rows.specs.get(&live.group).ok_or(Stop::Bug("a group without its specification"))?.clone();
         let mut retry = false;
+        self.executor_ended(worker, spec.executor, live, outcome)?;
         if outcome == Outcome::Infrastructure {
             retry = live.losses < spec.retries.infrastructure;
             self.lose_until(attempt, self.phase_after_loss(attempt, live.losses))?;
         } else {
-            self.release(worker, live.group)?;
+            self.release(worker, attempt.task, live.group)?;
             if outcome.is_success() {
                 if matches!(self.worker_mut(worker)?.quarantine.standing, Standing::Probation { .. }) {
                     self.judge(worker, HealthEvent::Succeeded)?;

@@ -43,14 +43,14 @@ impl Application<'_> {
             return Ok(false);
         }
         if live.phase == (Phase::Assigned { worker }) {
-            self.release(worker, live.group)?;
+            self.release(worker, attempt.task, live.group)?;
             self.wait_again(attempt.task, live.group, ASSIGNED, |live| live.phase = Phase::Ready)?;
             return Ok(true);
         }
         if live.phase == (Phase::Stopping { worker }) {
             // Cancelled while it was given back: it has stopped.
             let (job, _) = self.job_and_tenant(live.group)?;
-            self.release(worker, live.group)?;
+            self.release(worker, attempt.task, live.group)?;
             self.stopped(attempt.task, job)?;
             let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
             self.end_job_if_done(job, wall_ms)?;

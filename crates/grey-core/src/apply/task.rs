@@ -83,6 +83,7 @@ impl Application<'_> {
             Some(crate::mutant::Mutant::SkipRecheck) => u32::MAX,
             _ => room,
         };
+        let room = room.min(self.executor_room(placement.worker, spec.executor));
         if count == 0 || count > room || count > limits::PLAN_TASKS || !worker.suits(spec) {
             return Ok(false);
         }
@@ -111,6 +112,7 @@ impl Application<'_> {
         let tenant_name = tenant.name.clone();
         let worker = self.worker_mut(placement.worker)?;
         worker.charge(&spec, count).ok_or(Stop::Bug("a worker's charge overflowed"))?;
+        self.executor_given(placement.worker, spec.executor, tasks);
         self.effects.push(Effect::Assign(Assignment {
             placement: *placement,
             job,
@@ -175,13 +177,14 @@ impl Application<'_> {
         Ok(true)
     }
 
-    /// Takes an attempt off its worker and its tenant's usage.
-    pub(super) fn release(&mut self, worker: WorkerId, group: TaskId) -> Result<(), Stop> {
+    /// Takes a task's attempt off its worker and its tenant's usage.
+    pub(super) fn release(&mut self, worker: WorkerId, task: TaskId, group: TaskId) -> Result<(), Stop> {
         let spec = self.rows.specs.get(&group).ok_or(Stop::Bug("a group without its specification"))?.clone();
         let resources = spec.resources;
         let (_, tenant) = self.job_and_tenant(group)?;
         let row = self.worker_mut(worker)?;
         row.release(&spec).ok_or(Stop::Bug("a worker's charge fell below zero"))?;
+        self.executor_released(worker, spec.executor, task);
         let row = self.tenant_mut(tenant)?;
         take(&mut row.held_tasks, 1, "a tenant's held tasks fell below zero")?;
         row.usage = row.usage.checked_sub(&resources).ok_or(Stop::Bug("a tenant's usage fell below zero"))?;
@@ -200,7 +203,7 @@ impl Application<'_> {
         if live.epoch != attempt.epoch {
             return Ok(false);
         }
-        self.release(worker, live.group)?;
+        self.release(worker, attempt.task, live.group)?;
         let (job, _) = self.job_and_tenant(live.group)?;
         if let Phase::Stopping { .. } = live.phase {
             self.stopped(attempt.task, job)?;

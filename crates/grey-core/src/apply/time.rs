@@ -29,6 +29,7 @@ impl Application<'_> {
                     live.phase = Phase::Ready;
                 }
                 Deadline::Overdue(task) => self.overdue(task)?,
+                Deadline::Breaker(worker) => self.breakers_due(worker)?,
                 Deadline::Quarantine(worker) => self.judge(worker, HealthEvent::Passed)?,
                 Deadline::Key(key) => {
                     let tenant =

@@ -437,9 +437,9 @@ fn random_upgrade(seed: u8, other: u8) -> Command {
         }),
         0 => Command::SetNodeVersion(SetNodeVersion {
             node: Digest::of(&[seed; 32]),
-            version: NodeVersion { understands: 3 + u16::from(other % 3), name: format!("0.{other}.0") },
+            version: NodeVersion { understands: 3 + u16::from(other % 4), name: format!("0.{other}.0") },
         }),
-        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 3) }),
+        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 4) }),
         _ => {
             Command::SetTenantQuota(SetTenantQuota {
                 tenant: TenantId(u32::from(seed % 4)),

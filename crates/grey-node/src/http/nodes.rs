@@ -23,6 +23,7 @@ struct Announced {
     presence: &'static str,
     health: &'static str,
     held: u32,
+    shut_executors: Vec<String>,
 }
 
 fn status(
@@ -48,6 +49,7 @@ fn status(
         presence: announced.map(|announced| announced.presence.to_owned()),
         health: announced.map(|announced| announced.health.to_owned()),
         held: announced.map(|announced| announced.held),
+        shut_executors: announced.map(|announced| announced.shut_executors.clone()).unwrap_or_default(),
     }
 }
 
@@ -57,7 +59,10 @@ pub(super) async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Proble
         let state = replica.state();
         let announced = state.workers().iter().map(|(id, worker)| {
             let (presence, health) = (worker.presence.name(), worker.quarantine.standing.name());
-            (worker.node, Announced { worker: *id, presence, health, held: worker.held })
+            let breakers = state.breakers(*id).into_iter().flat_map(|row| &row.executors);
+            let shut = breakers.filter(|breaker| breaker.is_shut());
+            let shut_executors = shut.map(|breaker| breaker.executor.name().to_owned()).collect();
+            (worker.node, Announced { worker: *id, presence, health, held: worker.held, shut_executors })
         });
         let announced: BTreeMap<Digest, Announced> = announced.collect();
         let mut rows: Vec<&NodeRow> = state.nodes().collect();
@@ -230,9 +235,16 @@ mod tests {
 
     #[test]
     fn a_node_is_shown_with_what_it_said_of_itself() {
-        let announced = Announced { worker: WorkerId(7), presence: "present", health: "suspect", held: 3 };
+        let announced = Announced {
+            worker: WorkerId(7),
+            presence: "present",
+            health: "suspect",
+            held: 3,
+            shut_executors: vec!["process".to_owned()],
+        };
         let worker = status(&row(1, "w", None), None, 1, Some(&announced));
         assert_eq!((worker.address, worker.leads, worker.held), (None, false, Some(3)));
+        assert_eq!(worker.shut_executors, ["process"]);
         assert_eq!(
             (worker.presence.as_deref(), worker.health.as_deref()),
             (Some("present"), Some("suspect"))

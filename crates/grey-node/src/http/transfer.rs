@@ -123,6 +123,7 @@ mod tests {
             presence: None,
             health: None,
             held: None,
+            shut_executors: Vec::new(),
         };
         let servers = [server("s1", Some(1)), server("1", Some(2)), server("w", None)];
         let found = ["s1", "1", "2", "3", "w", "x"].map(|text| number(&servers, text));

@@ -46,6 +46,7 @@ struct ClusterSample {
     stale_placements: u64,
     refused_results: u64,
     quarantine_alerts: u64,
+    shut_executors: u64,
     internal_bugs: u64,
 }
 
@@ -88,6 +89,11 @@ impl Capacity {
     }
 }
 
+fn shut_executors(state: &State) -> u64 {
+    let breakers = state.workers().keys().filter_map(|worker| state.breakers(*worker));
+    breakers.flat_map(|row| &row.executors).filter(|breaker| breaker.is_shut()).count() as u64
+}
+
 fn presence(worker: &Worker) -> &'static str {
     if worker.presence == Presence::Lost {
         return "lost";
@@ -125,6 +131,7 @@ impl ClusterSample {
             stale_placements: meta.stale_placements,
             refused_results: meta.refused_results,
             quarantine_alerts: meta.quarantine_alerts,
+            shut_executors: shut_executors(state),
             internal_bugs: meta.internal_bugs,
         }
     }
@@ -180,9 +187,14 @@ impl ClusterSample {
             "Results that were refused because another attempt or a cancel came first",
             self.refused_results,
         );
+        exposition.gauge(
+            "shut_executors",
+            "Executors that failed too often and get no work, or little",
+            self.shut_executors,
+        );
         exposition.total(
             "quarantine_alerts",
-            "Workers that belonged in quarantine while too many were there already",
+            "Workers and executors that belonged out of work while too many were out of it already",
             self.quarantine_alerts,
         );
         exposition.total(

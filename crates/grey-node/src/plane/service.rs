@@ -186,7 +186,7 @@ impl Plane {
                         Err(status) => return status,
                     };
                     match decode_from_worker(&said) {
-                        Ok(message) => drop(self.control.send(Message::FromNode(key, message))),
+                        Ok(message) => drop(self.control.send(Message::FromNode(key, connection, message))),
                         Err(error) => return Status::invalid_argument(error.to_string()),
                     }
                 }
