@@ -11,32 +11,29 @@ mod network;
 mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
+#[path = "cluster/tenant.rs"]
+mod tenant;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use house::{House, ON_SMALL_DISK};
 use network::Network;
-use support::{Ran, kill, wait_until};
+use support::{BINARY, kill, wait_until};
 use switch::Weather;
+use tenant::{EndsWithMe, settle, submit};
 
 /// For how many minutes faults go on, where more than one round is wanted (`cargo xtask chaos --minutes 10`).
 const MINUTES: &str = "GREY_CHAOS_MINUTES";
 /// Which faults, where not all are wanted: their names, with commas.
 const CHOSEN: &str = "GREY_CHAOS_FAULTS";
-/// How long everything that was accepted may take to end after a fault.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a fault lasts that does not end by itself.
 const LASTS: Duration = Duration::from_millis(1_500);
 /// Longer than a worker's lease.
 const PAST_THE_LEASE: Duration = Duration::from_secs(12);
 /// How far a clock is moved: further than certificates are good for.
 const DAYS_S: i64 = 30 * 24 * 3_600;
-/// How long a tenant rests between two submissions.
-const PACE: Duration = Duration::from_millis(100);
-/// Tasks of each submission.
-const TASKS: u64 = 3;
 
 /// What is done to the cluster.
 #[derive(Debug, Clone, Copy)]
@@ -249,60 +246,6 @@ impl Chaos {
             }
         }
     }
-
-    /// Everything that was acknowledged is done, once, and all servers agree.
-    fn settle(&self, acknowledged: &BTreeSet<u64>) {
-        let begun = Instant::now();
-        loop {
-            let jobs = self.house.rows(&["job", "list", "--limit", "0"]);
-            let left: Vec<_> = jobs.iter().filter(|job| job["ended"] != true).collect();
-            if left.is_empty() && !jobs.is_empty() {
-                break;
-            }
-            if begun.elapsed() > PATIENCE {
-                let nodes = self.house.grey(&["node", "list"]).text;
-                let tasks = self.house.grey(&["task", "list", "-o", "wide", "--limit", "100"]).text;
-                let why = left.first().and_then(|job| job["first_task"].as_str());
-                let why = why.map(|task| self.house.grey(&["task", "explain", task]).text);
-                panic!("{} job(s) do not end: {left:?}\n{nodes}\n{tasks}\n{why:?}", left.len());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let mut jobs = self.house.rows(&["job", "list", "--limit", "0"]);
-        jobs.retain(|job| job["name"] != "filler");
-        let names: Vec<u64> = jobs.iter().map(|job| job["name"].as_str().unwrap().parse().unwrap()).collect();
-        let distinct: BTreeSet<u64> = names.iter().copied().collect();
-        assert_eq!(distinct.len(), names.len(), "a key is one job's");
-        assert!(distinct.is_superset(acknowledged), "lost: {:?}", acknowledged - &distinct);
-        for job in &jobs {
-            assert_eq!(job["counts"]["completed"], TASKS, "{job}");
-        }
-        wait_until("all servers have the same state", || self.house.states_agree(3));
-    }
-}
-
-/// Submits one job after another, each under a key, until it is told to end; the keys that were acknowledged.
-fn submit(house: &House, ends: &AtomicBool, from: u64) -> BTreeSet<u64> {
-    let mut acknowledged = BTreeSet::new();
-    for key in from.. {
-        if ends.load(Ordering::Relaxed) {
-            break;
-        }
-        // About half of what two workers can do on two processors.
-        std::thread::sleep(PACE);
-        let file = house.path(&format!("{key}.json"));
-        let task = serde_json::json!({
-            "name": "t", "count": TASKS, "command": ["sh", "-c", "sleep 0.05"],
-            "retries": { "infrastructure": 50 },
-        });
-        let job = serde_json::json!({ "version": 1, "name": key.to_string(), "task": [task] });
-        std::fs::write(&file, job.to_string()).unwrap();
-        let arguments = ["submit", "-q", "--key", &key.to_string(), file.to_str().unwrap()];
-        if Ran::of(house.command(&arguments).output().unwrap()).status == 0 {
-            acknowledged.insert(key);
-        }
-    }
-    acknowledged
 }
 
 /// Faults of a kind, one after another, in as many rounds as were asked for.
@@ -322,15 +265,16 @@ fn torment(house: House, faults: &[Fault]) {
             let struck = Instant::now();
             let ends = AtomicBool::new(false);
             let acknowledged = std::thread::scope(|scope| {
-                let tenant = scope.spawn(|| submit(&chaos.house, &ends, keys));
+                let tenant = scope.spawn(|| submit(&chaos.house, &[BINARY.as_ref()], &ends, keys));
+                let end = EndsWithMe(&ends);
                 chaos.strike(fault);
-                ends.store(true, Ordering::Relaxed);
+                drop(end);
                 tenant.join().unwrap()
             });
             keys = acknowledged.last().map_or(keys, |last| last + 1) + 1;
             let count = acknowledged.len();
             all.extend(acknowledged);
-            chaos.settle(&all);
+            settle(&chaos.house, &all);
             println!("{fault:?}: {count} jobs acknowledged meanwhile, settled after {:?}", struck.elapsed());
         }
         rounds += 1;

@@ -15,6 +15,8 @@ mod machine;
 mod month;
 #[path = "cluster/network.rs"]
 mod network;
+#[path = "cluster/quarantine.rs"]
+mod quarantine;
 #[path = "cluster/rekey.rs"]
 mod rekey;
 mod support;

@@ -28,6 +28,14 @@ Examples:
 
 Exits with 1 when it still holds work after that time. It stays cordoned: `grey node uncordon` gives it work again.";
 
+const QUARANTINE_EXAMPLES: &str = "\
+Examples:
+  grey node quarantine worker1
+  grey node release worker1
+
+It lasts 30 s, the next time a minute, and so on; then a few tasks have to succeed on the worker before it gets as many as before. To keep work
+away for as long as you like, cordon it.";
+
 /// Subcommands of `grey node`.
 #[derive(clap::Subcommand)]
 pub enum NodeCommand {
@@ -58,6 +66,17 @@ pub enum NodeCommand {
         #[arg(long, value_parser = units::duration_ms, value_name = "TIME")]
         wait: Option<u64>,
     },
+    /// Give a worker no new work for a while, and then a little at first; what runs there goes on
+    #[command(after_help = QUARANTINE_EXAMPLES)]
+    Quarantine {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+    },
+    /// End a worker's quarantine or probation, and forget the earlier ones
+    Release {
+        /// Its name, its identity, or the first digits of it
+        node: String,
+    },
     /// Keep a node out: nobody speaks with it, and what it runs goes elsewhere when its lease has ended
     Block {
         /// Its name, its identity, or the first digits of it
@@ -78,7 +97,12 @@ pub enum NodeCommand {
 /// What a node does, in a few words.
 pub fn doing(node: &NodeStatus) -> String {
     let does = match (&node.presence, node.server) {
-        (Some(presence), _) => harmless(presence),
+        (Some(presence), _) => match node.health.as_deref() {
+            None | Some("active") => harmless(presence),
+            Some("suspect") if presence == "lost" => harmless(presence),
+            Some("probation") => format!("{}, on probation", harmless(presence)),
+            Some(health) => format!("{}, {}", harmless(presence), harmless(health)),
+        },
         (None, Some(_)) if node.leads => "leads".to_owned(),
         (None, Some(_)) => "follows".to_owned(),
         (None, None) => "not announced".to_owned(),
@@ -203,6 +227,12 @@ pub fn node(command: &NodeCommand, target: &Target, output: &Output) -> Result<u
             NodeCommand::Uncordon { node } => {
                 client.post(&format!("{}/uncordon", path(node)?), &nothing, None).await?
             }
+            NodeCommand::Quarantine { node } => {
+                client.post(&format!("{}/quarantine", path(node)?), &nothing, None).await?
+            }
+            NodeCommand::Release { node } => {
+                client.post(&format!("{}/release", path(node)?), &nothing, None).await?
+            }
             NodeCommand::Block { node } => {
                 client.post(&format!("{}/block", path(node)?), &nothing, None).await?
             }
@@ -238,6 +268,7 @@ mod tests {
             admitted_at_ms: 0,
             worker: None,
             presence: presence.map(str::to_owned),
+            health: None,
             held: None,
             shut_executors: Vec::new(),
         }
@@ -258,6 +289,18 @@ mod tests {
             (status("leaving", None, Some(1), false), "leaving"),
             (status("admitted", None, None, false), "not announced"),
         ] {
+            assert_eq!(doing(&node), state);
+        }
+        for (presence, health, state) in [
+            ("present", "active", "present"),
+            ("present", "suspect", "present, suspect"),
+            ("present", "quarantined", "present, quarantined"),
+            ("present", "probation", "present, on probation"),
+            ("lost", "suspect", "lost"),
+            ("lost", "quarantined", "lost, quarantined"),
+        ] {
+            let health = Some(health.to_owned());
+            let node = NodeStatus { health, ..status("admitted", Some(presence), None, false) };
             assert_eq!(doing(&node), state);
         }
         let text = listed(&[status("admitted", Some("present"), None, false)], false);

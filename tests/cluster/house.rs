@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::machine::{Clock, SmallDisk};
 use crate::network::Network;
-use crate::support::{Home, Ran, kill, wait_until};
+use crate::support::{BINARY, Home, Ran, kill, wait_until};
 use crate::switch::Switch;
 
 pub struct House {
@@ -21,6 +21,8 @@ pub struct House {
     /// What lies between the nodes; nothing where they dial one another.
     switch: Option<Switch>,
     running: Mutex<BTreeMap<String, Child>>,
+    /// What nodes are started from.
+    binary: Mutex<PathBuf>,
     /// The newest feature level that servers are started with, where they play an earlier version.
     limit: Mutex<Option<u16>>,
     /// The disk that the third server has to itself, and the clocks of all: where machines are tormented.
@@ -47,6 +49,7 @@ impl House {
             ports: free_ports(servers),
             switch: None,
             running: Mutex::default(),
+            binary: Mutex::new(PathBuf::from(BINARY)),
             limit: Mutex::default(),
             disk: None,
             network: None,
@@ -79,6 +82,19 @@ impl House {
         let house = House::new(3);
         house.set_limit(Some(level));
         house.begun().grown()
+    }
+
+    /// The same, of servers of another binary.
+    pub fn of_three_from(binary: &Path, level: u16) -> House {
+        let house = House::new(3);
+        house.install(binary, Some(level));
+        house.begun().grown()
+    }
+
+    /// What nodes run that are started from now on, and the newest feature level of theirs.
+    pub fn install(&self, binary: &Path, level: Option<u16>) {
+        binary.clone_into(&mut self.binary.lock().unwrap());
+        self.set_limit(level);
     }
 
     /// What servers understand that are started from now on.
@@ -168,7 +184,7 @@ impl House {
         let (listen, advertise) = (self.listen(1), self.advertise(1));
         let arguments =
             ["cluster", "init", "--json", "--name", "s1", "--listen", &listen, "--advertise", &advertise];
-        let mut command = self.home.command(&arguments);
+        let mut command = self.installed(&arguments);
         let ran = Ran::of(command.env("GREY_DATA", self.path("s1")).output().unwrap());
         assert_eq!(ran.status, 0, "{}", ran.errors);
         // Whoever runs the cluster does so from elsewhere.
@@ -203,9 +219,19 @@ impl House {
         format!("https://{}", self.listen(number))
     }
 
+    /// What a node is started from, on its machine.
+    fn installed(&self, arguments: &[&str]) -> Command {
+        self.home.command_of(&self.binary.lock().unwrap(), arguments)
+    }
+
     /// The binary as an operator uses it.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.home.command(arguments);
+        self.command_of(Path::new(BINARY), arguments)
+    }
+
+    /// The same with another binary.
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.home.command_of(binary, arguments);
         let addresses: Vec<String> = (1..=self.ports.len()).map(|number| self.address(number)).collect();
         let token = std::fs::read_to_string(self.path("operator.token")).unwrap_or_default();
         command
@@ -257,7 +283,7 @@ impl House {
         let name = format!("s{number}");
         let (listen, advertise) = (self.listen(number), self.advertise(number));
         let arguments = ["server", "--name", &name, "--listen", &listen, "--advertise", &advertise];
-        let mut command = self.home.command(&arguments);
+        let mut command = self.installed(&arguments);
         command.env("GREY_DATA", self.data(&name));
         // Tests see logs dropped that would take minutes to fill; benchmarks measure what is usual.
         if cfg!(test) {
@@ -294,7 +320,7 @@ impl House {
     }
 
     pub fn worker_command(&self, name: &str, token: Option<&str>) -> Command {
-        let mut command = self.home.command(&["worker", "--name", name]);
+        let mut command = self.installed(&["worker", "--name", name]);
         command.env("GREY_DATA", self.path(name)).env("GREY_JOIN", self.join());
         self.wear(name, &mut command);
         if let Some(token) = token {

@@ -9,6 +9,34 @@ use crate::leader;
 use crate::support::{kill, wait_until};
 
 #[test]
+fn the_leader_s_log_says_who_changed_nodes_tenants_and_tokens() {
+    // Given: an operator whose token has a name.
+    let house = House::founded(1);
+    let token = house.json(&["token", "create", "carol", "--role", "operator"]).unwrap();
+    let as_carol = |arguments: &[&str]| {
+        let mut command = house.command(arguments);
+        let ran = command.env("GREY_TOKEN", token["token"].as_str().unwrap()).output().unwrap();
+        ran.status.success()
+    };
+    // When: she changes something, and something that is not there, and then looks.
+    assert!(as_carol(&["tenant", "create", "acme"]));
+    assert!(!as_carol(&["node", "block", "nobody"]));
+    assert!(as_carol(&["node", "list"]));
+    // Then: the log has what she asked for and what came of it, and no secret.
+    let told = |path: &str, status: &str| {
+        house.said("s1").lines().any(|line| {
+            let words = [path, status, "by=\"carol\"", "role=\"operator\""];
+            words.iter().all(|word| line.contains(word))
+        })
+    };
+    assert!(told("/v1/tenants", "status=200"), "{}", house.said("s1"));
+    assert!(told("/v1/nodes/nobody/block", "status=404"), "{}", house.said("s1"));
+    let log = house.said("s1");
+    assert_eq!(log.matches("by=\"carol\"").count(), 2, "{log}");
+    assert!(!log.contains(token["token"].as_str().unwrap()));
+}
+
+#[test]
 fn leadership_goes_to_the_server_that_is_named_and_to_none_that_cannot_lead() {
     let house = House::of_three();
     house.start_worker("w1");

@@ -12,6 +12,9 @@ use grey_api::{Address, Client, ClientError, ErrorCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+/// What is tested.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_grey");
+
 /// Longer than anything here takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,7 +49,12 @@ impl Home {
 
     /// The binary, not started.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grey"));
+        self.command_of(Path::new(BINARY), arguments)
+    }
+
+    /// The same with another binary.
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command
             .args(arguments)
             .current_dir(self.directory.path())

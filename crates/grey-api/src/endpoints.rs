@@ -190,6 +190,18 @@ pub const ENDPOINTS: &[Endpoint] = &[
     )
     .gives("NodeStatus"),
     post("/v1/nodes/{id}/uncordon", Right::ChangeNodes, "Give a worker work again").gives("NodeStatus"),
+    post(
+        "/v1/nodes/{id}/quarantine",
+        Right::ChangeNodes,
+        "Give a worker no work for a while, and then a little at first",
+    )
+    .gives("NodeStatus"),
+    post(
+        "/v1/nodes/{id}/release",
+        Right::ChangeNodes,
+        "End a worker's quarantine or probation, and forget the earlier ones",
+    )
+    .gives("NodeStatus"),
     post("/v1/nodes/{id}/remove", Right::ChangeNodes, "Take a node out of the cluster").gives("NodeStatus"),
     get("/v1/cluster", Right::ReadCluster, "The cluster as its leader sees it")
         .query(&[("stale", "true: as the server sees it that is asked, which may lag behind")])

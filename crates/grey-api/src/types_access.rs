@@ -273,6 +273,10 @@ pub struct NodeStatus {
     /// Whether such a worker is `present` or `lost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub presence: Option<String>,
+    /// What its troubles cost such a worker: it is `active`, gets no new work as a `suspect` or while it is `quarantined`, or a little on
+    /// `probation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
     /// Attempts that it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<u32>,

@@ -124,6 +124,7 @@ impl<'a> Application<'a> {
             Command::SuspectWorker(body) => self.suspect_worker(&body),
             Command::LoseWorker(body) => self.lose_worker(&body),
             Command::QuarantineWorker(body) => self.quarantine_worker(&body),
+            Command::SetQuarantine(body) => self.set_quarantine(&body),
             Command::EnrolFounder(body) => self.enrol_founder(body),
             Command::AdmitNode(body) => self.admit_node(body),
             Command::RenewNode(body) => self.renew_node(body),

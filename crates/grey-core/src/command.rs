@@ -246,6 +246,15 @@ pub struct QuarantineWorker {
     pub session: u64,
 }
 
+/// An operator puts a worker into quarantine, or takes it out of that or of its probation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetQuarantine {
+    /// The worker's node.
+    pub node: Digest,
+    /// Whether it is to be in quarantine from now on.
+    pub quarantined: bool,
+}
+
 /// Everything that can be proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -271,6 +280,8 @@ pub enum Command {
     LoseWorker(LoseWorker),
     /// Give a worker no work for a while.
     QuarantineWorker(QuarantineWorker),
+    /// Do so on an operator's order, or give it work again.
+    SetQuarantine(SetQuarantine),
     /// Give the first server its place.
     EnrolFounder(EnrolFounder),
     /// The cluster goes on after a loss.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::command::Command;
-use crate::level::{AUTHORITY_LEVEL, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL};
+use crate::level::{AUTHORITY_LEVEL, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, QUOTA_LEVEL, TROUBLE_LEVEL};
 use crate::limits;
 
 const HEADER_BYTES: usize = 12;
@@ -40,6 +40,7 @@ const KIND_SET_NODE_VERSION: u16 = 27;
 const KIND_RAISE_FEATURE_LEVEL: u16 = 28;
 const KIND_SET_TENANT_QUOTA: u16 = 29;
 const KIND_SET_ISSUING_AUTHORITY: u16 = 30;
+const KIND_SET_QUARANTINE: u16 = 31;
 
 /// A command with the cluster time at which it was proposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +122,7 @@ impl Entry {
             Command::RaiseFeatureLevel(body) => self.encode_as(KIND_RAISE_FEATURE_LEVEL, body),
             Command::SetTenantQuota(body) => self.encode_as(KIND_SET_TENANT_QUOTA, body),
             Command::SetIssuingAuthority(body) => self.encode_as(KIND_SET_ISSUING_AUTHORITY, body),
+            Command::SetQuarantine(body) => self.encode_as(KIND_SET_QUARANTINE, body),
         }
     }
 
@@ -184,6 +186,7 @@ impl Entry {
             KIND_RAISE_FEATURE_LEVEL => Command::RaiseFeatureLevel(decode_body(kind, body)?),
             KIND_SET_TENANT_QUOTA => Command::SetTenantQuota(decode_body(kind, body)?),
             KIND_SET_ISSUING_AUTHORITY => Command::SetIssuingAuthority(decode_body(kind, body)?),
+            KIND_SET_QUARANTINE => Command::SetQuarantine(decode_body(kind, body)?),
             _ => return Err(EntryError::Unknown { level, kind }),
         };
         if command.feature_level() != level {
@@ -205,6 +208,7 @@ impl Command {
             Command::RaiseFeatureLevel(body) => body.level,
             Command::SetTenantQuota(_) => QUOTA_LEVEL,
             Command::SetIssuingAuthority(_) => AUTHORITY_LEVEL,
+            Command::SetQuarantine(_) => TROUBLE_LEVEL,
             _ => OLDEST_FEATURE_LEVEL,
         }
     }

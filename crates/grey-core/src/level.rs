@@ -17,8 +17,8 @@ use crate::state::State;
 /// never released.
 pub const OLDEST_FEATURE_LEVEL: u16 = 3;
 
-/// The newest level that this version understands: breakers before executors came with it.
-pub const NEWEST_FEATURE_LEVEL: u16 = 5;
+/// The newest level that this version understands.
+pub const NEWEST_FEATURE_LEVEL: u16 = TROUBLE_LEVEL;
 
 /// The level that tenants' quotas came with.
 pub(crate) const QUOTA_LEVEL: u16 = 4;
@@ -28,6 +28,10 @@ pub const AUTHORITY_LEVEL: u16 = 4;
 
 /// The level from which on executors are judged by themselves.
 pub(crate) const BREAKER_LEVEL: u16 = 5;
+
+/// The level that changed what a worker's trouble costs: an operator may order a quarantine or end one, who is lost with everybody else is
+/// not penalised, and what a worker could not run waits before it is tried again.
+pub(crate) const TROUBLE_LEVEL: u16 = 6;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -51,8 +51,8 @@ pub use authority::{AuthorityRow, CurrentIssuer, SetIssuingAuthority};
 pub use breaker::{BreakerPhase, ExecutorBreaker, WorkerBreakers};
 pub use command::{
     Bootstrap, Cancel, ChangeTimeout, Command, GroupSubmission, IdempotencyKey, LoseWorker, Placement, Plan,
-    QuarantineWorker, RegisterWorker, Report, Revoked, SignedRoot, Submit, SuspectWorker, Target,
-    TaskDefaults, TenantRecord,
+    QuarantineWorker, RegisterWorker, Report, Revoked, SetQuarantine, SignedRoot, Submit, SuspectWorker,
+    Target, TaskDefaults, TenantRecord,
 };
 pub use constraint::{Constraints, Devices, Items, Tier};
 pub use effect::{Answer, Applied, Assignment, Effect, Event, EventKind};

@@ -103,6 +103,18 @@ pub enum Standing {
     },
 }
 
+impl Standing {
+    /// The name in listings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Standing::Active => "active",
+            Standing::Suspect { .. } => "suspect",
+            Standing::Quarantined { .. } => "quarantined",
+            Standing::Probation { .. } => "probation",
+        }
+    }
+}
+
 /// What happened to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthEvent {
@@ -118,6 +130,8 @@ pub enum HealthEvent {
     Passed,
     /// An operator has released it.
     Released,
+    /// An operator has ordered a quarantine, which no bound on how many there are holds up.
+    Ordered,
 }
 
 /// What an event led to.
@@ -139,6 +153,7 @@ pub enum Consequence {
 /// Active | Suspect | Probation → Quarantined      failed; the n-th time for n × 30 s, capped
 /// Quarantined → Probation     when its time is over; Suspect while it is not heard
 /// Probation → Active          after some successes
+/// Quarantined | Probation → Active   released by an operator; Suspect while it is not heard
 /// ```
 ///
 /// Time is that of the cluster, in milliseconds, so every replica finds the same.
@@ -179,8 +194,9 @@ impl Quarantine {
             HealthEvent::Suspected => (row.stands(row.suspected()), false),
             HealthEvent::Heard => (row.stands(row.heard()), false),
             HealthEvent::Succeeded => (row.stands(row.succeeded(options)), false),
-            HealthEvent::Released => (Quarantine::default(), false),
+            HealthEvent::Released => (row.released(), false),
             HealthEvent::Failed => row.failed(now_ms, room, options),
+            HealthEvent::Ordered => row.failed(now_ms, true, options),
         };
         let consequence = match (self.standing, next.standing) {
             _ if alert => Consequence::Alert,
@@ -258,6 +274,14 @@ impl Quarantine {
         }
     }
 
+    /// As if nothing had been, but that who is not heard is not heard.
+    fn released(&self) -> Quarantine {
+        let silent =
+            matches!(self.standing, Standing::Suspect { .. } | Standing::Quarantined { silent: true, .. });
+        let standing = if silent { Standing::Suspect { on_probation: false } } else { Standing::Active };
+        Quarantine { standing, ..Quarantine::default() }
+    }
+
     /// The row after a reason for quarantine, and whether there was no room for it.
     fn failed(self, now_ms: u64, room: bool, options: &QuarantineOptions) -> (Quarantine, bool) {
         match self.standing {
@@ -278,7 +302,7 @@ impl Quarantine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use HealthEvent::{Failed, Heard, Passed, Released, Succeeded, Suspected};
+    use HealthEvent::{Failed, Heard, Ordered, Passed, Released, Succeeded, Suspected};
     use Standing::{Active, Probation, Quarantined, Suspect};
 
     fn row(standing: Standing) -> Quarantine {
@@ -297,10 +321,10 @@ mod tests {
         let anew = Probation { successes: 0 };
         let table = [
             (Active, [suspect, Active, second, Active, Active, Active]),
-            (suspect, [suspect, Active, second_silent, suspect, suspect, Active]),
-            (suspect_again, [suspect_again, anew, second_silent, suspect_again, suspect_again, Active]),
+            (suspect, [suspect, Active, second_silent, suspect, suspect, suspect]),
+            (suspect_again, [suspect_again, anew, second_silent, suspect_again, suspect_again, suspect]),
             (quarantined, [silent, quarantined, quarantined, quarantined, quarantined, Active]),
-            (silent, [silent, quarantined, silent, silent, silent, Active]),
+            (silent, [silent, quarantined, silent, silent, silent, suspect]),
             (
                 on_probation,
                 [suspect_again, on_probation, second, Probation { successes: 4 }, on_probation, Active],
@@ -312,6 +336,12 @@ mod tests {
                 let (after, _) = row(before).after(event, 20_000, true, &QuarantineOptions::default());
                 assert_eq!(after.standing, expected, "{event:?} while {before:?}");
             }
+            // An order has its way whatever room there is, and there is room for a failure here.
+            let [_, _, failed, ..] = expected;
+            let (after, consequence) =
+                row(before).after(Ordered, 20_000, false, &QuarantineOptions::default());
+            assert_eq!(after.standing, failed, "ordered while {before:?}");
+            assert_ne!(consequence, Consequence::Alert);
         }
     }
 

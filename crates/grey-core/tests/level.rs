@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use grey_core::{
     AdmitNode, Answer, Command, CreateJoinToken, EnrolFounder, Entry, EntryError, ForgetNode, JoinTokenRow,
     LoadError, Meta, NEWEST_FEATURE_LEVEL, NodeRole, NodeStanding, NodeVersion, OLDEST_FEATURE_LEVEL,
-    RaiseFeatureLevel, RateLimit, RateRefusal, Rejection, SetNodeStanding, SetNodeVersion, SetTenantQuota,
-    State, TenantId, TokenRole, TokenRow, apply, level_of_entry, limits,
+    RaiseFeatureLevel, RateLimit, RateRefusal, Rejection, SetNodeStanding, SetNodeVersion, SetQuarantine,
+    SetTenantQuota, State, TenantId, TokenRole, TokenRow, apply, level_of_entry, limits,
 };
 use grey_proof::Digest;
-use support::{TENANT, applied, founded, new_node, spec, submit};
+use support::{TENANT, applied, founded, founded_at_newest, new_node, spec, submit};
 
 const NOW: u64 = 1_000_000;
 const NEXT: u16 = OLDEST_FEATURE_LEVEL + 1;
@@ -54,13 +54,13 @@ fn quota(queued_tasks: Option<Option<u64>>, rate: Option<Option<RateLimit>>) -> 
     Command::SetTenantQuota(SetTenantQuota { tenant: TENANT, weight_milli: None, queued_tasks, rate })
 }
 
+fn quarantine(quarantined: bool) -> Command {
+    Command::SetQuarantine(SetQuarantine { node: Digest::of(&[1; 32]), quarantined })
+}
+
 /// A cluster of one process, at the newest level.
 fn at_newest() -> State {
-    let (mut state, _) = founded();
-    for level in OLDEST_FEATURE_LEVEL + 1..=NEWEST_FEATURE_LEVEL {
-        applied(&mut state, raise(level)).answer.unwrap();
-    }
-    state
+    founded_at_newest().0
 }
 
 fn submitted(state: &mut State, tasks: u32) -> Result<Answer, Rejection> {
@@ -135,6 +135,7 @@ fn an_entry_says_which_level_it_needs_and_an_unknown_one_halts() {
     let level = |command: Command| level_of_entry(&Entry { time_ms: 1, command }.encode().unwrap());
     assert_eq!(level(Command::Tick), Some(OLDEST_FEATURE_LEVEL));
     assert_eq!(level(quota(None, None)), Some(4));
+    assert_eq!(level(quarantine(true)), Some(6));
     assert_eq!(level(raise(NEXT)), Some(NEXT));
     assert_eq!(level_of_entry(&[]), None);
     let future = Entry { time_ms: 1, command: raise(NEWEST_FEATURE_LEVEL + 1) }.encode().unwrap();
@@ -250,7 +251,7 @@ fn a_quota_outside_its_bounds_is_refused() {
 
 #[test]
 fn the_bytes_of_levels_and_quotas_are_published_and_do_not_change() {
-    let commands = [runs(1, 4), raise(4), quota(Some(Some(7)), Some(Some(RATE)))];
+    let commands = [runs(1, 4), raise(4), quota(Some(Some(7)), Some(Some(RATE))), quarantine(true)];
     let found: Vec<String> = commands
         .into_iter()
         .map(|command| {
@@ -264,6 +265,7 @@ fn the_bytes_of_levels_and_quotas_are_published_and_do_not_change() {
         "03001b00040302010000000072cd6e8422c407fb6d098690f1130b7ded7ec2f7f5e1d30bd9d521f0153637930405302e342e30",
         "04001c00040302010000000004",
         "04001d000403020100000000020001010701010a14",
+        "06001f00040302010000000072cd6e8422c407fb6d098690f1130b7ded7ec2f7f5e1d30bd9d521f01536379301",
     ];
     assert_eq!(found, published);
 }

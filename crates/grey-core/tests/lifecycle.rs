@@ -9,7 +9,9 @@ use grey_core::{
     plan,
 };
 use grey_proof::{Digest, leaf_hash, merkle_root};
-use support::{TENANT, applied, bootstrap, finished, founded, phase, register, report, spec, submit};
+use support::{
+    TENANT, applied, bootstrap, finished, founded, founded_at_newest, phase, register, report, spec, submit,
+};
 
 const WORKER: WorkerId = WorkerId(1);
 
@@ -20,7 +22,10 @@ fn place_all(state: &mut State) -> Vec<Effect> {
 
 /// A cluster with a worker and one job of `count` equal tasks, all placed.
 fn with_placed(count: u32) -> State {
-    let (mut state, _) = founded();
+    with_placed_in(founded().0, count)
+}
+
+fn with_placed_in(mut state: State, count: u32) -> State {
     applied(&mut state, register(1, 1, 100, vec![]));
     applied(&mut state, Command::Submit(submit(vec![(spec("a"), count)])));
     place_all(&mut state);
@@ -86,6 +91,62 @@ fn a_failure_is_retried_after_its_back_off_with_a_new_epoch_and_then_fails_for_g
     assert_eq!(state.live()[&TaskId(1)].epoch, Epoch(2));
     let done = finish(&mut state, 1, 1, 2, Outcome::TimedOut);
     assert!(ended(&done.effects), "its one retry is used up");
+}
+
+/// Lets a back-off of the first task end, and places it again.
+fn end_back_off(state: &mut State) -> u64 {
+    let Some(Phase::Backoff { until_ms }) = phase(state, 1) else { panic!("{:?}", phase(state, 1)) };
+    assert!(plan(state, 10).placements.is_empty(), "it waits");
+    let waited_ms = until_ms - state.meta().time_ms;
+    while state.meta().time_ms < until_ms {
+        let tick = Entry { time_ms: until_ms, command: Command::Tick }.encode().unwrap();
+        let index = state.applied_index() + 1;
+        apply(state, 1, index, &tick).unwrap();
+    }
+    place_all(state);
+    waited_ms
+}
+
+#[test]
+fn what_a_worker_could_not_run_waits_longer_each_time_before_it_is_tried_again() {
+    let (mut state, _) = founded_at_newest();
+    applied(&mut state, register(1, 1, 100, vec![]));
+    let tried =
+        grey_core::TaskSpec { retries: grey_core::Retries { failure: 0, infrastructure: 5 }, ..spec("a") };
+    applied(&mut state, Command::Submit(submit(vec![(tried, 1)])));
+    place_all(&mut state);
+    for epoch in 1..=5 {
+        finish(&mut state, 1, 1, epoch, Outcome::Infrastructure);
+        let (waited_ms, whole_ms) = (end_back_off(&mut state), 100 << (epoch - 1));
+        assert!((whole_ms * 3 / 4..=whole_ms).contains(&waited_ms), "{waited_ms} of {whole_ms}");
+        assert_eq!(u32::from(state.live()[&TaskId(1)].losses), epoch);
+    }
+    let done = finish(&mut state, 1, 1, 6, Outcome::Infrastructure);
+    assert!(ended(&done.effects), "its five retries are used up");
+}
+
+#[test]
+fn what_was_lost_with_its_worker_or_given_back_waits_for_nothing() {
+    let mut state = with_placed_in(founded_at_newest().0, 2);
+    let attempts = vec![AttemptId { task: TaskId(1), epoch: Epoch(1) }];
+    applied(&mut state, Command::Revoked(Revoked { worker: WORKER, incarnation: 1, attempts }))
+        .answer
+        .unwrap();
+    assert_eq!(phase(&state, 1), Some(Phase::Ready));
+    applied(
+        &mut state,
+        Command::LoseWorker(grey_core::LoseWorker { worker: WORKER, incarnation: 1, session: 1 }),
+    )
+    .answer
+    .unwrap();
+    assert_eq!(phase(&state, 2), Some(Phase::Ready));
+}
+
+#[test]
+fn before_the_level_is_in_force_what_a_worker_could_not_run_waits_for_nothing() {
+    let mut state = with_placed(1);
+    finish(&mut state, 1, 1, 1, Outcome::Infrastructure);
+    assert_eq!(phase(&state, 1), Some(Phase::Ready), "logs that were written so are replayed so");
 }
 
 #[test]

@@ -4,17 +4,23 @@
 mod support;
 
 use grey_core::{
-    Answer, AttemptId, Command, Effect, Entry, Epoch, LoseWorker, Outcome, Phase, Presence,
-    QuarantineOptions, QuarantineWorker, Rejection, Standing, State, SuspectWorker, TaskId, TaskRange,
-    WorkerId, apply, limits, plan,
+    Answer, AttemptId, Command, Effect, EnrolFounder, Entry, Epoch, LoseWorker, NodeRole, Outcome, Phase,
+    Presence, QuarantineOptions, QuarantineWorker, Rejection, SetQuarantine, Standing, State, SuspectWorker,
+    TaskId, TaskRange, TokenRole, TokenRow, WorkerId, apply, limits, plan,
 };
-use support::{announce, applied, finished, founded, phase, register, report, spec, submit};
+use grey_proof::Digest;
+use support::{
+    announce, applied, finished, founded, founded_at_newest, new_node, phase, register, report, spec, submit,
+};
 
 const WORKER: WorkerId = WorkerId(1);
 
 /// A worker of one slot more than the job has tasks, all of them given to it, the first one started.
 fn busy() -> State {
-    let (mut state, _) = founded();
+    busy_in(founded().0)
+}
+
+fn busy_in(mut state: State) -> State {
     applied(&mut state, register(1, 1, 4, vec![])).answer.unwrap();
     applied(&mut state, Command::Submit(submit(vec![(spec("a"), 3)]))).answer.unwrap();
     let planned = plan(&state, 10);
@@ -195,6 +201,146 @@ fn a_tenth_of_the_workers_may_be_in_quarantine_and_beyond_that_an_alert_is_count
     }
     let working = state.workers().values().filter(|row| row.usable_slots() > 0).count();
     assert_eq!(working, 18, "what the whole cluster suffers shuts out a tenth of it");
+}
+
+/// A cluster at the newest feature level with so many workers, each announced once.
+fn with_workers(count: u8) -> State {
+    let (mut state, _) = founded_at_newest();
+    for node in 1..=count {
+        applied(&mut state, register(node, 1, 4, vec![])).answer.unwrap();
+    }
+    state
+}
+
+fn of(worker: WorkerId, suspected: bool) -> Command {
+    Command::SuspectWorker(SuspectWorker { worker, incarnation: 1, session: 1, suspected })
+}
+
+fn loss_of(worker: WorkerId) -> Command {
+    Command::LoseWorker(LoseWorker { worker, incarnation: 1, session: 1 })
+}
+
+fn is_quarantined(state: &State, worker: WorkerId) -> bool {
+    matches!(state.workers()[&worker].quarantine.standing, Standing::Quarantined { .. })
+}
+
+#[test]
+fn who_is_lost_with_everybody_else_is_not_penalised() {
+    // Given: all workers fall silent, as they do when the whole cluster is off; some are lost before others.
+    let mut state = with_workers(3);
+    let workers = [WorkerId(1), WorkerId(2), WorkerId(3)];
+    for worker in workers {
+        applied(&mut state, of(worker, true)).answer.unwrap();
+    }
+    for worker in workers {
+        applied(&mut state, loss_of(worker)).answer.unwrap();
+    }
+    assert_eq!(state.meta().quarantine_alerts, 0, "nobody belongs in quarantine");
+    // When: they come back.
+    for node in 1..=3 {
+        applied(&mut state, announce(node, 1, 2, 4, vec![])).answer.unwrap();
+    }
+    // Then: all of them work at once.
+    let usable: Vec<u32> = state.workers().values().map(|row| row.usable_slots()).collect();
+    assert_eq!(usable, [4, 4, 4]);
+}
+
+#[test]
+fn who_is_lost_while_another_worker_is_heard_goes_into_quarantine() {
+    let mut state = with_workers(2);
+    applied(&mut state, of(WORKER, true)).answer.unwrap();
+    applied(&mut state, loss_of(WORKER)).answer.unwrap();
+    assert!(is_quarantined(&state, WORKER));
+    // The other one is the last one now: there is nobody who would do its work.
+    applied(&mut state, loss_of(WorkerId(2))).answer.unwrap();
+    assert!(!is_quarantined(&state, WorkerId(2)));
+    applied(&mut state, announce(2, 1, 2, 4, vec![])).answer.unwrap();
+    assert_eq!(state.workers()[&WorkerId(2)].usable_slots(), 4);
+}
+
+#[test]
+fn a_probation_is_not_passed_by_being_lost_with_everybody_else() {
+    let mut state = with_workers(1);
+    applied(
+        &mut state,
+        Command::QuarantineWorker(QuarantineWorker { worker: WORKER, incarnation: 1, session: 1 }),
+    )
+    .answer
+    .unwrap();
+    pass(&mut state, 30_000);
+    assert_eq!(standing(&state), Standing::Probation { successes: 0 });
+    applied(&mut state, loss_of(WORKER)).answer.unwrap();
+    applied(&mut state, announce(1, 1, 2, 4, vec![])).answer.unwrap();
+    assert_eq!(standing(&state), Standing::Probation { successes: 0 });
+}
+
+#[test]
+fn before_the_level_is_in_force_a_loss_means_what_it_meant() {
+    let mut state = busy();
+    applied(&mut state, lose(1)).answer.unwrap();
+    assert!(is_quarantined(&state, WORKER), "logs that were written so are replayed so");
+}
+
+fn order(node: u8, quarantined: bool) -> Command {
+    Command::SetQuarantine(SetQuarantine { node: Digest([node; 32]), quarantined })
+}
+
+#[test]
+fn an_operator_puts_a_worker_into_quarantine_whatever_number_is_there_and_releases_it() {
+    let mut state = busy_in(founded_at_newest().0);
+    applied(&mut state, register(2, 1, 4, vec![])).answer.unwrap();
+    for node in [1, 2] {
+        applied(&mut state, order(node, true)).answer.unwrap();
+        assert!(is_quarantined(&state, WorkerId(node.into())), "no cap bounds an operator's order");
+    }
+    assert_eq!(state.workers()[&WORKER].held, 3, "what it has it keeps");
+    assert_eq!(state.meta().quarantine_alerts, 0);
+    // It ends like any other.
+    pass(&mut state, 30_000);
+    assert_eq!(standing(&state), Standing::Probation { successes: 0 });
+    // When: it is released, from a probation or from a quarantine.
+    applied(&mut state, order(1, false)).answer.unwrap();
+    assert_eq!(state.workers()[&WORKER].quarantine, Default::default(), "and what was before is forgotten");
+    applied(&mut state, order(1, true)).answer.unwrap();
+    applied(&mut state, order(1, false)).answer.unwrap();
+    assert_eq!(state.workers()[&WORKER].usable_slots(), 4);
+}
+
+#[test]
+fn a_release_does_not_make_a_silent_worker_a_present_one() {
+    let mut state = with_workers(2);
+    applied(&mut state, of(WORKER, true)).answer.unwrap();
+    applied(&mut state, order(1, false)).answer.unwrap();
+    assert!(state.workers()[&WORKER].is_suspect());
+    applied(&mut state, loss_of(WORKER)).answer.unwrap();
+    applied(&mut state, order(1, false)).answer.unwrap();
+    assert_eq!(state.workers()[&WORKER].usable_slots(), 0);
+    applied(&mut state, announce(1, 1, 2, 4, vec![])).answer.unwrap();
+    assert_eq!(standing(&state), Standing::Active, "it was released while it was away");
+}
+
+#[test]
+fn an_order_about_a_node_that_is_no_worker_is_refused() {
+    let mut state = with_workers(1);
+    let refused = applied(&mut state, order(9, true)).answer;
+    assert_eq!(refused, Err(Rejection::UnknownNode(Digest([9; 32]))));
+    let (node, token) = (
+        new_node(3, NodeRole::Server),
+        TokenRow {
+            id: Digest::of(b"operator"),
+            name: "operator".to_owned(),
+            role: TokenRole::Operator,
+            tenant: None,
+            expires_wall_ms: 2,
+            created_wall_ms: 1,
+            created_by: String::new(),
+        },
+    );
+    let server = node.node;
+    applied(&mut state, Command::EnrolFounder(EnrolFounder { node, token, wall_ms: 1 })).answer.unwrap();
+    let of_server = Command::SetQuarantine(SetQuarantine { node: server, quarantined: true });
+    let refused = applied(&mut state, of_server).answer.unwrap_err();
+    assert!(refused.to_string().contains("has not announced itself as a worker"), "{refused}");
 }
 
 #[test]

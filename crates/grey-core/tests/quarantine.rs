@@ -22,6 +22,8 @@ fn events() -> impl Strategy<Value = Vec<(u64, usize, HealthEvent)>> {
         2 => Just(HealthEvent::Passed),
         1 => prop::bool::weighted(0.1)
             .prop_map(|released| if released { HealthEvent::Released } else { HealthEvent::Succeeded }),
+        1 => prop::bool::weighted(0.1)
+            .prop_map(|ordered| if ordered { HealthEvent::Ordered } else { HealthEvent::Succeeded }),
     ];
     let gap = prop_oneof![30 => 0u64..8, 1 => 300u64..900];
     prop::collection::vec((gap, any::<usize>(), event), 1..400)
@@ -42,7 +44,7 @@ fn standing(history: &[(u64, HealthEvent, bool)]) -> Standing {
         }
         match event {
             HealthEvent::Released => {
-                (quarantines, suspect, successes, cleared_ms) = (Vec::new(), false, None, 0);
+                (quarantines, successes, cleared_ms) = (Vec::new(), None, 0);
             }
             HealthEvent::Suspected => {
                 suspect = true;
@@ -51,13 +53,15 @@ fn standing(history: &[(u64, HealthEvent, bool)]) -> Standing {
             HealthEvent::Heard => suspect = false,
             _ if inside => {}
             HealthEvent::Passed => {}
-            HealthEvent::Failed if *room => {
+            HealthEvent::Failed | HealthEvent::Ordered if *room || *event == HealthEvent::Ordered => {
                 let times = quarantines.len() as u64 + 1;
                 let length_ms = (times * OPTIONS.first_ms).min(OPTIONS.longest_ms);
                 quarantines.push((*at_ms, at_ms + length_ms));
                 successes = Some(0);
             }
-            HealthEvent::Failed => successes = if suspect { successes } else { successes.map(|_| 0) },
+            HealthEvent::Failed | HealthEvent::Ordered => {
+                successes = if suspect { successes } else { successes.map(|_| 0) }
+            }
             HealthEvent::Succeeded if !suspect => {
                 successes = successes.map(|successes| successes + 1).filter(|successes| *successes < 3);
             }
@@ -103,7 +107,9 @@ proptest! {
             rows[which] = after;
             histories[which].push((now_ms, event, room));
             prop_assert_eq!(after.standing, standing(&histories[which]), "{:?}", histories[which]);
-            prop_assert!(quarantined(&rows) <= (workers / 10).max(1));
+            // Only an operator shuts out more than that.
+            let ordered = histories.iter().flatten().filter(|(_, event, _)| *event == HealthEvent::Ordered);
+            prop_assert!(quarantined(&rows) <= (workers / 10).max(1) + ordered.count());
             let shut_out = matches!(before.standing, Standing::Quarantined { .. });
             let alert = event == HealthEvent::Failed && !room && !shut_out;
             prop_assert_eq!(consequence == Consequence::Alert, alert);

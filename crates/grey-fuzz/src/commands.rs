@@ -4,9 +4,9 @@ use grey_core::{
     Answer, AttemptId, AttemptResult, Bootstrap, Cancel, ChangeTimeout, Command, Constraints, Content,
     Devices, Entry, Epoch, ExecutorKind, Finished, FlowSubmission, GroupSubmission, IdempotencyKey, Items,
     JobId, LoseWorker, Outcome, Placement, Plan, QuarantineWorker, RegisterWorker, Rejection, Report,
-    Resources, Retries, Revoked, SandboxLevel, SignedRoot, Source, StageInput, StageSubmission, State,
-    Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Usage,
-    UsageSource, WorkerId, apply, check_report, plan, steal,
+    Resources, Retries, Revoked, SandboxLevel, SetQuarantine, SignedRoot, Source, StageInput,
+    StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange, TaskSpec,
+    TenantId, TenantRecord, Usage, UsageSource, WorkerId, apply, check_report, plan, steal,
 };
 use grey_proof::{Digest, SigningKey};
 
@@ -479,7 +479,11 @@ fn revoked(state: &State, bytes: &mut Bytes<'_>) -> Command {
 
 fn presence(state: &State, bytes: &mut Bytes<'_>) -> Command {
     let (worker, incarnation, session, _) = worker(state, bytes);
-    match bytes.below(4) {
+    match bytes.below(5) {
+        4 => {
+            let node = state.workers().get(&worker).map_or(Digest::ZERO, |row| row.node);
+            Command::SetQuarantine(SetQuarantine { node, quarantined: bytes.chance(2) })
+        }
         0 => Command::LoseWorker(LoseWorker { worker, incarnation, session }),
         1 if bytes.chance(2) => Command::QuarantineWorker(QuarantineWorker { worker, incarnation, session }),
         other => Command::SuspectWorker(SuspectWorker { worker, incarnation, session, suspected: other > 1 }),

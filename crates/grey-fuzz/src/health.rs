@@ -81,6 +81,7 @@ fn quarantine(bytes: &mut Bytes<'_>) {
         HealthEvent::Succeeded,
         HealthEvent::Passed,
         HealthEvent::Released,
+        HealthEvent::Ordered,
     ];
     let (mut worker, mut now_ms) = (Quarantine::default(), 0u64);
     for _ in 0..STEPS {

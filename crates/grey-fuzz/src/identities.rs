@@ -125,7 +125,7 @@ pub(crate) fn command(bytes: &mut Bytes<'_>) -> Command {
                 name: String::from_utf8_lossy(bytes.slice(4)).into_owned(),
             },
         }),
-        15 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(bytes.below(3)) }),
+        15 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(bytes.below(4)) }),
         16 => Command::SetTenantQuota(SetTenantQuota {
             tenant: TenantId(seed.into()),
             weight_milli: bytes.chance(2).then(|| bytes.near(1_000) as u32),

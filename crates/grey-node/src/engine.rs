@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::control::{Control, Message, Role, Wiring};
 use crate::directory::Directory;
+use crate::disk_room::DiskRoom;
 use crate::error::NodeError;
 use crate::identity::random;
 use crate::metrics::Meters;
@@ -57,6 +58,7 @@ pub(crate) struct Engine {
     pub(crate) threads: Threads,
     pub(crate) records: Records,
     pub(crate) tree: grey_store::TreeFile,
+    pub(crate) room: Arc<DiskRoom>,
 }
 
 /// How a server is started on its disk.
@@ -94,6 +96,8 @@ pub(crate) fn start_engine(
     data_dir: &Path,
     options: EngineOptions,
 ) -> Result<Engine, NodeError> {
+    // On a disk that an earlier life left full the reserve is what there is to begin with.
+    let room = Arc::new(DiskRoom::new(data_dir.to_path_buf())?);
     let (storage, mut recovered) = Storage::open(disk, &StorageOptions::default())?;
     if recovered.membership.voters.is_empty() {
         recovered.membership.voters = vec![FOUNDER];
@@ -164,6 +168,7 @@ pub(crate) fn start_engine(
         threads: Threads { control: control_thread, log, side, worker: None, collector: None },
         records,
         tree,
+        room,
     })
 }
 

@@ -84,7 +84,7 @@ pub(crate) struct Node {
     pub(crate) meters: Arc<Meters>,
     /// Where spans are told, if anywhere.
     pub(crate) traces: Option<Arc<Traces>>,
-    pub(crate) disk: DiskRoom,
+    pub(crate) disk: Arc<DiskRoom>,
     /// What the only worker of a local cluster has: what exceeds it would wait for ever. Elsewhere a larger one may come.
     pub(crate) capacity: Option<Resources>,
 }

@@ -24,7 +24,6 @@ use crate::blobs::Blobs;
 use crate::clock::wall_ms;
 use crate::config::TracesConfig;
 use crate::control::{Message, Outcome};
-use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, ask, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
@@ -257,7 +256,7 @@ async fn serve(
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
         traces: traces.clone(),
-        disk: DiskRoom::new(options.data_dir.clone())?,
+        disk: engine.room.clone(),
         capacity: Some(capabilities.resources),
     });
     let metrics = listen_for_metrics(options, engine, &node).await?;

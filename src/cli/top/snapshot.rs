@@ -244,6 +244,7 @@ mod tests {
             admitted_at_ms: 0,
             worker: worker.map(str::to_owned),
             presence: worker.map(|_| "present".to_owned()),
+            health: None,
             held: None,
             shut_executors: Vec::new(),
         };

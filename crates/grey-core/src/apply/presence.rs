@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{Application, Stop};
 use crate::attempt::AttemptId;
-use crate::command::{LoseWorker, QuarantineWorker, SuspectWorker};
+use crate::command::{LoseWorker, QuarantineWorker, SetQuarantine, SuspectWorker};
 use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::ids::{JobId, WorkerId};
+use crate::level::TROUBLE_LEVEL;
 use crate::quarantine::{Consequence, HealthEvent, QuarantineOptions, Standing};
 use crate::rejection::Rejection;
 use crate::rows::{Presence, Worker};
@@ -43,6 +44,22 @@ impl Application<'_> {
         Ok(Answer::Done)
     }
 
+    /// An operator's order. It names the node, since whoever gives it means the machine and not one of its announcements.
+    pub(super) fn set_quarantine(&mut self, body: &SetQuarantine) -> Result<Answer, Stop> {
+        let known = self.rows.base.workers.iter().find(|(_, row)| row.node == body.node);
+        let Some((worker, _)) = known else {
+            return match self.rows.base.node(&body.node) {
+                Some(_) => {
+                    Err(Rejection::NotAdmitted("it has not announced itself as a worker".to_owned()).into())
+                }
+                None => Err(Rejection::UnknownNode(body.node).into()),
+            };
+        };
+        let event = if body.quarantined { HealthEvent::Ordered } else { HealthEvent::Released };
+        self.judge(*worker, event)?;
+        Ok(Answer::Identity)
+    }
+
     /// What an event costs or brings a worker, by the policy of quarantine.
     pub(super) fn judge(&mut self, worker: WorkerId, event: HealthEvent) -> Result<(), Stop> {
         let options = QuarantineOptions::default();
@@ -63,6 +80,12 @@ impl Application<'_> {
         options.has_room(workers.values().filter(in_quarantine).count() as u64, workers.len() as u64)
     }
 
+    /// Whether any other worker is in touch. If none is, the cause is not this one's, and nobody is there who would do its work instead.
+    fn is_another_heard(&self, worker: WorkerId) -> bool {
+        let mut others = self.rows.base.workers.iter().filter(|(other, _)| **other != worker);
+        others.any(|(_, row)| row.presence == Presence::Present && !row.is_suspect())
+    }
+
     /// Everything that the worker held waits again. That all of it does at once is what the others need to know of it.
     pub(super) fn lose_worker(&mut self, body: &LoseWorker) -> Result<Answer, Stop> {
         self.check_life(body.worker, body.incarnation, body.session)?;
@@ -81,7 +104,9 @@ impl Application<'_> {
         }
         self.worker_mut(worker)?.presence = Presence::Lost;
         self.judge(worker, HealthEvent::Suspected)?;
-        self.judge(worker, HealthEvent::Failed)?;
+        if self.rows.meta.feature_level < TROUBLE_LEVEL || self.is_another_heard(worker) {
+            self.judge(worker, HealthEvent::Failed)?;
+        }
         for job in jobs {
             let wall_ms = self.rows.jobs.get(&job).map_or(0, |job| job.info.created_at_ms);
             self.end_job_if_done(job, wall_ms)?;

@@ -11,6 +11,7 @@ use crate::command::{Report, SignedRoot};
 use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::history::{AttemptPointer, HistoryRecord, ReportRecord, ReportedRun, RunContext};
 use crate::ids::{JobId, TaskId, TaskRange, WorkerId};
+use crate::level::TROUBLE_LEVEL;
 use crate::limits;
 use crate::quarantine::{HealthEvent, Standing};
 use crate::rejection::Rejection;
@@ -214,7 +215,7 @@ impl Application<'_> {
         self.executor_ended(worker, spec.executor, live, outcome)?;
         if outcome == Outcome::Infrastructure {
             retry = live.losses < spec.retries.infrastructure;
-            self.lose(attempt)?;
+            self.lose_until(attempt, self.phase_after_loss(attempt, live.losses))?;
         } else {
             self.release(worker, attempt.task, live.group)?;
             if outcome.is_success() {
@@ -236,6 +237,15 @@ impl Application<'_> {
         let kind = EventKind::AttemptEnded { task: attempt.task, outcome: outcome.class(), retry };
         self.effects.push(Effect::Event(Event { index: self.index, job, kind }));
         Ok(job)
+    }
+
+    /// How a task waits that a worker could not run. At once, it might be back on the same worker before anybody knows what is wrong
+    /// with that, and a few broken ones would use up all its retries.
+    fn phase_after_loss(&self, attempt: AttemptId, losses: u16) -> Phase {
+        if self.rows.meta.feature_level < TROUBLE_LEVEL {
+            return Phase::Ready;
+        }
+        Phase::Backoff { until_ms: self.rows.meta.time_ms.saturating_add(backoff_ms(attempt, losses)) }
     }
 
     /// One leaf of the cluster's log for the whole report, and the records from which proofs are rebuilt.
@@ -281,7 +291,7 @@ impl Application<'_> {
     }
 }
 
-/// Waits before a failed task is tried again: doubling, capped, spread by a quarter so that neighbours do not
+/// Waits before a failed task is tried again, after so many of its kind before: doubling, capped, spread by a quarter so that neighbours do not
 /// return together. The spread follows from the attempt, so every replica agrees.
 fn backoff_ms(attempt: AttemptId, failures: u16) -> u64 {
     let doubled = limits::BACKOFF_FIRST_MS << u32::from(failures).min(16);

@@ -193,6 +193,11 @@ impl Application<'_> {
 
     /// An attempt that its worker lost: its task waits again with its next epoch, or has failed for good.
     pub(super) fn lose(&mut self, attempt: AttemptId) -> Result<bool, Stop> {
+        self.lose_until(attempt, Phase::Ready)
+    }
+
+    /// The same, where the task is in a certain phase while it waits.
+    pub(super) fn lose_until(&mut self, attempt: AttemptId, waiting: Phase) -> Result<bool, Stop> {
         let Some(live) = self.rows.live.get(&attempt.task).cloned() else { return Ok(false) };
         let Some(worker) = live.phase.worker() else { return Ok(false) };
         if live.epoch != attempt.epoch {
@@ -211,7 +216,7 @@ impl Application<'_> {
         } else {
             self.wait_again(attempt.task, live.group, from, |live| {
                 live.losses += 1;
-                live.phase = Phase::Ready;
+                live.phase = waiting;
             })?;
         }
         Ok(true)

@@ -4,13 +4,13 @@
 use grey_core::{
     AdmitNode, AttemptId, AttemptResult, Bootstrap, Cancel, Command, Content, CordonNode, CreateJoinToken,
     CreateTenant, CreateToken, EnrolFounder, Entry, Epoch, ExecutorKind, Finished, FlowSubmission,
-    ForgetNode, GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker, NewNode, NodeRole,
-    NodeStanding, NodeVersion, Outcome, Phase, RaiseFeatureLevel, RateLimit, Recover, RegisterWorker,
-    RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken, Revoked, SandboxLevel,
-    SetIssuingAuthority, SetNodeAddress, SetNodeStanding, SetNodeVersion, SetTenantQuota, SetTenantSuspended,
-    SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target, TaskDefaults, TaskId, TaskRange,
-    TaskSpec, TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage, UsageSource, Worker, WorkerId, apply,
-    plan,
+    ForgetNode, GroupSubmission, IdempotencyKey, JobId, JoinTokenRow, Keeper, LoseWorker,
+    NEWEST_FEATURE_LEVEL, NewNode, NodeRole, NodeStanding, NodeVersion, Outcome, Phase, RaiseFeatureLevel,
+    RateLimit, Recover, RegisterWorker, RenewNode, Report, Resources, Retries, RevokeJoinToken, RevokeToken,
+    Revoked, SandboxLevel, SetIssuingAuthority, SetNodeAddress, SetNodeStanding, SetNodeVersion,
+    SetTenantQuota, SetTenantSuspended, SignedRoot, StageSubmission, State, Submit, SuspectWorker, Target,
+    TaskDefaults, TaskId, TaskRange, TaskSpec, TenantId, TenantRecord, Tier, TokenRole, TokenRow, Usage,
+    UsageSource, Worker, WorkerId, apply, plan,
 };
 use grey_proof::Digest;
 use proptest::prelude::*;
@@ -39,6 +39,17 @@ pub fn founded() -> (State, Vec<Vec<u8>>) {
     let bytes = bootstrap().encode().unwrap();
     assert!(apply(&mut state, 1, 1, &bytes).unwrap().answer.is_ok());
     (state, vec![bytes])
+}
+
+/// The same at the newest feature level, as a cluster of one process is.
+pub fn founded_at_newest() -> (State, Vec<Vec<u8>>) {
+    let (mut state, mut log) = founded();
+    for level in state.feature_level() + 1..=NEWEST_FEATURE_LEVEL {
+        let command = Command::RaiseFeatureLevel(RaiseFeatureLevel { level });
+        log.push(Entry { time_ms: state.meta().time_ms, command: command.clone() }.encode().unwrap());
+        applied(&mut state, command).answer.unwrap();
+    }
+    (state, log)
 }
 
 /// Applies a command and returns what it came to.
@@ -157,7 +168,7 @@ pub enum Step {
     Revoke { worker: u8, chance: u8 },
     Suspect { worker: u8, suspected: bool },
     Lose { worker: u8, late: bool },
-    Quarantine { worker: u8 },
+    Quarantine { worker: u8, ordered: Option<bool> },
     Timeout { job: bool, number: u8, tenant: u32, timeout_ms: u64 },
     Identity { kind: u8, seed: u8, other: u8, late_ms: u64 },
     Tick { ms: u32 },
@@ -180,7 +191,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4, any::<u8>()).prop_map(|(worker, chance)| Step::Revoke { worker, chance }),
         1 => (0u8..4, any::<bool>()).prop_map(|(worker, suspected)| Step::Suspect { worker, suspected }),
         1 => (0u8..4, proptest::bool::weighted(0.2)).prop_map(|(worker, late)| Step::Lose { worker, late }),
-        1 => (0u8..4).prop_map(|worker| Step::Quarantine { worker }),
+        1 => (0u8..4, proptest::option::of(any::<bool>()))
+            .prop_map(|(worker, ordered)| Step::Quarantine { worker, ordered }),
         1 => (any::<bool>(), any::<u8>(), 1u32..4, 0u64..90_000)
             .prop_map(|(job, number, tenant, timeout_ms)| Step::Timeout { job, number, tenant, timeout_ms }),
         3 => (0u8..16, 0u8..4, 0u8..6, 0u64..3_000)
@@ -230,13 +242,16 @@ pub fn entry_for(state: &State, step: &Step, number: u64) -> Entry {
             }),
             None => Command::Tick,
         },
-        Step::Quarantine { worker } => match pick_worker(state, *worker) {
-            Some((worker, row)) => Command::QuarantineWorker(grey_core::QuarantineWorker {
+        Step::Quarantine { worker, ordered } => match (pick_worker(state, *worker), *ordered) {
+            (Some((_, row)), Some(quarantined)) => {
+                Command::SetQuarantine(grey_core::SetQuarantine { node: row.node, quarantined })
+            }
+            (Some((worker, row)), None) => Command::QuarantineWorker(grey_core::QuarantineWorker {
                 worker,
                 incarnation: row.incarnation,
                 session: row.session,
             }),
-            None => Command::Tick,
+            (None, _) => Command::Tick,
         },
         Step::Lose { worker, late } => match pick_worker(state, *worker) {
             Some((worker, row)) => Command::LoseWorker(LoseWorker {
@@ -422,9 +437,9 @@ fn random_upgrade(seed: u8, other: u8) -> Command {
         }),
         0 => Command::SetNodeVersion(SetNodeVersion {
             node: Digest::of(&[seed; 32]),
-            version: NodeVersion { understands: 3 + u16::from(other % 2), name: format!("0.{other}.0") },
+            version: NodeVersion { understands: 3 + u16::from(other % 4), name: format!("0.{other}.0") },
         }),
-        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 3) }),
+        1 => Command::RaiseFeatureLevel(RaiseFeatureLevel { level: 3 + u16::from(other % 4) }),
         _ => {
             Command::SetTenantQuota(SetTenantQuota {
                 tenant: TenantId(u32::from(seed % 4)),

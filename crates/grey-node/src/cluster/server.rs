@@ -33,7 +33,6 @@ use crate::config::{Join, ServerConfig};
 use crate::control::{Message, Outcome};
 use crate::cosign::{Cosigner, Cosigners};
 use crate::directory::{Directory, ServerPlace};
-use crate::disk_room::DiskRoom;
 use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
@@ -343,7 +342,7 @@ async fn serve(
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
         traces: traces.clone(),
-        disk: DiskRoom::new(config.data_dir.clone())?,
+        disk: engine.room.clone(),
         capacity: None,
     });
     if let Some(founding) = Founding::read(&config.data_dir)? {

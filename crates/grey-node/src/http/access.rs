@@ -74,6 +74,15 @@ impl Principal {
         }
     }
 
+    /// What it is, in logs.
+    pub(crate) fn role_name(&self) -> &'static str {
+        match self {
+            Principal::Nobody => "nobody",
+            Principal::Owner => "owner",
+            Principal::Bearer { role, .. } => role.name(),
+        }
+    }
+
     /// The name that stands for it in what it submits.
     pub(crate) fn name(&self) -> &str {
         match self {
@@ -378,6 +387,8 @@ mod tests {
                     "get /v1/cluster/snapshot",
                     "post /v1/nodes/{id}/cordon",
                     "post /v1/nodes/{id}/uncordon",
+                    "post /v1/nodes/{id}/quarantine",
+                    "post /v1/nodes/{id}/release",
                     "post /v1/cluster/transfer",
                     "post /v1/cluster/upgrade",
                     "post /v1/cluster/authority/request",

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use grey_api::{Endpoint, ErrorCode, Problem, Subject, nearest};
+use grey_api::{Endpoint, ErrorCode, Problem, Right, Subject, nearest};
 
 use super::access::{self, Principal, Scope};
 use super::forward::Forwarder;
@@ -126,17 +126,32 @@ async fn answer_here(keeper: &Keeper, mut request: Request, next: Next) -> Respo
     let path = request.uri().path().to_owned();
     let admitted = match admit(keeper, &request) {
         Ok((principal, endpoint)) => {
-            must_own(&keeper.node, &principal, endpoint, &path).await.map(|()| principal)
+            must_own(&keeper.node, &principal, endpoint, &path).await.map(|()| (principal, endpoint))
         }
         Err(problem) => Err(problem),
     };
     match admitted {
-        Ok(principal) => {
+        Ok((principal, endpoint)) => {
+            let by = is_told(endpoint, request.method()).then(|| principal.clone());
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            let response = next.run(request).await;
+            if let Some(by) = by {
+                let (by, role, status) = (by.name(), by.role_name(), response.status().as_u16());
+                tracing::info!(by, role, status, "somebody changed the cluster, or tried to");
+            }
+            response
         }
         Err(problem) => Refusal(problem).into_response(),
     }
+}
+
+/// Whether the log says who asked for it: what changes nodes, tenants or tokens, and not what changes work.
+fn is_told(endpoint: &Endpoint, method: &Method) -> bool {
+    let changes = matches!(
+        endpoint.needs,
+        Right::ChangeNodes | Right::ChangeTenants | Right::ChangeTokens | Right::EndProcess
+    );
+    changes && !method.is_safe()
 }
 
 /// Who asks, and what for, if they may ask that of anything.

@@ -79,6 +79,8 @@ fn routes(node: Arc<Node>, entrance: Entrance) -> Router {
         .route("/v1/nodes/{id}/unblock", post(nodes::unblock))
         .route("/v1/nodes/{id}/cordon", post(nodes::cordon))
         .route("/v1/nodes/{id}/uncordon", post(nodes::uncordon))
+        .route("/v1/nodes/{id}/quarantine", post(nodes::quarantine))
+        .route("/v1/nodes/{id}/release", post(nodes::release))
         .route("/v1/nodes/{id}/remove", post(nodes::remove))
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/root", get(cluster::root))

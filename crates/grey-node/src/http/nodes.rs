@@ -7,7 +7,8 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use grey_api::{ErrorCode, NodeList, NodeStatus, Problem};
 use grey_core::{
-    Command, CordonNode, NodeRole, NodeRow, NodeStanding, NodeVersion, SetNodeStanding, WorkerId,
+    Command, CordonNode, NodeRole, NodeRow, NodeStanding, NodeVersion, SetNodeStanding, SetQuarantine,
+    WorkerId,
 };
 use grey_proof::Digest;
 
@@ -20,6 +21,7 @@ use crate::handle::Node;
 struct Announced {
     worker: WorkerId,
     presence: &'static str,
+    health: &'static str,
     held: u32,
     shut_executors: Vec<String>,
 }
@@ -45,6 +47,7 @@ fn status(
         admitted_at_ms: row.admitted_wall_ms,
         worker: announced.map(|announced| announced.worker.to_string()),
         presence: announced.map(|announced| announced.presence.to_owned()),
+        health: announced.map(|announced| announced.health.to_owned()),
         held: announced.map(|announced| announced.held),
         shut_executors: announced.map(|announced| announced.shut_executors.clone()).unwrap_or_default(),
     }
@@ -55,11 +58,11 @@ pub(super) async fn all(node: &Node) -> Result<Vec<(Digest, NodeStatus)>, Proble
     let found = node.ask(|replica| {
         let state = replica.state();
         let announced = state.workers().iter().map(|(id, worker)| {
-            let (presence, held) = (worker.presence.name(), worker.held);
+            let (presence, health) = (worker.presence.name(), worker.quarantine.standing.name());
             let breakers = state.breakers(*id).into_iter().flat_map(|row| &row.executors);
             let shut = breakers.filter(|breaker| breaker.is_shut());
             let shut_executors = shut.map(|breaker| breaker.executor.name().to_owned()).collect();
-            (worker.node, Announced { worker: *id, presence, held, shut_executors })
+            (worker.node, Announced { worker: *id, presence, health, held: worker.held, shut_executors })
         });
         let announced: BTreeMap<Digest, Announced> = announced.collect();
         let mut rows: Vec<&NodeRow> = state.nodes().collect();
@@ -131,7 +134,7 @@ pub(crate) async fn remove(
     set_standing(&node, &id, NodeStanding::Leaving).await
 }
 
-/// A server does nothing that it could be spared by a cordon.
+/// A server does nothing that it could be spared by a cordon or a quarantine.
 fn is_worker(status: &NodeStatus) -> Result<(), Problem> {
     if status.server.is_none() {
         return Ok(());
@@ -141,11 +144,20 @@ fn is_worker(status: &NodeStatus) -> Result<(), Problem> {
     ))
 }
 
-async fn set_cordoned(node: &Node, id: &str, cordoned: bool) -> Result<Response, Refusal> {
+/// Changes a worker, and shows it as it is then.
+async fn change_worker(
+    node: &Node,
+    id: &str,
+    change: impl FnOnce(Digest) -> Command,
+) -> Result<Response, Refusal> {
     let (digest, status) = find(&all(node).await?, id)?.clone();
     is_worker(&status)?;
-    node.propose(Command::CordonNode(CordonNode { node: digest, cordoned })).await?;
+    node.propose(change(digest)).await?;
     json(&find(&all(node).await?, &digest.to_string())?.1)
+}
+
+async fn set_cordoned(node: &Node, id: &str, cordoned: bool) -> Result<Response, Refusal> {
+    change_worker(node, id, |node| Command::CordonNode(CordonNode { node, cordoned })).await
 }
 
 /// `POST /v1/nodes/{id}/cordon`.
@@ -162,6 +174,26 @@ pub(crate) async fn uncordon(
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
     set_cordoned(&node, &id, false).await
+}
+
+async fn set_quarantined(node: &Node, id: &str, quarantined: bool) -> Result<Response, Refusal> {
+    change_worker(node, id, |node| Command::SetQuarantine(SetQuarantine { node, quarantined })).await
+}
+
+/// `POST /v1/nodes/{id}/quarantine`.
+pub(crate) async fn quarantine(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    set_quarantined(&node, &id, true).await
+}
+
+/// `POST /v1/nodes/{id}/release`.
+pub(crate) async fn release(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    set_quarantined(&node, &id, false).await
 }
 
 #[cfg(test)]
@@ -206,12 +238,17 @@ mod tests {
         let announced = Announced {
             worker: WorkerId(7),
             presence: "present",
+            health: "suspect",
             held: 3,
             shut_executors: vec!["process".to_owned()],
         };
         let worker = status(&row(1, "w", None), None, 1, Some(&announced));
         assert_eq!((worker.address, worker.leads, worker.held), (None, false, Some(3)));
         assert_eq!(worker.shut_executors, ["process"]);
+        assert_eq!(
+            (worker.presence.as_deref(), worker.health.as_deref()),
+            (Some("present"), Some("suspect"))
+        );
         let server = status(&row(1, "s", Some(2)), None, 2, None);
         assert_eq!((server.address.as_deref(), server.leads, server.worker), (Some("a:1"), true, None));
         assert!(!status(&row(1, "s", Some(2)), None, 0, None).leads);

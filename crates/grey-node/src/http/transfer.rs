@@ -121,6 +121,7 @@ mod tests {
             admitted_at_ms: 0,
             worker: None,
             presence: None,
+            health: None,
             held: None,
             shut_executors: Vec::new(),
         };
