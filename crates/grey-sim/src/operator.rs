@@ -129,11 +129,13 @@ impl World {
             .filter(|server| !takes_part(&membership, *server))
             .collect();
         let voters: Vec<u64> = operator.belongs.iter().map(|server| *server as u64 + 1).collect();
-        let mut present = membership.voters.clone();
-        present.sort_unstable();
-        let settled = present == voters
-            && membership.learners.is_empty()
-            && membership.voters_outgoing.is_empty()
+        // A server goes by the membership that it has applied: one that has not heard of the last change asks for the votes of the
+        // majority of before, so until every one has, a loss could leave too few of either.
+        let all_know = operator.belongs.iter().filter_map(|index| self.nodes.get(*index)).all(|node| {
+            node.lost || node.server().is_some_and(|server| is_of(&server.replica().membership(), &voters))
+        });
+        let settled = is_of(&membership, &voters)
+            && all_know
             && state.nodes().filter(|row| row.role == NodeRole::Server).count() == voters.len();
         let commands = self.commands(state, operator);
         self.let_start_and_end(&entered, &gone);
@@ -250,6 +252,13 @@ impl World {
     pub fn standing(&self, index: NodeIndex, standing: NodeStanding) -> Command {
         Command::SetNodeStanding(SetNodeStanding { node: self.newcomer(index).node, standing })
     }
+}
+
+/// Whether exactly these vote, and nothing else is under way.
+fn is_of(membership: &Membership, voters: &[u64]) -> bool {
+    let mut present = membership.voters.clone();
+    present.sort_unstable();
+    present == voters && membership.learners.is_empty() && membership.voters_outgoing.is_empty()
 }
 
 /// Whether a server votes or learns.

@@ -27,3 +27,10 @@ fn an_attempt_whose_return_was_lost_is_given_back_again() {
 fn an_attempt_whose_return_was_lost_is_asked_for_again_also_when_nobody_idles() {
     holds(&Options::new(30_942));
 }
+
+/// The simulator took a membership for settled when the leader had applied it. Two of five were lost before the others knew that the third votes,
+/// and went by the four of before, of which two are no majority.
+#[test]
+fn nobody_is_lost_before_all_know_who_votes() {
+    holds(&Options::new(45_324));
+}
