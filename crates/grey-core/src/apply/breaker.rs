@@ -3,7 +3,7 @@
 
 use super::{Application, Stop};
 use crate::attempt::Outcome;
-use crate::breaker::{ExecutorBreaker, Moment, has_room};
+use crate::breaker::{ExecutorBreaker, Moment, WorkerBreakers, has_room};
 use crate::ids::{TaskId, TaskRange, WorkerId};
 use crate::level::BREAKER_LEVEL;
 use crate::rows::{LiveTask, Presence};
@@ -99,8 +99,7 @@ impl Application<'_> {
         let base = self.rows.base;
         let is_there =
             |other: &WorkerId| base.workers.get(other).is_some_and(|row| row.presence == Presence::Present);
-        let is_shut =
-            |row: &crate::breaker::WorkerBreakers| row.before(executor).is_some_and(ExecutorBreaker::is_shut);
+        let is_shut = |row: &WorkerBreakers| row.before(executor).is_some_and(ExecutorBreaker::is_shut);
         let shut = base
             .breakers
             .iter()
