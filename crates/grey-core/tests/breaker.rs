@@ -6,10 +6,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use grey_core::{
-    AttemptId, BreakerPhase, Command, Entry, ExecutorKind, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL,
-    Outcome, RaiseFeatureLevel, Retries, State, TaskRange, TaskSpec, WorkerId, apply, plan, steal,
+    AttemptId, BreakerPhase, Command, ExecutorKind, NEWEST_FEATURE_LEVEL, OLDEST_FEATURE_LEVEL, Outcome,
+    RaiseFeatureLevel, Retries, State, TaskRange, TaskSpec, WorkerId, plan, steal,
 };
-use support::{applied, finished, founded, register, report, spec, submit};
+use support::{applied, finished, founded, pass, register, report, spec, submit};
 
 const BROKEN: WorkerId = WorkerId(1);
 const PROBES: usize = 2;
@@ -72,17 +72,6 @@ fn end(state: &mut State, worker: WorkerId, attempts: &[AttemptId], outcome: Out
 fn start(state: &mut State, worker: WorkerId, attempts: &[AttemptId]) {
     let body = report(state, worker, attempts.to_vec(), vec![]);
     applied(state, Command::Report(body)).answer.unwrap();
-}
-
-/// Lets cluster time pass, step by step, as it is bound to.
-fn pass(state: &mut State, ms: u64) {
-    let target_ms = state.meta().time_ms + ms;
-    while state.meta().time_ms < target_ms {
-        let entry = Entry { time_ms: target_ms, command: Command::Tick };
-        let index = state.applied_index() + 1;
-        apply(state, 1, index, &entry.encode().unwrap()).unwrap();
-        state.check().unwrap();
-    }
 }
 
 fn phase(state: &State, worker: WorkerId) -> Option<BreakerPhase> {

@@ -10,7 +10,8 @@ use grey_core::{
 };
 use grey_proof::Digest;
 use support::{
-    announce, applied, finished, founded, founded_at_newest, new_node, phase, register, report, spec, submit,
+    announce, applied, finished, founded, founded_at_newest, new_node, pass, phase, register, report, spec,
+    submit,
 };
 
 const WORKER: WorkerId = WorkerId(1);
@@ -111,17 +112,6 @@ fn a_suspect_keeps_what_it_has_and_gets_nothing_new_until_it_is_heard_of() {
 
     applied(&mut state, suspect(false)).answer.unwrap();
     assert_eq!(plan(&state, 10).placements.len(), 1);
-}
-
-/// Lets cluster time pass, step by step, as it is bound to.
-fn pass(state: &mut State, ms: u64) {
-    let target_ms = state.meta().time_ms + ms;
-    while state.meta().time_ms < target_ms {
-        let entry = Entry { time_ms: target_ms, command: Command::Tick };
-        let index = state.applied_index() + 1;
-        apply(state, 1, index, &entry.encode().unwrap()).unwrap();
-        state.check().unwrap();
-    }
 }
 
 fn standing(state: &State) -> Standing {

@@ -61,6 +61,17 @@ pub fn applied(state: &mut State, command: Command) -> grey_core::Applied {
     applied
 }
 
+/// Lets cluster time pass, step by step, as it is bound to.
+pub fn pass(state: &mut State, ms: u64) {
+    let target_ms = state.meta().time_ms + ms;
+    while state.meta().time_ms < target_ms {
+        let entry = Entry { time_ms: target_ms, command: Command::Tick };
+        let index = state.applied_index() + 1;
+        apply(state, 1, index, &entry.encode().unwrap()).unwrap();
+        state.check().unwrap();
+    }
+}
+
 pub fn spec(name: &str) -> TaskSpec {
     TaskSpec {
         name: name.to_owned(),
