@@ -133,6 +133,7 @@ struct Summary {
     times_processor_time: u64,
     events: u64,
     operations: u64,
+    undecided: u64,
     faults: std::collections::BTreeMap<&'static str, u64>,
     /// Of the last run.
     trace_hash: String,
@@ -163,6 +164,7 @@ impl Tally {
         self.summary.seeds += 1;
         self.summary.events += outcome.events;
         self.summary.operations += outcome.operations;
+        self.summary.undecided += outcome.undecided;
         self.summary.trace_hash = format!("{:016x}", outcome.trace_hash);
     }
 
@@ -330,6 +332,12 @@ fn text(summary: &Summary) -> String {
         summary.operations,
         summary.events
     ));
+    if summary.undecided > 0 {
+        lines.push(format!(
+            "{} time(s) the search for an order of a job's history gave up",
+            summary.undecided
+        ));
+    }
     let fired = summary.faults.iter().filter(|(_, count)| **count > 0);
     let fired: Vec<String> = fired.map(|(name, count)| format!("{name} {count}")).collect();
     lines.push(format!("faults: {}", if fired.is_empty() { "none".to_owned() } else { fired.join(", ") }));

@@ -115,6 +115,8 @@ pub struct Outcome {
     pub faults: BTreeSet<Fault>,
     /// Operations that clients began.
     pub begun: BTreeSet<(usize, u64)>,
+    /// How often a search for an order of a history gave up.
+    pub undecided: u64,
 }
 
 impl Outcome {
@@ -213,5 +215,6 @@ pub fn run(options: &Options, file: Option<Box<dyn Write>>) -> std::io::Result<O
         blows: blows.iter().map(|blow| blow.number).collect(),
         faults,
         begun: world.begun,
+        undecided: world.checkers.undecided(),
     })
 }

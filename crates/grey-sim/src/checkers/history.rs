@@ -126,6 +126,7 @@ pub struct History {
     jobs: BTreeMap<JobId, OfJob>,
     jobs_by_task: BTreeMap<TaskId, (TaskId, JobId)>,
     ended: BTreeSet<JobId>,
+    undecided: u64,
 }
 
 impl History {
@@ -199,7 +200,11 @@ impl History {
         }
         known.calls.push(Call { asked: asked.1, answered: Some(self.moment), operation });
         match check(&Seen::default(), &known.calls, MOST_STEPS) {
-            Verdict::Linearizable | Verdict::Unknown => Ok(()),
+            Verdict::Linearizable => Ok(()),
+            Verdict::Unknown => {
+                self.undecided += 1;
+                Ok(())
+            }
             Verdict::NotLinearizable => {
                 let calls: Vec<String> = known.calls.iter().map(|call| format!("  {call:?}")).collect();
                 Err(format!("what clients saw of {job} has no order:\n{}", calls.join("\n")))
@@ -211,6 +216,10 @@ impl History {
 impl Checker for History {
     fn promise(&self) -> &'static str {
         "clients-see-one-order"
+    }
+
+    fn undecided(&self) -> u64 {
+        self.undecided
     }
 
     fn observe(&mut self, _at_us: u64, fact: &Fact<'_>) -> Result<(), String> {

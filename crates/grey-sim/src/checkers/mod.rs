@@ -31,6 +31,11 @@ pub trait Checker {
 
     /// Something happened.
     fn observe(&mut self, at_us: u64, fact: &Fact<'_>) -> Result<(), String>;
+
+    /// How often it gave up without knowing whether the promise held.
+    fn undecided(&self) -> u64 {
+        0
+    }
 }
 
 /// All of them.
@@ -61,5 +66,10 @@ impl Checkers {
             checker.observe(at_us, fact).map_err(|what| Broken { promise, what })?;
         }
         Ok(())
+    }
+
+    /// How often one of them gave up without knowing.
+    pub fn undecided(&self) -> u64 {
+        self.0.iter().map(|checker| checker.undecided()).sum()
     }
 }
