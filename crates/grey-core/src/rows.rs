@@ -198,6 +198,17 @@ impl Worker {
             || self.devices.iter().any(|kind| kind.charged > u64::from(kind.count))
     }
 
+    /// Whether some of what it holds waits for others there: by its resources, or because it holds more than it now asks for, as after a run of
+    /// short attempts when long ones follow.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.is_overcharged() || self.held > self.slots
+    }
+
+    /// How many it starts at once, as far as its slots tell: it asks for at least twice as many.
+    pub(crate) fn started_at_once(&self) -> u32 {
+        self.slots.div_ceil(2)
+    }
+
     /// Gives it so many attempts of a task; `None` when a charge would overflow.
     pub(crate) fn charge(&mut self, spec: &TaskSpec, attempts: u32) -> Option<()> {
         self.held = self.held.checked_add(attempts)?;

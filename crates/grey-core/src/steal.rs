@@ -52,16 +52,18 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         .workers
         .iter()
         .map(|(id, row)| (row, Seat::of(*id, row)))
-        .filter(|(_, seat)| seat.slots_free > 0 && seat.free.cpu_millicores > 0)
+        .filter(|(row, seat)| {
+            seat.slots_free > 0 && seat.free.cpu_millicores > 0 && row.held < row.started_at_once()
+        })
         .map(|(row, seat)| (seat.worker, row.clone()))
         .collect();
     if idle.is_empty() {
         return asked;
     }
-    // More is charged than there is: some of it cannot have been started.
-    let overcharged = state.workers.iter().filter(|(_, worker)| worker.is_overcharged() && !worker.cordoned);
+    // Some of it cannot have been started.
+    let overfull = state.workers.iter().filter(|(_, worker)| worker.is_overfull() && !worker.cordoned);
     let mut holders: BTreeMap<WorkerId, Worker> =
-        overcharged.map(|(id, worker)| (*id, worker.clone())).collect();
+        overfull.map(|(id, worker)| (*id, worker.clone())).collect();
     if holders.is_empty() {
         return asked;
     }
@@ -75,11 +77,12 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         if left == 0 {
             break;
         }
-        if !holder.is_overcharged() {
+        if !holder.is_overfull() {
             continue;
         }
         let taker = idle.iter_mut().find(|(id, taker)| {
             taker.usable_slots() > taker.held
+                && taker.held < taker.started_at_once()
                 && taker.could_start(spec)
                 && state.executor_room(*id, spec.executor) == u32::MAX
         });

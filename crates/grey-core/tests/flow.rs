@@ -4,8 +4,8 @@
 mod support;
 
 use grey_core::{
-    BlobReference, Broken, Cancel, Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord, Items,
-    JobId, Outcome, Rejection, Source, StageInput, StageSubmission, State, Target, TaskId, TaskRange,
+    AttemptId, BlobReference, Broken, Cancel, Command, Effect, Entry, Epoch, FlowSubmission, HistoryRecord,
+    Items, JobId, Outcome, Rejection, Source, StageInput, StageSubmission, State, Target, TaskId, TaskRange,
     WorkerId, limits, plan,
 };
 use grey_proof::Digest;
@@ -129,6 +129,30 @@ fn a_job_at_its_limit_does_not_keep_an_idle_worker_from_having_what_another_has_
     assert_eq!(place(&mut state), [0u64; 0]);
     let asked = grey_core::steal(&state, 100);
     assert_eq!(asked[&WorkerId(1)].len(), 10);
+}
+
+#[test]
+fn a_worker_that_holds_more_than_it_asks_for_now_gives_the_rest_to_one_that_idles() {
+    // Given a worker that was given twelve small tasks while it ended many a second, and which now asks for two at a time.
+    let (mut state, _) = founded();
+    applied(&mut state, register(1, 1, 12, vec![]));
+    let mut small = spec("a");
+    small.resources.cpu_millicores = 1;
+    applied(&mut state, Command::Submit(submit(vec![(small, 12)]))).answer.unwrap();
+    assert_eq!(place(&mut state).len(), 12);
+    let first = AttemptId { task: TaskId(1), epoch: Epoch(1) };
+    let mut began = report(&state, WorkerId(1), vec![first], vec![]);
+    began.slots = 2;
+    applied(&mut state, Command::Report(began)).answer.unwrap();
+    assert!(grey_core::steal(&state, 100).is_empty(), "nobody else may have it");
+    // When another one idles that starts four at once, then it is to have the four that came last.
+    applied(&mut state, register(2, 1, 8, vec![]));
+    let last = |from: u64, to: u64| -> Vec<u64> { (from..=to).rev().collect() };
+    let tasks = |asked: &[AttemptId]| -> Vec<u64> { asked.iter().map(|attempt| attempt.task.0).collect() };
+    assert_eq!(tasks(&grey_core::steal(&state, 100)[&WorkerId(1)]), last(9, 12));
+    // With a third one that has room for all, only what the holder does not ask for.
+    applied(&mut state, register(3, 1, 100, vec![]));
+    assert_eq!(tasks(&grey_core::steal(&state, 100)[&WorkerId(1)]), last(3, 12));
 }
 
 #[test]
