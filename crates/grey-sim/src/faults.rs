@@ -83,7 +83,7 @@ faults! {
     ZombieWorker = "zombie-worker",
     /// A server loses its whole disk.
     Wipe = "wipe",
-    /// A worker's process ends and starts again with its outbox.
+    /// A worker and all that it ran end, and it starts again with its outbox.
     WorkerCrash = "worker-crash",
     /// A worker comes back with another capacity.
     WorkerChange = "worker-change",
@@ -113,6 +113,8 @@ faults! {
     QuotaChange = "quota-change",
     /// The executor of a worker fails whatever it is given for a while, through no fault of the tasks.
     BrokenExecutor = "broken-executor",
+    /// A worker's process ends, what it ran goes on, and its next life takes it over.
+    WorkerRestart = "worker-restart",
 }
 
 /// A name that is no class of fault.

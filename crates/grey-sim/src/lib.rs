@@ -20,6 +20,7 @@ mod queue;
 mod random;
 mod scenario;
 mod server;
+mod shim;
 mod shrink;
 mod storm;
 mod swarm;

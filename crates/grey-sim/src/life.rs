@@ -7,6 +7,7 @@ use crate::fact::Fact;
 use crate::faults::Fault;
 use crate::network::NodeIndex;
 use crate::server::{Ended, Server, StartOptions};
+use crate::shim::Shim;
 use crate::worker::Worker;
 use crate::workload::WALL_MS;
 use crate::world::{Event, Input, Node, Process, World};
@@ -89,6 +90,9 @@ impl World {
 
     fn start_worker(&mut self, index: NodeIndex) {
         let (now_us, servers) = (self.now_us, self.servers as u64);
+        if let Some(life) = self.nodes.get(index).map(|node| node.life) {
+            self.outlived(index, life);
+        }
         let Some(identity) = self.identities.get_mut(index - self.servers) else { return };
         identity.incarnation += 1;
         #[cfg(feature = "mutants")]
@@ -97,7 +101,9 @@ impl World {
         }
         let Some(node) = self.nodes.get_mut(index) else { return };
         let wall_ms = WALL_MS + node.wall_offset_ms + now_us / 1_000;
-        match Worker::start(&node.disk, identity, servers, wall_ms) {
+        let mut shim = identity.shim.take().unwrap_or_default();
+        shim.rebase(node.clock.local_us(now_us));
+        match Worker::start(&node.disk, identity, shim, servers, wall_ms) {
             Ok(worker) => {
                 node.begin_life(now_us, Process::Worker(Box::new(worker)));
                 self.trace.fold(&[now_us, 11, index as u64]);
@@ -112,19 +118,63 @@ impl World {
         }
     }
 
-    /// A process is killed; the system's cache stays.
-    pub fn kill(&mut self, index: NodeIndex) {
+    /// The process of a worker is killed, and nothing else: what it runs goes on where it has a lease.
+    pub fn kill_worker_alone(&mut self, index: NodeIndex) {
         let now_us = self.now_us;
         let Some(node) = self.nodes.get_mut(index) else { return };
+        let local_us = node.clock.local_us(now_us);
+        let Process::Worker(worker) = &mut node.process else { return };
+        let Some(mut shim) = worker.leave(local_us) else { return self.kill(index) };
+        shim.rebase(local_us);
+        if let Some(identity) = self.identities.get_mut(index - self.servers) {
+            identity.shim = Some(shim);
+        }
+        self.end_process(index);
+        self.trace.fold(&[now_us, 15, index as u64]);
+        let name = self.name(index);
+        self.trace.say(now_us, || format!("{name} is killed, and what it runs goes on"));
+        self.await_outlived(index);
+    }
+
+    /// What goes on without its worker is looked at when the next of it ends.
+    fn await_outlived(&mut self, index: NodeIndex) {
+        let shim = self.identities.get(index - self.servers).and_then(|identity| identity.shim.as_ref());
+        let Some(local_us) = shim.and_then(Shim::next_end_us) else { return };
+        let Some(node) = self.nodes.get(index) else { return };
+        let at_us = node.clock.real_us(local_us).max(self.now_us + 1);
+        self.queue.push(at_us, Event::Outlived { node: index, life: node.life });
+    }
+
+    /// Something may have ended of what goes on without its worker.
+    pub fn outlived(&mut self, index: NodeIndex, life: u32) {
+        let Some(node) = self.nodes.get(index).filter(|node| node.life == life) else { return };
+        let local_us = node.clock.local_us(self.now_us);
+        let identity = self.identities.get_mut(index - self.servers);
+        let Some(shim) = identity.and_then(|identity| identity.shim.as_mut()) else { return };
+        for (attempt, outcome) in shim.elapse_to(local_us) {
+            self.attempt_ended(index, attempt, Some(outcome));
+        }
+        self.await_outlived(index);
+    }
+
+    /// A process is killed; the system's cache stays.
+    pub fn kill(&mut self, index: NodeIndex) {
+        let Some(node) = self.nodes.get(index) else { return };
         if matches!(node.process, Process::Down | Process::Client(_) | Process::Load(_)) {
             return;
         }
+        self.end_process(index);
+        self.note_end(index, "is killed");
+    }
+
+    fn end_process(&mut self, index: NodeIndex) {
+        let now_us = self.now_us;
+        let Some(node) = self.nodes.get_mut(index) else { return };
         let survivor = node.disk.after_kill();
         // What the process would still do when it is dropped, it does on a disk that nobody reads any more.
         let old = std::mem::replace(&mut node.disk, survivor);
         old.die();
         node.begin_life(now_us, Process::Down);
-        self.note_end(index, "is killed");
     }
 
     /// The power goes, in the middle of a write if one is under way.

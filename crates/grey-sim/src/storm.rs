@@ -87,6 +87,11 @@ impl World {
             Fault::WorkerCrash | Fault::WorkerChange | Fault::ZombieWorker | Fault::BrokenExecutor => {
                 self.strike_worker(blow.fault, &mut chance)
             }
+            Fault::WorkerRestart => {
+                // Counted when something is taken over.
+                self.restart_worker(&mut chance);
+                false
+            }
             Fault::TenantChange | Fault::Cordon | Fault::WorkerLeave => {
                 // Counted when the state says so.
                 self.order(blow.fault, &mut chance);
@@ -312,6 +317,19 @@ impl World {
             }
         }
         true
+    }
+
+    /// The process of a worker ends and begins again; what it runs goes on, for the rest of the lease.
+    fn restart_worker(&mut self, chance: &mut Stream) {
+        let runs = |index: &NodeIndex| {
+            let process = self.nodes.get(*index).map(|node| &node.process);
+            matches!(process, Some(Process::Worker(worker)) if worker.running() > 0)
+        };
+        let busy: Vec<NodeIndex> = self.worker_indexes().into_iter().filter(runs).collect();
+        let Some(victim) = chance.pick(&busy).copied() else { return };
+        self.kill_worker_alone(victim);
+        let at_us = self.now_us + chance.between(20_000, 4_000_000);
+        self.queue.push(at_us, Event::Start { node: victim });
     }
 
     /// Until then the executor of a worker fails whatever it is given, also after a restart.

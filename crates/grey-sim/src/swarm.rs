@@ -44,7 +44,7 @@ pub struct Plan {
 }
 
 /// Classes that happen at a time; the others accompany every message, write or operation.
-const BLOWS: [Fault; 32] = [
+const BLOWS: [Fault; 33] = [
     Fault::Clog,
     Fault::Partition,
     Fault::OneWay,
@@ -77,6 +77,7 @@ const BLOWS: [Fault; 32] = [
     Fault::Upgrade,
     Fault::QuotaChange,
     Fault::BrokenExecutor,
+    Fault::WorkerRestart,
 ];
 
 /// Numbers that each class has for its own.
@@ -100,7 +101,8 @@ impl Plan {
             | Fault::WorkerLeave
             | Fault::Upgrade
             | Fault::QuotaChange
-            | Fault::BrokenExecutor => Stream::new(seed, 3_010 + *fault as u64).chance(550_000),
+            | Fault::BrokenExecutor
+            | Fault::WorkerRestart => Stream::new(seed, 3_010 + *fault as u64).chance(550_000),
             _ => chance.chance(550_000),
         };
         let drawn: BTreeSet<Fault> = Fault::ALL.iter().copied().filter(|fault| taken(fault)).collect();

@@ -1,6 +1,5 @@
 //! One worker: the real agent with its real outbox on a simulated disk; its executor is virtual.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use grey_agent::{Agent, AgentOptions, KeepOptions, Output, Start, StopReason};
@@ -12,6 +11,7 @@ use grey_proof::{Digest, SigningKey, VerifyingKey};
 use grey_store::Journal;
 
 use crate::disk::SimulatedDisk;
+use crate::shim::{Holding, Shim};
 
 /// How long after a lost answer a worker announces itself again, and how long it sleeps at most, in microseconds.
 const AGAIN_US: u64 = 100_000;
@@ -34,6 +34,8 @@ pub struct Identity {
     pub keep: KeepOptions,
     /// Until then its executor fails whatever it is given, through no fault of the tasks.
     pub broken_until_us: u64,
+    /// What holds what an earlier life of it runs, while it is down.
+    pub shim: Option<Shim>,
     #[cfg(feature = "mutants")]
     pub mutant: Option<grey_core::Mutant>,
 }
@@ -55,6 +57,7 @@ impl Identity {
             incarnation: 0,
             keep: KeepOptions::default(),
             broken_until_us: 0,
+            shim: None,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -63,19 +66,6 @@ impl Identity {
     /// Its key, which it keeps over all its lives.
     pub fn key(&self) -> SigningKey {
         SigningKey::from_seed(self.seed)
-    }
-}
-
-struct Running {
-    begun_us: u64,
-    ends_us: u64,
-    outcome: Outcome,
-    timeout_ms: u64,
-}
-
-impl Running {
-    fn end_us(&self) -> u64 {
-        self.ends_us.min(self.begun_us.saturating_add(self.timeout_ms.saturating_mul(1_000)))
     }
 }
 
@@ -98,7 +88,9 @@ pub struct Worker {
     agent: Agent,
     journal: Journal,
     to_write: Option<Vec<(u64, Option<Vec<u8>>)>>,
-    running: BTreeMap<AttemptId, Running>,
+    shim: Shim,
+    /// How many attempts of an earlier life it has taken over.
+    pub adopted: usize,
     capacity: Resources,
     servers: u64,
     leader: u64,
@@ -139,10 +131,11 @@ fn result(outcome: Outcome, attempt: AttemptId) -> AttemptResult {
 }
 
 impl Worker {
-    /// Begins a life with what the outbox has.
+    /// Begins a life with what the outbox has, and what a shim holds of an earlier one.
     pub fn start(
         disk: &SimulatedDisk,
         identity: &Identity,
+        mut shim: Shim,
         servers: u64,
         wall_ms: u64,
     ) -> Result<Worker, String> {
@@ -167,12 +160,13 @@ impl Worker {
         };
         let key = identity.key();
         let found = journal.entries().iter().map(|(key, value)| (*key, value.as_slice()));
-        let agent = Agent::new(options, key, found, &[]).map_err(|error| error.to_string())?;
-        Ok(Worker {
+        let agent = Agent::new(options, key, found, &shim.adoptable(0)).map_err(|error| error.to_string())?;
+        let mut worker = Worker {
             agent,
             journal,
             to_write: None,
-            running: BTreeMap::new(),
+            shim,
+            adopted: 0,
             capacity: identity.capacity,
             servers,
             leader: 1 + u64::from(identity.number) % servers,
@@ -183,7 +177,11 @@ impl Worker {
             wall_ms,
             broken_until_us: identity.broken_until_us,
             ordered: Vec::new(),
-        })
+        };
+        // Before anything else happens to what it takes over.
+        let outputs: Vec<Output> = worker.agent.outputs().collect();
+        outputs.into_iter().for_each(|output| worker.carry_out(output));
+        Ok(worker)
     }
 
     /// What it has to give.
@@ -200,13 +198,20 @@ impl Worker {
         if self.wake_us <= now_us {
             self.wake_us = u64::MAX;
         }
-        let done: Vec<AttemptId> =
-            self.running.iter().filter(|(_, one)| one.end_us() <= now_us).map(|(id, _)| *id).collect();
-        for attempt in done {
-            let Some(one) = self.running.remove(&attempt) else { continue };
-            let outcome = if one.ends_us <= one.end_us() { one.outcome } else { Outcome::TimedOut };
-            self.gone(attempt, &one, outcome);
+        for (attempt, outcome) in self.shim.elapse_to(now_us) {
+            self.gone(attempt, outcome);
         }
+    }
+
+    /// Its process ends; what holds what it ran, where that goes on.
+    pub fn leave(&mut self, local_us: u64) -> Option<Shim> {
+        let mut shim = std::mem::take(&mut self.shim);
+        shim.outlives(local_us).then_some(shim)
+    }
+
+    /// How many attempts run.
+    pub fn running(&self) -> usize {
+        self.shim.running()
     }
 
     /// A server said something.
@@ -231,20 +236,24 @@ impl Worker {
         self.agent.announce();
     }
 
-    fn usage(&self, one: Option<&Running>) -> Usage {
-        let duration_us = one.map_or(0, |one| self.now_us.saturating_sub(one.begun_us));
+    fn usage(&self, attempt: &AttemptId) -> Usage {
+        let now_us = self.shim.clock_us(self.now_us);
+        let times = self.shim.get(attempt).map(|one| (one.begun_us, one.ended.map_or(now_us, |end| end.0)));
+        let (begun_us, ended_us) = times.unwrap_or((now_us, now_us));
+        let duration_us = ended_us.saturating_sub(begun_us);
         Usage {
-            started_at_ms: self.wall_ms + self.now_us.saturating_sub(duration_us) / 1_000,
+            started_at_ms: (self.wall_ms + self.now_us / 1_000)
+                .saturating_sub(now_us.saturating_sub(begun_us) / 1_000),
             duration_us,
             cpu_time_us: duration_us / 2,
             peak_memory_bytes: 4_096,
         }
     }
 
-    fn gone(&mut self, attempt: AttemptId, one: &Running, outcome: Outcome) {
-        let usage = self.usage(Some(one));
+    /// A process has ended, just now.
+    fn gone(&mut self, attempt: AttemptId, outcome: Outcome) {
         self.ordered.push(Ordered::Stopped { attempt, outcome: Some(outcome) });
-        self.agent.finished(attempt, result(outcome, attempt), usage);
+        self.agent.finished(attempt, result(outcome, attempt), self.usage(&attempt));
     }
 
     /// The journal's write is through.
@@ -268,6 +277,9 @@ impl Worker {
         loop {
             self.look_for_leader();
             self.agent.settle().map_err(|error| error.to_string())?;
+            if let Some((end_us, _)) = self.agent.lease_end_and_now_us() {
+                self.shim.hold_until(end_us);
+            }
             let outputs: Vec<Output> = self.agent.outputs().collect();
             if outputs.is_empty() {
                 break;
@@ -277,7 +289,7 @@ impl Worker {
             }
         }
         let agent = self.agent.next_wake_us().map(|wait_us| self.now_us + wait_us.max(1_000));
-        let ends = self.running.values().map(Running::end_us).min();
+        let ends = self.shim.next_end_us();
         let again = self.agent.is_down().then(|| self.announced_us + AGAIN_US);
         let wake_us =
             agent.into_iter().chain(ends).chain(again).min().unwrap_or(u64::MAX).max(self.now_us + 1);
@@ -296,31 +308,39 @@ impl Worker {
                 let (duration_us, outcome) =
                     if is_broken { (BROKEN_US, Outcome::Infrastructure) } else { behaviour(&start) };
                 let (attempt, resources) = (start.attempt, start.spec.resources);
-                let running = Running {
-                    begun_us: self.now_us,
-                    ends_us: self.now_us + duration_us,
-                    outcome,
-                    timeout_ms: start.timeout_ms,
-                };
-                self.running.insert(attempt, running);
+                let now_us = self.shim.clock_us(self.now_us);
+                let holding = Holding::new(now_us, duration_us, outcome, start.timeout_ms, start.record);
+                self.shim.begin(attempt, holding);
                 self.ordered.push(Ordered::Started { attempt, needs: resources });
                 self.agent.started(attempt);
             }
+            Output::Adopt(start) => {
+                let attempt = start.attempt;
+                self.adopted += 1;
+                self.agent.started(attempt);
+                if let Some((_, outcome)) = self.shim.get(&attempt).and_then(|one| one.ended) {
+                    self.agent.finished(attempt, result(outcome, attempt), self.usage(&attempt));
+                }
+            }
+            Output::Release(attempts) => {
+                for attempt in attempts {
+                    if self.shim.release(&attempt) {
+                        self.ordered.push(Ordered::Stopped { attempt, outcome: None });
+                    }
+                }
+            }
             Output::Stop(attempt, reason) => {
-                let Some(one) = self.running.remove(&attempt) else { return };
+                if !self.shim.runs(&attempt) {
+                    return;
+                }
                 let outcome = match reason {
                     StopReason::Cancelled => Outcome::Cancelled,
                     StopReason::Infrastructure => Outcome::Infrastructure,
                 };
-                self.gone(attempt, &one, outcome);
+                self.shim.stop(&attempt, self.now_us, outcome);
+                self.gone(attempt, outcome);
             }
-            Output::ChangeTimeout(attempt, timeout_ms) => {
-                if let Some(one) = self.running.get_mut(&attempt) {
-                    one.timeout_ms = timeout_ms;
-                }
-            }
-            // No worker here outlives another.
-            Output::Adopt(_) | Output::Release(_) => {}
+            Output::ChangeTimeout(attempt, timeout_ms) => self.shim.change_timeout(&attempt, timeout_ms),
             Output::Persist(changes) => {
                 self.to_write = Some(changes);
                 self.ordered.push(Ordered::JournalWork);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, JobId, Phase, Resources, State};
+use grey_core::{Answer, Applied, AttemptId, Effect, EventKind, JobId, Outcome, Phase, Resources, State};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{ServerOptions, WatchOptions};
 
@@ -67,7 +67,7 @@ impl Clock {
     }
 
     /// When it will show that at the earliest.
-    fn real_us(self, local_us: u64) -> u64 {
+    pub fn real_us(self, local_us: u64) -> u64 {
         self.started_us + (u128::from(local_us) * 1_000_000 / u128::from(self.rate())) as u64 + 1
     }
 }
@@ -178,6 +178,8 @@ pub enum Event {
     Room { node: NodeIndex },
     /// A node starts.
     Start { node: NodeIndex },
+    /// Something of what goes on without its worker ends.
+    Outlived { node: NodeIndex, life: u32 },
     /// The storm is over.
     Heal,
     /// Whether the cluster has recovered.
@@ -386,6 +388,7 @@ impl World {
                 }
             }
             Event::Start { node } => self.start(node),
+            Event::Outlived { node, life } => self.outlived(node, life),
             Event::Heal => self.end_storm(),
             Event::Look => self.look(),
         }
@@ -630,6 +633,9 @@ impl World {
         let capacity = worker.capacity();
         let clock = node.clock;
         let orders = std::mem::take(&mut worker.ordered);
+        if std::mem::take(&mut worker.adopted) > 0 {
+            self.counters.count(Fault::WorkerRestart);
+        }
         let identity = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
         let Some(who) = identity.map(|identity| identity.node) else { return };
         for order in orders {
@@ -662,25 +668,25 @@ impl World {
                     }
                     self.tell(&Fact::Started { worker: who, attempt, needs, capacity });
                 }
-                worker::Ordered::Stopped { attempt, outcome } => {
-                    self.trace.fold(&[
-                        self.now_us,
-                        6,
-                        index as u64,
-                        attempt.task.0,
-                        u64::from(attempt.epoch.0),
-                    ]);
-                    if self.trace.is_written() {
-                        let name = self.name(index);
-                        let (task, epoch) = (attempt.task, attempt.epoch);
-                        self.trace.say(self.now_us, || format!("{name}: {task}/{epoch} is {outcome:?}"));
-                    }
-                    self.tell(&Fact::Stopped { worker: who, attempt, outcome });
-                }
+                worker::Ordered::Stopped { attempt, outcome } => self.attempt_ended(index, attempt, outcome),
             }
         }
         if let Err(reason) = outcome {
             self.worker_ended(index, &reason);
+        }
+    }
+
+    /// The process of an attempt is gone.
+    pub fn attempt_ended(&mut self, index: NodeIndex, attempt: AttemptId, outcome: Option<Outcome>) {
+        let (task, epoch) = (attempt.task, attempt.epoch);
+        self.trace.fold(&[self.now_us, 6, index as u64, task.0, u64::from(epoch.0)]);
+        if self.trace.is_written() {
+            let name = self.name(index);
+            self.trace.say(self.now_us, || format!("{name}: {task}/{epoch} is {outcome:?}"));
+        }
+        let worker = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
+        if let Some(worker) = worker.map(|identity| identity.node) {
+            self.tell(&Fact::Stopped { worker, attempt, outcome });
         }
     }
 

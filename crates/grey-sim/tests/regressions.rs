@@ -34,3 +34,10 @@ fn an_attempt_whose_return_was_lost_is_asked_for_again_also_when_nobody_idles() 
 fn nobody_is_lost_before_all_know_who_votes() {
     holds(&Options::new(45_324));
 }
+
+/// A worker that had ended many short attempts a second was given a dozen of five seconds each, which it runs one at a time. Nothing of it was asked
+/// back while others idled, since its resources were not overcharged.
+#[test]
+fn a_worker_that_holds_more_than_it_asks_for_now_gives_it_back() {
+    holds(&Options::new(11));
+}
