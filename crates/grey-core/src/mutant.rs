@@ -34,6 +34,8 @@ pub enum Mutant {
     ReadWithoutQuorum,
     /// A suspended tenant submits all the same.
     ForgetSuspension,
+    /// A tenant submits whatever its quota says.
+    IgnoreQuota,
     /// What an earlier version does not understand is put into the log, to be refused when it is applied.
     WriteTooEarly,
 }
@@ -42,5 +44,10 @@ impl State {
     /// Lets this state's code make a mistake from now on.
     pub fn mutate(&mut self, mutant: Option<Mutant>) {
         self.mutant = mutant;
+    }
+
+    /// Whether this state's code makes a mistake.
+    pub fn makes(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
     }
 }

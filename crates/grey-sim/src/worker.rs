@@ -102,6 +102,8 @@ pub struct Worker {
     wall_ms: u64,
     pub broken_until_us: u64,
     pub ordered: Vec<Ordered>,
+    #[cfg(feature = "mutants")]
+    mutant: Option<grey_core::Mutant>,
 }
 
 /// How long an attempt runs and what it comes to, as its command says: the executor of a simulation.
@@ -177,6 +179,8 @@ impl Worker {
             wall_ms,
             broken_until_us: identity.broken_until_us,
             ordered: Vec::new(),
+            #[cfg(feature = "mutants")]
+            mutant: identity.mutant,
         };
         // Before anything else happens to what it takes over.
         let outputs: Vec<Output> = worker.agent.outputs().collect();
@@ -277,9 +281,7 @@ impl Worker {
         loop {
             self.look_for_leader();
             self.agent.settle().map_err(|error| error.to_string())?;
-            if let Some((end_us, _)) = self.agent.lease_end_and_now_us() {
-                self.shim.hold_until(end_us);
-            }
+            self.tell_lease();
             let outputs: Vec<Output> = self.agent.outputs().collect();
             if outputs.is_empty() {
                 break;
@@ -298,6 +300,16 @@ impl Worker {
             self.ordered.push(Ordered::WakeAt(wake_us));
         }
         Ok(())
+    }
+
+    fn tell_lease(&mut self) {
+        #[cfg(feature = "mutants")]
+        if self.mutant == Some(grey_core::Mutant::OutliveLease) {
+            return;
+        }
+        if let Some((end_us, _)) = self.agent.lease_end_and_now_us() {
+            self.shim.hold_until(end_us);
+        }
     }
 
     fn carry_out(&mut self, output: Output) {

@@ -49,6 +49,7 @@ mutants! {
     outliving_a_lease_is_seen: OutliveLease within 20 breaks ["leases-hold"],
     a_read_without_a_quorum_is_seen: ReadWithoutQuorum within 60 breaks ["clients-see-one-order"],
     a_forgotten_suspension_is_seen: ForgetSuspension within 20 breaks ["who-is-shut-out-rests"],
+    a_quota_that_is_not_checked_again_is_seen: IgnoreQuota within 40 breaks ["quotas-hold"],
     what_is_written_too_early_is_seen: WriteTooEarly within 20 breaks ["replica-goes-on"],
 }
 

@@ -9,6 +9,7 @@ mod history;
 mod leaders;
 mod leases;
 mod linearizability;
+mod quotas;
 mod resting;
 mod submissions;
 mod tree;
@@ -55,6 +56,7 @@ impl Checkers {
             Box::new(leases::Leases::default()),
             Box::new(history::History::default()),
             Box::new(resting::Resting::default()),
+            Box::new(quotas::Quotas::default()),
             Box::new(fairness::Fairness::default()),
         ])
     }
