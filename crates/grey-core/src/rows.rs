@@ -204,6 +204,21 @@ impl Worker {
         self.is_overcharged() || self.held > self.slots
     }
 
+    /// Whether it would be less overfull without a task. Another one is of no use elsewhere, and would be given to it again.
+    pub(crate) fn is_relieved_of(&self, spec: &TaskSpec) -> bool {
+        let (charged, capacity, needed) = (&self.charged, &self.capacity, &spec.resources);
+        let over = |charged: u64, capacity: u64, needed: u64| charged > capacity && needed > 0;
+        let over_devices = |needed: &Devices| {
+            let kind = self.devices.iter().find(|kind| kind.name == needed.name);
+            kind.is_some_and(|kind| over(kind.charged, kind.count.into(), needed.count.into()))
+        };
+        self.held > self.slots
+            || over(charged.cpu_millicores, capacity.cpu_millicores, needed.cpu_millicores)
+            || over(charged.memory_bytes, capacity.memory_bytes, needed.memory_bytes)
+            || over(charged.disk_bytes, capacity.disk_bytes, needed.disk_bytes)
+            || spec.devices.iter().any(over_devices)
+    }
+
     /// How many it starts at once, as far as its slots tell: it asks for at least twice as many.
     pub(crate) fn started_at_once(&self) -> u32 {
         self.slots.div_ceil(2)

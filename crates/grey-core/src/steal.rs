@@ -77,7 +77,7 @@ pub fn steal(state: &State, budget: u32) -> BTreeMap<WorkerId, Vec<AttemptId>> {
         if left == 0 {
             break;
         }
-        if !holder.is_overfull() {
+        if !holder.is_relieved_of(spec) {
             continue;
         }
         let taker = idle.iter_mut().find(|(id, taker)| {
