@@ -187,6 +187,26 @@ fn what_a_worker_leaves_ends_with_its_lease_before_it_runs_elsewhere() {
 }
 
 #[test]
+fn a_worker_that_comes_back_after_its_lease_finds_its_shim_and_runs_the_task_again() {
+    let house = with_worker();
+    let began = house.path("began");
+    let job = submit(&house, "long", &format!("touch {}.$GREY_ATTEMPT; exec sleep 600", began.display()));
+    let has_begun = |epoch: u64| house.path(&format!("began.{epoch}")).exists();
+    // Given: a task that ended with the lease of its worker, and the shim that waits for the next one.
+    wait_until("it runs", || runs(&house, &job) && has_begun(1));
+    let shim = house.shim("w1").unwrap();
+    let guards = || std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+    assert!(!guards().is_empty(), "the attempt has a guard");
+    house.kill_9("w1");
+    wait_until("its lease has ended", || guards().is_empty());
+    assert!(is_alive(shim), "it waits for results to be fetched");
+    house.restart_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    wait_until("it runs again", || has_begun(2));
+    assert_eq!(house.grey(&["job", "cancel", &job]).status, 0);
+}
+
+#[test]
 fn what_a_stopped_worker_ran_ends_with_its_lease_too() {
     let house = the_lease_parts_two_attempts(|house| kill(house.process_id("w1"), "STOP"));
     kill(house.process_id("w1"), "CONT");

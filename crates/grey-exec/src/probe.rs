@@ -18,7 +18,7 @@ use crate::plan::{Fence, LAUNCH_ARGUMENT, Plan, Report};
 use crate::record;
 
 /// The attempt that a probe is: of no task.
-const PROBE: AttemptId = AttemptId { task: TaskId(0), epoch: Epoch(0) };
+pub(crate) const PROBE: AttemptId = AttemptId { task: TaskId(0), epoch: Epoch(0) };
 
 /// What was found.
 pub(crate) struct Probe {

@@ -24,6 +24,7 @@ use crate::datagram::{self, Got, Sent};
 use crate::guard::{self, Owner, Request};
 use crate::message::{Clock, End, FromShim, Halted, MESSAGE_BYTES, PROTOCOL, START_DESCRIPTORS, ToShim};
 use crate::plan::{CONTROL_KILL, CONTROL_TERMINATE, Consumed, Fence, REPORT_BYTES, Report, Stage};
+use crate::probe::PROBE;
 use crate::system::{self, Forked, SingleThread};
 
 /// The exit status of a shim that cannot go on; what it held ends with it.
@@ -250,7 +251,9 @@ impl<'a> Shim<'a> {
     }
 
     fn halt_all(&mut self, why: Halted) {
-        for attempt in self.by_guard.values().copied().collect::<Vec<_>>() {
+        // A probe runs nothing of anybody's: a worker tries what works here before it has a lease of its own.
+        for attempt in self.by_guard.values().copied().filter(|attempt| *attempt != PROBE).collect::<Vec<_>>()
+        {
             self.halt(attempt, why, false);
         }
     }
@@ -401,7 +404,7 @@ impl<'a> Shim<'a> {
             told: Told::Held,
             is_released: false,
         };
-        let forked = if self.lease_is_over() {
+        let forked = if attempt != PROBE && self.lease_is_over() {
             held.halted = Some(Halted::LeaseEnded);
             Ok(())
         } else {
