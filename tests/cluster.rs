@@ -28,6 +28,8 @@ mod traces;
 mod upgrade;
 #[path = "cluster/upkeep.rs"]
 mod upkeep;
+#[path = "cluster/waiting.rs"]
+mod waiting;
 
 use house::House;
 use serde_json::Value;

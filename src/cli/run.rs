@@ -20,6 +20,8 @@ use super::units;
 
 /// How long one request waits for the task to end, in milliseconds.
 const WAIT_MS: u64 = 30_000;
+/// After so long a task that has not begun is worth a word on why, in milliseconds.
+const SILENT_MS: u64 = 2_000;
 /// How often a node that is away is asked again, and how often at most.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 const MOST_RETRIES: u32 = 60;
@@ -270,12 +272,21 @@ pub async fn wait(
 ) -> Result<Option<TaskStatus>, CliError> {
     let mut tries = 0;
     let mut cancelling = false;
+    let (mut wait_ms, mut said) = (SILENT_MS, None);
     loop {
-        let path = format!("/v1/tasks/{task}?wait_ms={WAIT_MS}");
+        let path = format!("/v1/tasks/{task}?wait_ms={wait_ms}");
         tokio::select! {
             status = client.get::<TaskStatus>(&path) => match status {
                 Ok(status) if status.ended() => return Ok(Some(status)),
-                Ok(_) => tries = 0,
+                Ok(status) => {
+                    (tries, wait_ms) = (0, WAIT_MS);
+                    let reason = status.reason.filter(|_| status.state == "pending" && !cancelling);
+                    if reason.is_some() && reason != said {
+                        let why = harmless(reason.as_deref().unwrap_or_default());
+                        output.note(&format!("{task} waits: {why}"));
+                        said = reason;
+                    }
+                }
                 Err(error) => again(client, &mut tries, error).await?,
             },
             _ = interrupts.recv() => {

@@ -432,6 +432,9 @@ fn explanation_text(explanation: &TaskExplanation) -> String {
                     _ => format!("estimate  {shown} at the rate of the last minute\n"),
                 }
             }
+            None if explanation.feasible == Some(false) => {
+                "estimate  none: it starts when a worker enters that can run it\n".to_owned()
+            }
             None => "estimate  unknown: no task of its job and nothing else has ended of late\n".to_owned(),
         });
     }

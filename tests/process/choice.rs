@@ -48,6 +48,7 @@ fn what_no_worker_offers_is_waited_for_and_explained() {
         let path = format!("/v1/tasks/t{}/explain", number + 2);
         let explained: TaskExplanation = home.get(&path).unwrap();
         assert_eq!((explained.state.as_str(), explained.reason.as_deref()), ("pending", Some(reason)));
+        assert_eq!((explained.feasible, explained.estimated_wait_ms), (Some(false), None));
     }
     for (task, field) in [
         (r#"{"command":["true"],"constraints":{"tier":"blocked"}}"#, "constraints.tier"),

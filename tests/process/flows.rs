@@ -188,6 +188,7 @@ fn a_waiting_task_is_explained_with_its_place_in_the_line_and_what_it_waits_for(
     });
     let middle = home.json(&["task", "explain", "t12", "--json"]);
     assert_eq!(middle["ahead"].as_u64(), Some(9), "t3 to t11 are before it: {middle}");
+    assert_eq!(middle["feasible"], true, "{middle}");
     assert!(middle["reason"].as_str().unwrap().contains("1 task(s) of its job run"), "{middle}");
     let last = home.json(&["task", "explain", "t52", "--json"]);
     assert!(last["reason"].as_str().unwrap().contains("0 of 50"), "{last}");

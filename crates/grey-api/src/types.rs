@@ -354,6 +354,10 @@ pub struct TaskExplanation {
     /// Why it is there, where the state alone does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// For a task that waits: whether some worker of the cluster could run it, had it nothing else to do. One that no worker could run
+    /// waits until such a worker enters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feasible: Option<bool>,
     /// Tasks of the same tenant that stand before it in the line; absent when it stands in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ahead: Option<u64>,

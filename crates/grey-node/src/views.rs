@@ -8,7 +8,7 @@ use grey_api::{
 };
 use grey_core::{
     Broken, Content, Counts, Flow, FlowRecord, Job, JobId, JobInfo, JobRecord, Outcome, Phase, ReportRecord,
-    ReportedRun, State, TaskId, TaskRange, TaskSpec, TenantId, Usage, Worker, WorkerId,
+    ReportedRun, Resources, State, TaskId, TaskRange, TaskSpec, TenantId, Usage, Worker, WorkerId,
 };
 
 use crate::estimate::{estimate, peers};
@@ -377,7 +377,7 @@ fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
         return "every worker that could run it is full".to_owned();
     }
     if !any(&|worker| spec.resources.fits(&worker.capacity)) {
-        return "no worker has the resources that it asks for".to_owned();
+        return beyond_every_worker(state, &spec.resources);
     }
     for kind in &spec.devices {
         if !any(&|worker| worker.has(core::slice::from_ref(kind))) {
@@ -397,6 +397,25 @@ fn no_room_reason(state: &State, spec: &TaskSpec) -> String {
         return format!("no worker enforces {}", constraints.sandbox.name());
     }
     "no worker has all that it asks for at once".to_owned()
+}
+
+/// What a task asks for that no worker has.
+fn beyond_every_worker(state: &State, needs: &Resources) -> String {
+    let most = |of: fn(&Resources) -> u64| {
+        state.workers().values().map(|worker| of(&worker.capacity)).max().unwrap_or(0)
+    };
+    let cpu: fn(&Resources) -> u64 = |resources| resources.cpu_millicores;
+    let memory: fn(&Resources) -> u64 = |resources| resources.memory_bytes;
+    let disk: fn(&Resources) -> u64 = |resources| resources.disk_bytes;
+    let found = [("millicores", cpu), ("bytes of memory", memory), ("bytes of disk", disk)]
+        .into_iter()
+        .find_map(|(unit, of)| (of(needs) > most(of)).then(|| (of(needs), most(of), unit)));
+    match found {
+        Some((needs, most, unit)) => {
+            format!("no worker has the {needs} {unit} that it asks for; the largest has {most}")
+        }
+        None => "no worker has all the resources that it asks for at once".to_owned(),
+    }
 }
 
 fn position(tasks: TaskRange, task: TaskId) -> Option<u32> {
@@ -485,9 +504,14 @@ pub(crate) async fn facts_of_live(
 pub(crate) async fn explanation(node: &Node, task: TaskId) -> Result<TaskExplanation, Problem> {
     let facts = facts(node, task).await?;
     let status = task_status(node, &facts, &mut LastReport::default())?;
-    let found =
-        node.ask(move |replica| (tasks_ahead(replica.state(), task), peers(replica.state(), task))).await?;
-    let (ahead, estimated) = match found {
+    let found = node.ask(move |replica| {
+        let state = replica.state();
+        (tasks_ahead(state, task), peers(state, task), is_feasible(state, task))
+    });
+    let (ahead, peers, feasible) = found.await?;
+    let (ahead, estimated) = match (ahead, peers) {
+        // Nobody knows when a worker enters.
+        (Some(ahead), _) if feasible == Some(false) => (Some(ahead), None),
         (Some((tasks, more)), Some(peers)) => {
             let (records, rate) = (node.records.clone(), node.rate.clone());
             // It reads reports, which takes as long as the disk does.
@@ -503,11 +527,18 @@ pub(crate) async fn explanation(node: &Node, task: TaskId) -> Result<TaskExplana
         task: status.id,
         state: status.state,
         reason: status.reason,
+        feasible: feasible.filter(|_| ahead.is_some()),
         ahead: ahead.map(|(tasks, _)| tasks),
         ahead_is_lower_bound: ahead.is_some_and(|(_, more)| more),
         estimated_wait_ms: estimated.map(|estimated| estimated.wait_ms),
         estimated_from: estimated.map(|estimated| estimated.from.to_owned()),
     })
+}
+
+/// Whether some worker could run a live task, were it empty.
+fn is_feasible(state: &State, task: TaskId) -> Option<bool> {
+    let spec = state.spec(state.group_of(task)?.0)?;
+    Some(state.workers().values().any(|worker| worker.suits(spec)))
 }
 
 /// How many tasks of its tenant stand before a waiting one in the line, and whether that is only a lower bound.
