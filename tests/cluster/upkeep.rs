@@ -9,6 +9,26 @@ use crate::leader;
 use crate::support::{kill, wait_until};
 
 #[test]
+fn a_worker_that_was_taken_out_is_forgotten_and_what_it_ran_stays_provable() {
+    let house = House::founded(1);
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    assert_eq!(house.grey(&["run", "--", "true"]).status, 0);
+    assert_eq!(house.grey(&["node", "remove", "w1"]).status, 0);
+    wait_until("it is forgotten", || house.node("w1").is_none() && house.workers() == 0);
+    assert!(house.json(&["cluster", "status"]).unwrap()["workers"].as_array().unwrap().is_empty());
+    house.kill_9("w1");
+    // Its name is free for another one.
+    std::fs::remove_dir_all(house.path("w1")).unwrap();
+    house.start_worker("w1");
+    wait_until("the other one is there", || house.workers() == 1 && house.node("w1").is_some());
+    let file = house.path("proof.json");
+    let proved = house.grey(&["task", "proof", "t1", "--out", file.to_str().unwrap()]);
+    assert_eq!(proved.status, 0, "{}", proved.errors);
+    assert_eq!(house.grey(&["run", "--", "true"]).status, 0);
+}
+
+#[test]
 fn the_leader_s_log_says_who_changed_nodes_tenants_and_tokens() {
     // Given: an operator whose token has a name.
     let house = House::founded(1);

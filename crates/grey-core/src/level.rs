@@ -18,7 +18,7 @@ use crate::state::State;
 pub const OLDEST_FEATURE_LEVEL: u16 = 3;
 
 /// The newest level that this version understands.
-pub const NEWEST_FEATURE_LEVEL: u16 = TROUBLE_LEVEL;
+pub const NEWEST_FEATURE_LEVEL: u16 = FORGET_LEVEL;
 
 /// The level that tenants' quotas came with.
 pub(crate) const QUOTA_LEVEL: u16 = 4;
@@ -32,6 +32,9 @@ pub(crate) const BREAKER_LEVEL: u16 = 5;
 /// The level that changed what a worker's trouble costs: an operator may order a quarantine or end one, who is lost with everybody else is
 /// not penalised, and what a worker could not run waits before it is tried again.
 pub(crate) const TROUBLE_LEVEL: u16 = 6;
+
+/// The level from which on a worker that has left the cluster is forgotten, and with its node all that the state knew of the worker.
+pub const FORGET_LEVEL: u16 = 7;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

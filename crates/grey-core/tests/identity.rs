@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use grey_core::{
     AdmitNode, Answer, AttemptId, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken,
-    EnrolFounder, Entry, Epoch, ForgetNode, JoinTokenRow, Keeper, LoadError, NewNode, NodeRole, NodeRow,
-    NodeStanding, PLAN_VERSION, Placement, Plan, Presence, Recover, Rejection, RenewNode, RevokeJoinToken,
-    RevokeToken, Revoked, SetNodeAddress, SetNodeStanding, SetTenantSuspended, State, TaskId, TaskRange,
-    TenantId, Tier, TokenRole, TokenRow, WorkerId, limits, plan, steal,
+    EnrolFounder, Entry, Epoch, ForgetNode, JoinTokenRow, Keeper, LoadError, LoseWorker, NewNode, NodeRole,
+    NodeRow, NodeStanding, NodeVersion, PLAN_VERSION, Placement, Plan, Presence, RaiseFeatureLevel, Recover,
+    Rejection, RenewNode, RevokeJoinToken, RevokeToken, Revoked, SetNodeAddress, SetNodeStanding,
+    SetNodeVersion, SetTenantSuspended, State, TaskId, TaskRange, TenantId, Tier, TokenRole, TokenRow,
+    WorkerId, limits, plan, steal,
 };
 use grey_proof::Digest;
 use serde::Serialize;
@@ -389,6 +390,49 @@ fn only_a_worker_is_cordoned_and_one_that_enters_anew_is_not() {
     applied(&mut state, announcement_in(2, 2)).answer.unwrap();
     assert!(state.workers().values().all(|worker| !worker.cordoned));
     assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_worker_that_left_is_forgotten_with_its_node_when_it_holds_nothing_from_a_level_on() {
+    // Given: a worker that is shut out and runs something, and an earlier level.
+    let mut state = with_two_workers();
+    applied(&mut state, cordon(3, true)).answer.unwrap();
+    applied(&mut state, Command::Submit(submit(vec![(spec("t"), 1)]))).answer.unwrap();
+    let planned = plan(&state, 10);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    let (node, standing) = (Digest::of(&[2; 32]), NodeStanding::Leaving);
+    applied(&mut state, Command::SetNodeStanding(SetNodeStanding { node, standing })).answer.unwrap();
+    let mut earlier = state.clone();
+    applied(&mut earlier, Command::ForgetNode(ForgetNode { node })).answer.unwrap();
+    assert_eq!(earlier.workers().len(), 2, "its row stays, as it always did");
+    // When the level is in force, then what it runs has to end first, here with its lease.
+    for level in state.feature_level() + 1..=grey_core::FORGET_LEVEL {
+        let newest = runs_newest(&state);
+        applied(&mut state, newest).answer.unwrap();
+        applied(&mut state, Command::RaiseFeatureLevel(RaiseFeatureLevel { level })).answer.unwrap();
+    }
+    let refused = applied(&mut state, Command::ForgetNode(ForgetNode { node })).answer.unwrap_err();
+    assert!(refused.to_string().contains("attempts have not ended yet"), "{refused}");
+    let (worker, row) = state.workers().iter().find(|(_, row)| row.node == node).unwrap();
+    let lose = LoseWorker { worker: *worker, incarnation: row.incarnation, session: row.session };
+    applied(&mut state, Command::LoseWorker(lose)).answer.unwrap();
+    applied(&mut state, Command::ForgetNode(ForgetNode { node })).answer.unwrap();
+    assert_eq!(state.workers().keys().copied().collect::<Vec<_>>(), [WorkerId(2)]);
+    assert!(state.node(&node).is_none());
+    assert!(state.certificate(&new_node(2, NodeRole::Worker).certificate.0).is_some(), "for its proofs");
+    assert_rows_are_all(&state);
+    // It enters anew as another one.
+    let token = join_token(&mut state, 4, NodeRole::Worker);
+    applied(&mut state, admit(token, 4, new_node(2, NodeRole::Worker), NOW)).answer.unwrap();
+    applied(&mut state, announcement_in(2, 1)).answer.unwrap();
+    assert_eq!(state.workers().keys().copied().collect::<Vec<_>>(), [WorkerId(2), WorkerId(3)]);
+    assert_rows_are_all(&state);
+}
+
+/// The founder says that it understands everything.
+fn runs_newest(state: &State) -> Command {
+    let server = state.nodes().find(|row| row.role == NodeRole::Server).unwrap();
+    Command::SetNodeVersion(SetNodeVersion { node: server.node, version: NodeVersion::newest("1") })
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What the leader does about the servers that the cluster has agreed on: the log says who belongs to it, and the leader changes the
 //! engine's membership until it is so. A server enters as a learner and votes once it has caught up; one that leaves, or that
-//! was blocked, is removed, after it has handed on leadership where it has that.
+//! was blocked, is removed, after it has handed on leadership where it has that. Who has left is forgotten: a server when it is removed, a worker
+//! when it holds nothing any more, by its work or by its lease.
 
-use grey_core::{Command, ForgetNode, NodeRole, NodeStanding, SetNodeVersion};
+use std::collections::BTreeSet;
+
+use grey_core::{Command, FORGET_LEVEL, ForgetNode, NodeRole, NodeRow, NodeStanding, SetNodeVersion};
 use grey_proof::Digest;
 
 use crate::error::{NoSuccessor, ReplicaError};
@@ -146,6 +149,21 @@ impl Server {
             .find(|number| !agreed.contains(number) && *number != replica.id())
             .map(|number| Step::Change(MemberChange::Remove(number)))
             .or_else(|| self.unkept_version().map(Step::Version))
+            .or_else(|| self.departed().map(Step::Forget))
+    }
+
+    /// A worker that has left and holds nothing any more.
+    fn departed(&self) -> Option<Digest> {
+        let state = self.state();
+        if state.feature_level() < FORGET_LEVEL {
+            return None;
+        }
+        let leaves = |row: &&NodeRow| row.role == NodeRole::Worker && row.standing == NodeStanding::Leaving;
+        let mut leaving = state.nodes().filter(leaves).peekable();
+        leaving.peek()?;
+        let holding = state.workers().values().filter(|worker| worker.held > 0);
+        let busy: BTreeSet<Digest> = holding.map(|worker| worker.node).collect();
+        leaving.find(|row| !busy.contains(&row.node)).map(|row| row.node)
     }
 
     /// What a server runs, where the cluster has something else kept of it.

@@ -44,6 +44,11 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// A worker that was forgotten is let in again; whether that is new.
+    pub fn lets_in_again(&mut self, worker: NodeIndex) -> bool {
+        self.waiting.insert(worker)
+    }
+
     /// Whether a node has yet to be let in.
     pub fn is_waiting(&self, node: NodeIndex) -> bool {
         self.waiting.contains(&node)
@@ -240,8 +245,11 @@ impl World {
     /// The commands that make a right to enter for a server or a worker, and let it in with that.
     pub fn admission(&self, index: NodeIndex) -> (Command, Command) {
         let node = self.newcomer(index);
-        let id = Digest::of(format!("the secret for {}", node.name).as_bytes());
-        let nonce = Digest::of(format!("the challenge to {}", node.name).as_bytes()).0;
+        // Who left and was forgotten enters with another token.
+        let worker = index.checked_sub(self.servers).and_then(|number| self.identities.get(number));
+        let life = worker.map_or(0, |identity| identity.incarnation);
+        let id = Digest::of(format!("the secret for {} in life {life}", node.name).as_bytes());
+        let nonce = Digest::of(format!("the challenge to {} in life {life}", node.name).as_bytes()).0;
         let (created_wall_ms, expires_wall_ms) = (WALL_MS, WALL_MS + GOOD_MS);
         let token = JoinTokenRow { id, role: node.role, expires_wall_ms, created_wall_ms };
         let admit = AdmitNode { token: id, nonce, node, wall_ms: WALL_MS };

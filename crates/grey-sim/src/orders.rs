@@ -122,9 +122,14 @@ impl World {
                 commands.push(Command::SetTenantSuspended(SetTenantSuspended { tenant, suspended }));
             }
         }
-        let (mut ends, mut returns) = (Vec::new(), Vec::new());
+        let (mut ends, mut returns, mut forgotten) = (Vec::new(), Vec::new(), Vec::new());
         for worker in servers..servers + names.len() {
-            let Some(row) = row(worker) else { continue };
+            let Some(row) = row(worker) else {
+                if !self.orders.leaving.contains_key(&worker) {
+                    forgotten.push(worker);
+                }
+                continue;
+            };
             let cordoned = self.orders.cordoned.contains_key(&worker);
             if row.cordoned != cordoned {
                 commands.push(Command::CordonNode(CordonNode { node: row.node, cordoned }));
@@ -145,6 +150,13 @@ impl World {
         commands.truncate(AT_ONCE);
         if !commands.is_empty() {
             server.propose(commands)?;
+        }
+        for worker in forgotten {
+            // At the beginning they wait already.
+            if self.operator.as_mut().is_some_and(|operator| operator.lets_in_again(worker)) {
+                // Who enters anew begins anew.
+                self.end_and_return(&[worker], &[]);
+            }
         }
         self.end_and_return(&ends, &returns);
         Ok(())

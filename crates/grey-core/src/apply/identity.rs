@@ -12,6 +12,7 @@ use crate::identity::{
     RevokeToken, SetNodeAddress, SetNodeStanding, SetTenantSuspended, TokenRow,
 };
 use crate::ids::TenantId;
+use crate::level::FORGET_LEVEL;
 use crate::limits;
 use crate::rejection::Rejection;
 use crate::rows::{Tenant, Worker};
@@ -267,13 +268,27 @@ impl Application<'_> {
         if row.standing == NodeStanding::Admitted {
             return not_admitted("it belongs to the cluster; it has to leave first");
         }
-        self.rows.identity.remove(&IdentityKey::Node(body.node));
-        self.rows.identity.remove(&IdentityKey::Version(body.node));
-        // Should it enter anew, nobody has cordoned it.
-        if let Some(worker) = self.worker_of(&body.node) {
+        if self.rows.meta.feature_level >= FORGET_LEVEL {
+            self.forget_worker(&body.node)?;
+        } else if let Some(worker) = self.worker_of(&body.node) {
+            // Should it enter anew, nobody has cordoned it.
             worker.cordoned = false;
         }
+        self.rows.identity.remove(&IdentityKey::Node(body.node));
+        self.rows.identity.remove(&IdentityKey::Version(body.node));
         Ok(Answer::Identity)
+    }
+
+    /// Its certificates stay, for the proofs of what it ran. Should it enter anew it has another number.
+    fn forget_worker(&mut self, node: &Digest) -> Result<(), Stop> {
+        let mut workers = self.rows.base.workers.iter();
+        let Some((worker, row)) = workers.find(|(_, row)| row.node == *node) else { return Ok(()) };
+        if row.held > 0 {
+            return not_admitted("the worker's attempts have not ended yet");
+        }
+        self.rows.workers.remove(worker);
+        self.rows.breakers.remove(worker);
+        Ok(())
     }
 
     pub(super) fn create_join_token(&mut self, body: CreateJoinToken) -> Result<Answer, Stop> {
