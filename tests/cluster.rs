@@ -33,6 +33,7 @@ mod waiting;
 
 use house::House;
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use support::metrics::{exposed, free_port, listed, scrape};
 use support::{is_alive, kill, wait_until};
 
@@ -320,6 +321,8 @@ fn a_snapshot_is_the_whole_cluster_and_goes_on_elsewhere() {
     let taken = house.json(&["cluster", "snapshot", "all.snapshot"]).expect("it is taken");
     assert_eq!(taken["contents"], 1, "the input and the output are the same: {taken}");
     assert!(!house.path("all.snapshot.part").exists());
+    let mode = std::fs::metadata(house.path("all.snapshot")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds what a server's disk does");
     assert_eq!(
         house.json(&["cluster", "snapshot", "--check", "all.snapshot"]).unwrap()["index"],
         taken["index"]

@@ -1,8 +1,9 @@
 //! `grey config`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use grey_node::config::{Configuration, NodeKind};
+use serde::Serialize;
 
 use super::error::{ANSWER_IS_NO, CliError};
 use super::node_config::wrong;
@@ -19,6 +20,14 @@ pub enum ConfigCommand {
     },
 }
 
+/// A configuration that is right.
+#[derive(Serialize)]
+struct Checked<'a> {
+    file: &'a Path,
+    /// What it is for.
+    nodes: &'a [&'a str],
+}
+
 /// Does what a subcommand of `grey config` says.
 pub fn config(command: &ConfigCommand, output: &Output) -> Result<u8, CliError> {
     let ConfigCommand::Check { file } = command;
@@ -26,14 +35,19 @@ pub fn config(command: &ConfigCommand, output: &Output) -> Result<u8, CliError> 
     let kinds =
         checked.map_err(|error| CliError { exit_status: ANSWER_IS_NO, ..wrong(file.display(), &error) })?;
     let names: Vec<&str> = kinds.iter().copied().map(NodeKind::name).collect();
-    output.note(&format!("{}: nothing is wrong; it is for a {}", file.display(), names.join(" and a ")));
+    let text = format!("{}: nothing is wrong; it is for a {}", file.display(), names.join(" and a "));
+    if output.is_for_programs() {
+        output.must_not_be_names()?;
+        output.result(&Checked { file, nodes: &names }, || text)?;
+    } else {
+        output.note(&text);
+    }
     Ok(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn example() -> String {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/grey.toml")).unwrap()

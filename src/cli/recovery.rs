@@ -1,7 +1,8 @@
 //! `grey cluster snapshot`, `restore` and `recover`: what is done before and after a loss.
 
-use std::fs::File;
+use std::fs::{OpenOptions, Permissions};
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use grey_node::SnapshotSummary;
@@ -87,7 +88,11 @@ async fn fetch(target: &Target, output: &Output, file: &Path) -> Result<(), CliE
     name.push(format!(".{UNFINISHED}"));
     let unfinished = PathBuf::from(name);
     let failed = |error: std::io::Error| CliError::io("write", unfinished.display(), &error);
-    let mut written = File::create(&unfinished).map_err(failed)?;
+    // It holds what the data directory of a server does. One that was left unfinished may have been made by an earlier version.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut written = options.open(&unfinished).map_err(failed)?;
+    written.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
     let received = async {
         let mut received_bytes = 0;
         while let Some(piece) = body.next().await? {

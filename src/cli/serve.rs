@@ -10,7 +10,7 @@ use grey_node::config::{LogConfig, LogFormat};
 use grey_node::{Intake, LocalOptions, NodeError, Ready, Retention, run_local, run_server, run_worker};
 use tracing_subscriber::EnvFilter;
 
-use super::error::CliError;
+use super::error::{ANSWER_IS_NO, CliError, REFUSED, UNREACHABLE};
 use super::node_config::{self, ServerArguments};
 use super::session::StartReport;
 use super::units;
@@ -149,7 +149,25 @@ fn ended(outcome: Result<(), NodeError>) -> Result<u8, CliError> {
             tracing::info!("ended");
             Ok(0)
         }
-        Err(error) => Err(CliError::failed(error.to_string())),
+        Err(error) => {
+            let exit_status = match error {
+                NodeError::NotAdmitted { .. } => REFUSED,
+                NodeError::NotJoined { .. } => UNREACHABLE,
+                _ => ANSWER_IS_NO,
+            };
+            Err(CliError { exit_status, ..CliError::failed(error.to_string()) })
+        }
+    }
+}
+
+/// The same, for a node whose log is read by programs: why it ended is one of its lines.
+fn ended_as_logged(outcome: Result<(), NodeError>, log: &LogConfig) -> Result<u8, CliError> {
+    match (ended(outcome), log.format) {
+        (Err(error), LogFormat::Json) => {
+            tracing::error!(error = %error.message, "ended");
+            Ok(error.exit_status)
+        }
+        (outcome, _) => outcome,
     }
 }
 
@@ -158,9 +176,10 @@ pub fn server(arguments: &ServerArguments, data_dir: Option<&Path>) -> Result<u8
     let config = arguments.config(data_dir)?;
     log_as(&config.log);
     make_directory(&config.data_dir)?;
-    ended(run_server(&config, |ready| {
+    let outcome = run_server(&config, |ready| {
         tracing::info!(cluster = %ready.cluster, server = ready.server, listen = %ready.listen, advertise = ready.advertise, "ready");
-    }))
+    });
+    ended_as_logged(outcome, &config.log)
 }
 
 /// Runs a worker of a cluster until it is told to end.
@@ -168,9 +187,10 @@ pub fn worker(arguments: &node_config::WorkerArguments, data_dir: Option<&Path>)
     let config = arguments.config(data_dir)?;
     log_as(&config.log);
     make_directory(&config.data_dir)?;
-    ended(run_worker(&config, PathBuf::from(LAUNCHER), |ready| {
+    let outcome = run_worker(&config, PathBuf::from(LAUNCHER), |ready| {
         tracing::info!(cluster = %ready.cluster, node = %ready.node, sandbox = ready.sandbox, "ready");
-    }))
+    });
+    ended_as_logged(outcome, &config.log)
 }
 
 /// Runs until it is told to end or has been idle for long enough.

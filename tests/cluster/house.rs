@@ -211,7 +211,7 @@ impl House {
     }
 
     /// Where a new node asks: at every server that there is room for, whether it runs or not.
-    fn join(&self) -> String {
+    pub fn join(&self) -> String {
         (1..=self.ports.len()).map(|number| self.advertise(number)).collect::<Vec<_>>().join(",")
     }
 

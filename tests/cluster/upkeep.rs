@@ -6,7 +6,30 @@ use serde_json::Value;
 
 use crate::house::House;
 use crate::leader;
-use crate::support::{kill, wait_until};
+use crate::support::{Ran, kill, wait_until};
+
+#[test]
+fn a_node_that_is_not_let_in_ends_with_what_that_is_also_for_programs() {
+    let house = House::founded(1);
+    let used = house.token("worker");
+    house.start_worker_with("w1", &used);
+    wait_until("the worker is there", || house.workers() == 1);
+    // Refused is 3, and nobody there is 4.
+    for (servers, status, why) in [
+        (house.join(), 3, "does not let this node into the cluster"),
+        ("127.0.0.1:1".to_owned(), 4, "no server lets this node into the cluster"),
+    ] {
+        for format in ["text", "json"] {
+            let mut command = house.worker_command("w2", Some(&used));
+            command.env("GREY_JOIN", &servers).args(["--log-format", format]);
+            let ran = Ran::of(command.output().unwrap());
+            assert_eq!(ran.status, status, "{}", ran.errors);
+            let last = ran.errors.lines().last().unwrap();
+            assert!(last.contains(why), "{last}");
+            assert_eq!(serde_json::from_str::<Value>(last).is_ok(), format == "json", "{last}");
+        }
+    }
+}
 
 #[test]
 fn a_worker_that_was_taken_out_is_forgotten_and_what_it_ran_stays_provable() {

@@ -522,6 +522,9 @@ fn intake(mut section: Section<'_>) -> Intake {
     intake
 }
 
+/// Levels of a log, least first.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 fn log(root: &mut Section<'_>) -> LogConfig {
     let mut section = root.section("log");
     let format = section.parsed("format", |text| match text {
@@ -532,7 +535,11 @@ fn log(root: &mut Section<'_>) -> LogConfig {
     let level = section.parsed("level", |text| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_:=,[]{}- ".contains(&byte);
         let is_one = (1..=256).contains(&text.len()) && text.bytes().all(plain);
-        is_one.then(|| text.to_owned()).ok_or_else(|| "it is a level such as `info`".to_owned())
+        // A word alone would be taken for a module's name, and nothing else be written.
+        let is_level = |word: &str| LOG_LEVELS.contains(&word.trim().to_ascii_lowercase().as_str());
+        let are_levels = text.split(',').all(|part| part.contains(['=', '[']) || is_level(part));
+        let help = || format!("it is one of {}, or such as `info,grey_node=debug`", LOG_LEVELS.join(", "));
+        (is_one && are_levels).then(|| text.to_owned()).ok_or_else(help)
     });
     section.end();
     LogConfig { format: format.unwrap_or(LogFormat::Text), level: level.unwrap_or_else(|| "info".to_owned()) }

@@ -173,6 +173,18 @@ fn a_worker_says_where_its_servers_are_and_what_it_has() {
 }
 
 #[test]
+fn a_log_has_levels_and_a_word_that_is_none_is_no_module() {
+    for level in ["info", "WARN", "off", "info,grey_node=debug", "grey_node::plane=trace, warn"] {
+        let text = format!("{SERVER}[log]\nlevel = \"{level}\"\n");
+        assert!(parse(&text).check().is_ok(), "{level}");
+    }
+    for level in ["loud", "", "info,loud", "grey_node", "info,,warn"] {
+        let text = format!("{SERVER}[log]\nlevel = \"{level}\"\n");
+        assert_eq!(fields(parse(&text).check()), ["log.level"], "{level}");
+    }
+}
+
+#[test]
 fn a_file_is_for_the_nodes_whose_tables_it_has() {
     let both = format!("{SERVER}{WORKER}");
     for (text, kinds) in [
