@@ -1,8 +1,9 @@
 //! What is held open for long, and by whom.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
-use super::support::wait_until;
+use super::support::{Home, wait_until};
 use super::tenants::Site;
 
 /// The head of an upload, and the first bytes of it.
@@ -43,6 +44,30 @@ fn uploads_of_one_tenant_that_stand_still_leave_room_for_those_of_others() {
     let ran = site.as_bearer(&red, &["run", "-q", "--in", "in.txt", "--", "cat", "in.txt"]);
     assert_eq!((ran.status, ran.text.as_str()), (0, "of blue\n"), "{}", ran.errors);
     site.end();
+}
+
+#[test]
+fn who_changes_the_cluster_and_hangs_up_is_told_of_in_the_log() {
+    let home = Home::new();
+    assert_eq!(home.grey(&["run", "-q", "--", "true"]).status, 0);
+    let made = || {
+        let listed = home.grey(&["tenant", "list", "-o", "name"]).text;
+        listed.lines().filter(|name| name.starts_with("gone-")).count()
+    };
+    assert_eq!(made(), 0);
+    // When somebody makes tenants and never waits for an answer.
+    for number in 0..20 {
+        let body = format!("{{\"name\": \"gone-{number}\"}}");
+        let length = body.len();
+        let head = "Host: localhost\r\nContent-Type: application/json";
+        let request =
+            format!("POST /v1/tenants HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+        let mut stream = UnixStream::connect(home.data().join("grey.sock")).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+    }
+    // Then there is a line for each that was made.
+    wait_until("some of them are made", || made() > 0);
+    wait_until("each is told of", || home.log().matches("somebody changed the cluster").count() >= made());
 }
 
 /// What comes over a connection until it ends.
