@@ -157,9 +157,9 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
         }
         ReplicaError::Door(refused) => at_the_door(&refused.refusal),
         ReplicaError::Rejected(rejection) => rejected(rejection),
-        ReplicaError::NotLeader { .. } => {
-            Problem::new(ErrorCode::Unavailable, error.to_string()).retry_after_ms(200)
-        }
+        ReplicaError::NotLeader { .. } => Problem::new(ErrorCode::Unavailable, error.to_string())
+            .hint("try again in a moment; another server may answer")
+            .retry_after_ms(200),
         ReplicaError::Overloaded => {
             Problem::new(ErrorCode::Overloaded, error.to_string()).retry_after_ms(200)
         }
