@@ -293,6 +293,11 @@ impl Node {
         self.directory.borrow().tenant_name(id)
     }
 
+    /// Whether this server answers what only the leader can; the only one of a local cluster always does.
+    pub(crate) fn leads(&self) -> bool {
+        self.forwarder.is_none() || self.role.borrow().leads
+    }
+
     /// Who may speak, and whom there is to speak to, as of now.
     pub(crate) fn directory(&self) -> Arc<Directory> {
         self.directory.borrow().clone()

@@ -68,6 +68,13 @@ pub(crate) async fn create(
                 .retry_after_ms(1_000),
         )
     })?;
+    // What a tenant has sent is remembered by whoever leads: by another one it would be told that it sent nothing.
+    if principal.scope() != Scope::All && !node.leads() {
+        let detail = "another server leads since the content began to come, and does not know who sent it";
+        return Err(Refusal(
+            Problem::new(ErrorCode::Unavailable, detail).hint("send it again").retry_after_ms(200),
+        ));
+    }
     node.claims.sent(principal.scope(), digest);
     json(&BlobCreated { digest: digest.to_string(), size_bytes })
 }

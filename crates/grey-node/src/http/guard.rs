@@ -118,7 +118,7 @@ fn elsewhere<'a>(keeper: &'a Keeper, request: &Request) -> Option<&'a Forwarder>
         keeper.node.forwarder.as_ref().filter(|_| matches!(keeper.entrance, Entrance::Cluster))?;
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     let is_about_this_one = path.starts_with("/health/") || (path == "/v1/cluster" && query == "stale=true");
-    (!is_about_this_one && !keeper.node.role.borrow().leads).then_some(forwarder)
+    (!is_about_this_one && !keeper.node.leads()).then_some(forwarder)
 }
 
 /// Answers a request of somebody who may ask it.
