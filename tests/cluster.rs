@@ -13,6 +13,8 @@ mod lag;
 mod machine;
 #[path = "cluster/month.rs"]
 mod month;
+#[path = "cluster/moves.rs"]
+mod moves;
 #[path = "cluster/network.rs"]
 mod network;
 #[path = "cluster/quarantine.rs"]

@@ -15,6 +15,8 @@ mod flows;
 mod follow;
 #[path = "process/formats.rs"]
 mod formats;
+#[path = "process/held.rs"]
+mod held;
 #[path = "process/http.rs"]
 mod http;
 #[path = "process/metrics.rs"]

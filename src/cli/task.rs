@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grey_api::{
     CancelResponse, Client, ClientError, ErrorCode, FileStatus, TaskExplanation, TaskList, TaskResult,
@@ -134,6 +134,8 @@ pub async fn copy_stream(
 /// How often a stream that broke is taken up again without anything new having come, and how long is waited before.
 const TAKEN_UP_AGAIN: u32 = 20;
 const TAKE_UP_AFTER: Duration = Duration::from_millis(500);
+/// A question that was held for so long before it broke was in the hands of somebody who would have answered it.
+const HELD: Duration = Duration::from_secs(5);
 
 /// How far a stream of a task was printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -178,10 +180,8 @@ async fn copy_followed(
     let path = format!("/v1/tasks/{task}/logs?stream={stream}&follow=true&after={after}&offset={offset}");
     let mut body = match client.stream(&path).await {
         Ok(body) => body,
-        // Once it was followed, whoever leads next goes on with it.
-        Err(error) if *followed != Followed::default() && may_pass(&error) => {
-            return Ok(Copied::Broken(error));
-        }
+        // Whoever leads next goes on with it, also where the task has not begun.
+        Err(error) if may_pass(&error) => return Ok(Copied::Broken(error)),
         Err(error) => return Err(error.into()),
     };
     let Some(attempt) = body.attempt() else { return Ok(Copied::All) };
@@ -215,25 +215,30 @@ async fn copy_followed(
 pub async fn follow(client: &Client, task: &str, stream: &str, output: &Output) -> Result<u8, CliError> {
     let mut interrupts =
         signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
-    let (mut followed, mut in_vain) = (Followed::default(), 0);
+    let (mut followed, mut in_vain, mut in_touch) = (Followed::default(), 0, false);
     loop {
-        let before = followed;
+        let (before, asked) = (followed, Instant::now());
         let copied = async {
             let copied = copy_followed(client, (task, stream), &mut followed, output).await?;
+            let held = asked.elapsed();
             if matches!(copied, Copied::Broken(_)) {
                 tokio::time::sleep(TAKE_UP_AFTER).await;
             }
-            Ok::<Copied, CliError>(copied)
+            Ok::<(Copied, Duration), CliError>((copied, held))
         };
-        let copied = tokio::select! {
+        let (copied, held) = tokio::select! {
             copied = copied => copied?,
             _ = interrupts.recv() => return Ok(130),
         };
-        in_vain = if followed == before { in_vain + 1 } else { 0 };
+        let is_unreachable = matches!(copied, Copied::Broken(ClientError::Unreachable { .. }));
+        let was_held = held >= HELD && !is_unreachable;
+        in_vain = if followed == before && !was_held { in_vain + 1 } else { 0 };
         match copied {
             Copied::All => return Ok(0),
+            // Nobody has ever answered: waiting would not bring it about.
+            Copied::Broken(error) if is_unreachable && !in_touch => return Err(error.into()),
             Copied::Broken(error) if in_vain >= TAKEN_UP_AGAIN => return Err(error.into()),
-            Copied::More | Copied::Broken(_) => {}
+            Copied::More | Copied::Broken(_) => in_touch |= !is_unreachable,
         }
     }
 }

@@ -1,21 +1,23 @@
 //! Tenants and tokens on a real node: who sees and touches what.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::{Home, Ran, kill};
 
 /// A node on the loopback interface, with tenants `red` and `blue`, a job of each, and tokens.
-struct Site {
-    home: Home,
+pub(crate) struct Site {
+    pub(crate) home: Home,
     node: Child,
     url: String,
 }
 
 impl Site {
-    fn new() -> Site {
+    pub(crate) fn new() -> Site {
         let home = Home::new();
         let mut node = home
             .command(&["dev", "--listen", "127.0.0.1:0", "-o", "jsonl"])
@@ -35,7 +37,7 @@ impl Site {
         Site { home, node, url }
     }
 
-    fn token(&self, name: &str, role: &str, tenant: Option<&str>) -> String {
+    pub(crate) fn token(&self, name: &str, role: &str, tenant: Option<&str>) -> String {
         let mut arguments = vec!["token", "create", name, "--role", role];
         arguments.extend(tenant.into_iter().flat_map(|tenant| ["-t", tenant]));
         let ran = self.home.grey(&arguments);
@@ -43,14 +45,24 @@ impl Site {
         ran.text.trim().to_owned()
     }
 
+    /// Sends the beginning of a request as the bearer of a token, and leaves the connection open.
+    pub(crate) fn begun(&self, token: &str, request: &str, rest: &str) -> TcpStream {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let head = format!("{request} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
+        stream.write_all(format!("{head}{rest}").as_bytes()).unwrap();
+        stream
+    }
+
     /// Runs a command as the bearer of a token.
-    fn as_bearer(&self, token: &str, arguments: &[&str]) -> Ran {
+    pub(crate) fn as_bearer(&self, token: &str, arguments: &[&str]) -> Ran {
         let mut command = self.home.command(arguments);
         command.env("GREY_ADDR", &self.url).env("GREY_TOKEN", token).env_remove("GREY_DATA");
         Ran::of(command.output().unwrap())
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         kill(i32::try_from(self.node.id()).unwrap(), "INT");
         assert!(self.node.wait().unwrap().success());
     }

@@ -1,8 +1,10 @@
 //! A client over one connection: HTTP/1.1 on a unix socket, on the loopback interface, or over TLS.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::Seek;
+use std::os::unix::fs::FileExt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -426,15 +428,33 @@ impl Client {
         Body { attempt, incoming: response.into_body(), address: self.address().to_string() }
     }
 
-    /// Sends a file as it is, on a connection of its own.
+    /// Sends a file from where it stands, on a connection of its own, to where sending it twice does no harm.
     pub async fn post_file<T: DeserializeOwned>(
         &self,
         path: &str,
-        file: File,
+        mut file: File,
         length_bytes: u64,
     ) -> Result<T, ClientError> {
+        let offset = file.stream_position().map_err(|error| self.broken(error))?;
+        // How long the first attempt takes depends on the file alone; the deadline is over what comes after it.
+        let (file, mut attempts) = (Arc::new(file), None);
+        loop {
+            let body = FileBody { file: file.clone(), offset, left_bytes: length_bytes };
+            let error = match self.post_body(path, body).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let attempts = attempts.get_or_insert_with(|| self.retries.begin());
+            let Some(wait) = self.retries.wait(attempts, &error, Repeat::Always) else { return Err(error) };
+            if is_elsewhere_perhaps(&error) {
+                self.leave().await;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn post_body<T: DeserializeOwned>(&self, path: &str, body: FileBody) -> Result<T, ClientError> {
         let mut open = self.connect().await?;
-        let body = FileBody { file, left_bytes: length_bytes };
         let request = self.request(
             open.number,
             &Method::POST,
@@ -542,7 +562,9 @@ impl hyper::body::Body for PiecesBody {
 
 /// A file as a body, read piece by piece. Reading a local file does not wait for others, so it is read where it is sent.
 struct FileBody {
-    file: File,
+    /// Read at offsets, not where it stands: what is left of an earlier attempt may still read it too.
+    file: Arc<File>,
+    offset: u64,
     left_bytes: u64,
 }
 
@@ -560,10 +582,11 @@ impl hyper::body::Body for FileBody {
         }
         let mut piece = vec![0; length];
         // A file that became shorter breaks the request off: what was announced must be what is sent.
-        if let Err(error) = self.file.read_exact(&mut piece) {
+        if let Err(error) = self.file.read_exact_at(&mut piece, self.offset) {
             return Poll::Ready(Some(Err(error)));
         }
         self.left_bytes -= length as u64;
+        self.offset += length as u64;
         Poll::Ready(Some(Ok(Frame::data(piece.into()))))
     }
 

@@ -64,6 +64,8 @@ codes! {
     IdempotencyConflict = "idempotency_conflict", 409, "The idempotency key was used for another submission";
     /// What is asked for contradicts what the cluster is.
     Conflict = "conflict", 409, "The cluster is not such that this can be done";
+    /// The request paused for longer than one may.
+    RequestTimeout = "request_timeout", 408, "The request came too slowly";
     /// The request is larger than any may be.
     TooLarge = "too_large", 413, "The request is too large";
     /// The tenant has as many tasks or keys as it may.

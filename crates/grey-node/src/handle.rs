@@ -15,7 +15,7 @@ use grey_core::{
 use grey_health::{GateRefusal, Level, RefusalCode};
 use grey_replica::{Replica, ReplicaError};
 use grey_store::{StoreError, TreeFile};
-use tokio::sync::{Notify, Semaphore, broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 
 use crate::blobs::Blobs;
 use crate::claims::Claims;
@@ -23,11 +23,12 @@ use crate::control::{Message, Outcome, Role};
 use crate::cosign::Cosigners;
 use crate::directory::Directory;
 use crate::disk_room::DiskRoom;
-use crate::http::Forwarder;
+use crate::http::{Forwarder, Scope};
 use crate::identity::Signing;
 use crate::issuing::Issuing;
 use crate::items::ItemLists;
 use crate::metrics::Meters;
+use crate::places::{Bounds, Place, Places};
 use crate::plane::Streams;
 use crate::pressure::Pressure;
 use crate::rate::EndRate;
@@ -36,9 +37,13 @@ use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
 use crate::traces::Traces;
 
-/// Uploads that are written at once; more wait for a moment and are then refused.
-const UPLOADS_AT_ONCE: usize = 64;
-const UPLOAD_WAIT: Duration = Duration::from_secs(5);
+/// Uploads that are written at once; more wait for a moment and are then refused. They are no proposals, so the server's door does not
+/// see them.
+pub(crate) const UPLOADS: Bounds =
+    Bounds { what: "uploads", at_once: 64, of_a_tenant: 16, wait: Duration::from_secs(5) };
+/// Streams that stay open: events, logs that are followed, tasks one a line. What a stream costs while nothing happens is a look each second.
+pub(crate) const HELD: Bounds =
+    Bounds { what: "streams", at_once: 2_048, of_a_tenant: 256, wait: Duration::ZERO };
 /// How long history may lag behind the state before a read gives up.
 const HISTORY_WAIT: Duration = Duration::from_secs(30);
 
@@ -79,7 +84,9 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     pub(crate) shutdown: Notify,
     pub(crate) activity: Arc<Activity>,
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Places,
+    /// Places for streams that stay open.
+    pub(crate) held: Places,
     pub(crate) pressure: Arc<Pressure>,
     pub(crate) meters: Arc<Meters>,
     /// Where spans are told, if anywhere.
@@ -135,11 +142,6 @@ impl Drop for ActivityGuard {
     }
 }
 
-/// A semaphore for uploads. They are no proposals, so the server's door does not see them.
-pub(crate) fn upload_gate() -> Semaphore {
-    Semaphore::new(UPLOADS_AT_ONCE)
-}
-
 fn gone() -> Problem {
     Problem::new(ErrorCode::Unavailable, "the node is stopping")
         .hint("try again in a moment")
@@ -155,9 +157,9 @@ pub(crate) fn not_leading(error: &ReplicaError) -> Problem {
         }
         ReplicaError::Door(refused) => at_the_door(&refused.refusal),
         ReplicaError::Rejected(rejection) => rejected(rejection),
-        ReplicaError::NotLeader { .. } => {
-            Problem::new(ErrorCode::Unavailable, error.to_string()).retry_after_ms(200)
-        }
+        ReplicaError::NotLeader { .. } => Problem::new(ErrorCode::Unavailable, error.to_string())
+            .hint("try again in a moment; another server may answer")
+            .retry_after_ms(200),
         ReplicaError::Overloaded => {
             Problem::new(ErrorCode::Overloaded, error.to_string()).retry_after_ms(200)
         }
@@ -280,24 +282,20 @@ impl Node {
         self.disk.refusal().map_or(Ok(()), Err)
     }
 
-    /// A place among the uploads that are written.
-    pub(crate) async fn admit_upload(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+    /// A place among the uploads that are written, for somebody of a scope.
+    pub(crate) async fn admit_upload(&self, scope: Scope) -> Result<Place, Problem> {
         self.must_have_room()?;
-        match tokio::time::timeout(UPLOAD_WAIT, self.uploads.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(gone()),
-            Err(_) => {
-                Err(Problem::new(ErrorCode::Overloaded, format!("{UPLOADS_AT_ONCE} uploads are under way"))
-                    .limit(UPLOADS_AT_ONCE as u64)
-                    .usage(UPLOADS_AT_ONCE as u64)
-                    .retry_after_ms(1_000))
-            }
-        }
+        self.uploads.take(scope).await
     }
 
     /// The name of a tenant.
     pub(crate) fn tenant_name(&self, id: TenantId) -> String {
         self.directory.borrow().tenant_name(id)
+    }
+
+    /// Whether this server answers what only the leader can; the only one of a local cluster always does.
+    pub(crate) fn leads(&self) -> bool {
+        self.forwarder.is_none() || self.role.borrow().leads
     }
 
     /// Who may speak, and whom there is to speak to, as of now.

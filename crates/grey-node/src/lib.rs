@@ -26,6 +26,7 @@ mod level;
 mod local;
 mod metrics;
 mod peers;
+mod places;
 mod plane;
 mod pressure;
 mod prover;

@@ -28,12 +28,13 @@ use crate::engine::{Engine, EngineOptions, ask, end, own_version, start_engine};
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::{Gatherer, Inputs};
-use crate::handle::{Activity, Node, upload_gate};
+use crate::handle::{Activity, HELD, Node, UPLOADS};
 use crate::http;
 use crate::identity::{Identity, random, secret};
 use crate::items::ItemLists;
 use crate::level::raise;
 use crate::metrics::{self, MetricsListener};
+use crate::places::Places;
 use crate::retention::{Asker, CollectorWiring, Keeping, Retention, collector_thread};
 use crate::snapshot::SnapshotSource;
 use crate::threads::spawn;
@@ -252,7 +253,8 @@ async fn serve(
         data_dir: options.data_dir.clone(),
         shutdown: Notify::new(),
         activity: Arc::new(Activity::new()),
-        uploads: upload_gate(),
+        uploads: Places::new(UPLOADS),
+        held: Places::new(HELD),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
         traces: traces.clone(),

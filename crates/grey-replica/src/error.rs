@@ -22,13 +22,21 @@ pub enum NoSuccessor {
     Nobody,
 }
 
+/// Who leads, for people.
+fn led_by(leader: u64) -> String {
+    match leader {
+        0 => "who does is not known to it".to_owned(),
+        leader => format!("server {leader} does"),
+    }
+}
+
 /// Why a replica cannot go on, or would not take something.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
     /// Only the leader takes proposals and reads.
-    #[error("this server does not lead; the leader is {leader}, 0 when unknown")]
+    #[error("this server does not lead; {}", led_by(*leader))]
     NotLeader {
-        /// The leader's number.
+        /// The leader's number, 0 when unknown.
         leader: u64,
     },
     /// Too much is proposed and not yet committed.

@@ -37,7 +37,7 @@ use crate::engine::{Engine, EngineOptions, FOUNDER, end, own_version, start_engi
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::gather::Gatherer;
-use crate::handle::{Activity, Node, upload_gate};
+use crate::handle::{Activity, HELD, Node, UPLOADS};
 use crate::http;
 use crate::issuing::Issuing;
 use crate::items::ItemLists;
@@ -45,6 +45,7 @@ use crate::level::raise;
 use crate::local::{defaults, start_collector, wait_for_end};
 use crate::metrics;
 use crate::peers::Peers;
+use crate::places::Places;
 use crate::plane::{
     Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, Streams, dial_servers, listen,
 };
@@ -338,7 +339,8 @@ async fn serve(
         data_dir: config.data_dir.clone(),
         shutdown: Notify::new(),
         activity: Arc::new(Activity::new()),
-        uploads: upload_gate(),
+        uploads: Places::new(UPLOADS),
+        held: Places::new(HELD),
         pressure: engine.pressure.clone(),
         meters: engine.meters.clone(),
         traces: traces.clone(),

@@ -145,7 +145,9 @@ async fn work(
     let local = Arc::new(BlobStore::open(&directory.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
     let (say, said) = unbounded_channel();
-    let here = Here { worker: itself.clone(), tails: Arc::new(Tails::new(process.clone())) };
+    let tails = Arc::new(Tails::new(process.clone()));
+    tokio::spawn(Tails::sweep(Arc::downgrade(&tails)));
+    let here = Here { worker: itself.clone(), tails };
     let meters = Arc::new(Meters::new());
     let traces = match &config.traces {
         None => None,

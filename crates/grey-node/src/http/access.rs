@@ -19,6 +19,8 @@ pub(crate) enum Principal {
     Owner,
     /// The bearer of a token.
     Bearer {
+        /// Which token.
+        token: Digest,
         /// What people call the token.
         name: String,
         /// What it is for.
@@ -149,6 +151,7 @@ pub(crate) fn principal(
 
 fn bearer(row: &TokenRow, wall_ms: u64) -> Option<Principal> {
     (wall_ms < row.expires_wall_ms).then(|| Principal::Bearer {
+        token: row.id,
         name: row.name.clone(),
         role: role_of(row.role),
         tenant: row.tenant,
@@ -429,7 +432,7 @@ mod tests {
         // viewer, submitter, tenant-admin, operator, auditor, nobody, owner
         assert_eq!((of(OWN).as_str(), of(OTHER).as_str()), ("yyyyy.y", "...yy.y"));
         for (role, tenant) in [(Role::Viewer, None), (Role::Operator, Some(OWN))] {
-            let wrong = Principal::Bearer { name: String::new(), role, tenant };
+            let wrong = Principal::Bearer { token: token(9).id(), name: String::new(), role, tenant };
             assert_eq!(wrong.scope(), Scope::Nothing);
             assert!(behalf(&directory(), &wrong, None).is_err());
         }

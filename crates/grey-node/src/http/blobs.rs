@@ -1,17 +1,19 @@
 //! Content that tasks name by its digest.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use grey_api::{BlobCreated, BlobQuery, BlobsMissing, ErrorCode, Problem};
-use grey_blob::BlobError;
+use grey_blob::{BlobError, BlobStore};
 use grey_core::{JobId, limits};
 use grey_proof::Digest;
 
 use super::access::{Principal, Scope};
+use super::paced::{NEXT_PIECE, paced};
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::handle::Node;
 use crate::retention::Class;
@@ -26,7 +28,10 @@ fn refused(error: &BlobError) -> Refusal {
         BlobError::Full { .. } => ErrorCode::DiskFull,
         BlobError::Oversized { .. } => ErrorCode::TooLarge,
         // The only content that is received is the client's own.
-        BlobError::Io { action: "receive", .. } => ErrorCode::InvalidRequest,
+        BlobError::Io { action: "receive", source, .. } => match source.downcast_ref::<Problem>() {
+            Some(problem) => return Refusal(problem.clone()),
+            None => ErrorCode::InvalidRequest,
+        },
         _ => ErrorCode::Internal,
     };
     if code == ErrorCode::Internal {
@@ -35,16 +40,26 @@ fn refused(error: &BlobError) -> Refusal {
     Refusal(Problem::new(code, error.to_string()))
 }
 
+/// Keeps a body as it comes, and gives up one that pauses for longer.
+async fn received(
+    blobs: &BlobStore,
+    body: Body,
+    longest_pause: Duration,
+    until: SystemTime,
+) -> Result<(Digest, u64), Refusal> {
+    let kept = blobs.put_stream(paced(body, longest_pause), limits::OUTPUT_LIMIT_BYTES, until).await;
+    kept.map_err(|error| refused(&error))
+}
+
 /// `POST /v1/blobs`.
 pub(crate) async fn create(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let _place = node.admit_upload().await?;
-    let pieces = request.into_body().into_data_stream();
-    let kept = node.blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, node.keeping.promised_until()).await;
-    let (digest, size_bytes) = kept.map_err(|error| refused(&error))?;
+    let _place = node.admit_upload(principal.scope()).await?;
+    let until = node.keeping.promised_until();
+    let (digest, size_bytes) = received(&node.blobs, request.into_body(), NEXT_PIECE, until).await?;
     // Whoever is told that it is kept may lose any one server after that.
     node.depot.spread(&digest).await.map_err(|error| {
         Refusal(
@@ -53,6 +68,13 @@ pub(crate) async fn create(
                 .retry_after_ms(1_000),
         )
     })?;
+    // What a tenant has sent is remembered by whoever leads: by another one it would be told that it sent nothing.
+    if principal.scope() != Scope::All && !node.leads() {
+        let detail = "another server leads since the content began to come, and does not know who sent it";
+        return Err(Refusal(
+            Problem::new(ErrorCode::Unavailable, detail).hint("send it again").retry_after_ms(200),
+        ));
+    }
     node.claims.sent(principal.scope(), digest);
     json(&BlobCreated { digest: digest.to_string(), size_bytes })
 }
@@ -113,4 +135,24 @@ pub(crate) async fn check(
     };
     let problem = Problem::new(ErrorCode::InvalidRequest, detail).field(field);
     Err(Refusal(problem.hint("send it with POST /v1/blobs first")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream::{self, StreamExt};
+
+    #[tokio::test]
+    async fn content_that_pauses_is_refused_and_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(directory.path()).unwrap();
+        let stalled = stream::iter([Ok::<_, std::io::Error>("one")]).chain(stream::pending());
+        let pause = Duration::from_millis(50);
+        let refused = received(&blobs, Body::from_stream(stalled), pause, SystemTime::now()).await;
+        let Refusal(problem) = refused.err().unwrap();
+        assert_eq!((problem.code, problem.status), (ErrorCode::RequestTimeout, 408));
+        assert_eq!(std::fs::read_dir(directory.path().join("incoming")).unwrap().count(), 0);
+        let whole = received(&blobs, Body::from("one"), pause, SystemTime::now()).await;
+        assert_eq!(whole.ok().unwrap(), (Digest::of(b"one"), 3));
+    }
 }

@@ -18,7 +18,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::access::{self, Behalf, Principal};
+use super::paced::paced;
 use super::reply::{Refusal, typed};
+use super::session::Session;
 use super::submit::{Heading, Run, body_digest, given_key, lines, submit};
 use crate::handle::Node;
 
@@ -28,6 +30,8 @@ pub(crate) const PATH: &str = "/v1/tasks/stream";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest pause after a job.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// For how long its sender may pause: whoever makes the tasks may have to work for some.
+const LONGEST_SENDERS_PAUSE: Duration = Duration::from_secs(300);
 /// The most bytes of the lines of one job. What a job is made of follows from the lines alone, so that the same stream
 /// under the same key makes the same jobs.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -57,10 +61,9 @@ struct Batches<S> {
     next: Batch,
 }
 
-impl<S, E> Batches<S>
+impl<S> Batches<S>
 where
-    S: futures_util::Stream<Item = Result<Bytes, E>> + Unpin,
-    E: core::fmt::Display,
+    S: futures_util::Stream<Item = Result<Bytes, Problem>> + Unpin,
 {
     fn new(pieces: S) -> Batches<S> {
         let next = Batch::default();
@@ -106,12 +109,7 @@ where
                     self.begins = 0;
                     self.rest.extend_from_slice(&piece);
                 }
-                Some(Err(error)) => {
-                    return Err(Problem::new(
-                        ErrorCode::InvalidRequest,
-                        format!("the stream broke: {error}"),
-                    ));
-                }
+                Some(Err(problem)) => return Err(problem),
                 None => self.ended = true,
             }
         }
@@ -134,7 +132,7 @@ where
 /// For the fuzz targets: the batches of a stream that comes in pieces of so many bytes, or why it is refused.
 pub(crate) fn batches(text: &[u8], piece_bytes: usize) -> Result<Vec<Vec<u8>>, String> {
     use futures_util::FutureExt;
-    let pieces = text.chunks(piece_bytes.max(1)).map(|piece| Ok::<_, String>(Bytes::copy_from_slice(piece)));
+    let pieces = text.chunks(piece_bytes.max(1)).map(|piece| Ok(Bytes::copy_from_slice(piece)));
     let mut batches = Batches::new(futures_util::stream::iter(pieces));
     let (mut found, mut lines) = (Vec::new(), 0);
     // What is there already is never waited for.
@@ -153,6 +151,7 @@ pub(crate) fn batches(text: &[u8], piece_bytes: usize) -> Result<Vec<Vec<u8>>, S
 /// Submits the jobs of one stream, one after another.
 struct Submitter {
     node: Arc<Node>,
+    session: Session,
     behalf: Behalf,
     name: String,
     key: Option<String>,
@@ -195,6 +194,7 @@ impl Submitter {
     }
 
     async fn submit(&mut self, batch: &Batch) -> Result<StreamedJob, Problem> {
+        self.session.check()?;
         let before = self.end.lines;
         let (runs, listed) = lines(&batch.bytes).map_err(|refusal| moved(refusal.0, before))?;
         if let Some(run) = runs.iter().find(|run| is_linked(run)) {
@@ -264,9 +264,10 @@ pub(crate) async fn stream(
     let key = given_key(request.headers(), KEY_BYTES)?;
     let behalf = access::behalf(&node.directory(), &principal, query.get("tenant").map(String::as_str))?;
     let name = query.remove("name").unwrap_or_default();
+    let session = Session::open(&node, principal).await?;
     let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
-    let mut submitter = Submitter { node, behalf, name, key, end, pause: Duration::ZERO };
-    let mut batches = Batches::new(request.into_body().into_data_stream());
+    let mut submitter = Submitter { node, session, behalf, name, key, end, pause: Duration::ZERO };
+    let mut batches = Batches::new(paced(request.into_body(), LONGEST_SENDERS_PAUSE));
     // The first job's refusal is the request's: until then nothing was accepted.
     let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {
         Refusal(Problem::new(ErrorCode::InvalidRequest, "the stream has no tasks").hint("send one a line"))
@@ -310,7 +311,7 @@ mod tests {
     use grey_health::Level;
 
     async fn batches(pieces: Vec<Vec<u8>>) -> Result<Vec<(u64, usize, Vec<u8>)>, Problem> {
-        let pieces = pieces.into_iter().map(|piece| Ok::<Bytes, std::io::Error>(piece.into()));
+        let pieces = pieces.into_iter().map(|piece| Ok(piece.into()));
         let mut batches = Batches::new(futures_util::stream::iter(pieces));
         let mut found = Vec::new();
         while let Some(batch) = batches.next(0).await? {

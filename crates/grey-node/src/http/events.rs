@@ -14,6 +14,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::access::{Principal, Scope};
 use super::reply::{Refusal, value};
+use super::session::Session;
 use crate::control::event_message;
 use crate::handle::{ActivityGuard, Node};
 use crate::views;
@@ -61,7 +62,8 @@ fn live(
 pub(crate) async fn all(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
-) -> Response {
+) -> Result<Response, Refusal> {
+    let session = Session::open(&node, principal.clone()).await?;
     let events = of_scope(node.clone(), principal.scope(), node.events.subscribe());
     let open = node.activity.enter();
     let events = events.map(move |sent| {
@@ -69,7 +71,8 @@ pub(crate) async fn all(
         let _listening = &open;
         sent
     });
-    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    let events = events.take_until(session.over());
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 
 /// What a listener to all jobs of a scope has.
@@ -133,15 +136,17 @@ fn of_scope(
 /// nothing is missed.
 pub(crate) async fn of_job(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
     let id: JobId = value("id", &id)?;
+    let session = Session::open(&node, principal).await?;
     let receiver = node.events.subscribe();
     let status = views::job(&node, id).await?;
     let first = stream::once(std::future::ready(Ok::<_, Infallible>(event("job", None, &status))));
     if status.ended {
         return Ok(Sse::new(first).into_response());
     }
-    let events = first.chain(live(receiver, id, node.activity.enter()));
+    let events = first.chain(live(receiver, id, node.activity.enter())).take_until(session.over());
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }

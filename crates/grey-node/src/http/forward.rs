@@ -8,9 +8,12 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use grey_api::{Address, ErrorCode, Problem, Trust};
+use http_body_util::BodyExt;
 use hyper::client::conn::http1::SendRequest;
 use tokio::sync::watch;
 
+use super::blobs;
+use super::paced::NEXT_PIECE;
 use super::reply::Refusal;
 use crate::control::Role;
 use crate::directory::Directory;
@@ -39,6 +42,8 @@ const OF_THE_HOP: [HeaderName; 9] = [
 
 /// How long the one that led before may take to answer what it was asked, once another leads.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
+/// For how long content on its way to it may stand still then: its sender may pause for as long.
+const STANDS_STILL: Duration = NEXT_PIECE;
 
 /// The way to whoever leads.
 pub(crate) struct Forwarder {
@@ -73,16 +78,23 @@ impl Forwarder {
             Ok(leader) => leader,
             Err(problem) => return Refusal(problem).into_response(),
         };
-        let is_read = request.method().is_safe();
+        let is_content = request.uri().path() == blobs::PATH;
+        let may_be_repeated = is_content || request.method().is_safe();
+        let (request, moves) = if is_content { watched(request) } else { (request, None) };
+        let given_up = async {
+            another_leads(node.role.clone(), role.leader).await;
+            // Who led before keeps content like any other server, for as long as it is there.
+            if let Some(moves) = moves {
+                stands_still(moves, STANDS_STILL).await;
+            }
+        };
         let answered = tokio::select! {
             answered = self.send(&leader, request) => answered,
-            () = another_leads(node.role.clone(), role.leader) => {
-                Err(Failure::NotAnswered("another server leads now".to_owned()))
-            }
+            () = given_up => Err(Failure::NotAnswered("another server leads now".to_owned())),
         };
         match answered {
             Ok(response) => response,
-            Err(failure) => Refusal(failed(&leader, is_read, failure)).into_response(),
+            Err(failure) => Refusal(failed(&leader, may_be_repeated, failure)).into_response(),
         }
     }
 
@@ -158,6 +170,28 @@ async fn another_leads(mut role: watch::Receiver<Role>, before: u64) {
     tokio::time::sleep(ANSWERS_WITHIN).await;
 }
 
+/// A request of which can be seen whether its body moves.
+fn watched(request: Request) -> (Request, Option<watch::Receiver<()>>) {
+    let (moved, moves) = watch::channel(());
+    let request = request.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            moved.send_replace(());
+            frame
+        }))
+    });
+    (request, Some(moves))
+}
+
+/// Resolves when a body has not moved for so long: not on its way, and not answered after its end.
+async fn stands_still(mut moves: watch::Receiver<()>, longest: Duration) {
+    while let Ok(moved) = tokio::time::timeout(longest, moves.changed()).await {
+        if moved.is_err() {
+            // It was sent to its end.
+            return tokio::time::sleep(longest).await;
+        }
+    }
+}
+
 /// Where the leader is, for a request that was not passed on before.
 fn leader(role: Role, own: u64, directory: &Directory, headers: &HeaderMap) -> Result<Address, Problem> {
     let number = role.leader;
@@ -189,11 +223,12 @@ fn onward(leader: &Address, mut request: Request) -> Result<Request, String> {
     Ok(request)
 }
 
-/// What is said when the leader did not answer. Of a write that was sent nobody here knows whether it happened.
-fn failed(leader: &Address, is_read: bool, failure: Failure) -> Problem {
+/// What is said when the leader did not answer. Of a write that was sent nobody here knows whether it happened, which does not matter where
+/// it may be repeated.
+fn failed(leader: &Address, may_be_repeated: bool, failure: Failure) -> Problem {
     match failure {
         Failure::NotSent(reason) => unavailable(format!("the leader at {leader} cannot be reached: {reason}")),
-        Failure::NotAnswered(reason) if is_read => {
+        Failure::NotAnswered(reason) if may_be_repeated => {
             unavailable(format!("the connection to the leader at {leader} broke: {reason}"))
         }
         Failure::NotAnswered(reason) => Problem::new(
@@ -358,6 +393,31 @@ mod tests {
         let lost = forwarder.send(&address, post()).await.err().unwrap();
         assert!(matches!(lost, Failure::NotAnswered(_)));
         assert_eq!(served.await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn content_stands_still_when_nothing_of_it_moves_and_when_nobody_answers_after_its_end() {
+        let longest = Duration::from_secs(1);
+        let (piece, pieces) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
+        let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(pieces));
+        let (request, moves) = watched(Request::new(body));
+        let waiting = tokio::spawn(stands_still(moves.unwrap(), longest));
+        let mut read = request.into_body().into_data_stream();
+        // While it moves, it is waited for, for longer than it may stand still.
+        for _ in 0..8 {
+            piece.send(Ok("piece".into())).await.unwrap();
+            assert_eq!(futures_util::StreamExt::next(&mut read).await.unwrap().unwrap(), "piece");
+            tokio::time::sleep(longest / 7).await;
+        }
+        assert!(!waiting.is_finished());
+        let stood_since = std::time::Instant::now();
+        waiting.await.unwrap();
+        assert!(stood_since.elapsed() >= longest / 2);
+        let (request, moves) = watched(Request::new(Body::from("all")));
+        drop(request);
+        let sent_since = std::time::Instant::now();
+        stands_still(moves.unwrap(), longest).await;
+        assert!(sent_since.elapsed() >= longest);
     }
 
     #[tokio::test]

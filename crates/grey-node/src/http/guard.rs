@@ -118,7 +118,7 @@ fn elsewhere<'a>(keeper: &'a Keeper, request: &Request) -> Option<&'a Forwarder>
         keeper.node.forwarder.as_ref().filter(|_| matches!(keeper.entrance, Entrance::Cluster))?;
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     let is_about_this_one = path.starts_with("/health/") || (path == "/v1/cluster" && query == "stale=true");
-    (!is_about_this_one && !keeper.node.role.borrow().leads).then_some(forwarder)
+    (!is_about_this_one && !keeper.node.leads()).then_some(forwarder)
 }
 
 /// Answers a request of somebody who may ask it.
@@ -133,15 +133,37 @@ async fn answer_here(keeper: &Keeper, mut request: Request, next: Next) -> Respo
     match admitted {
         Ok((principal, endpoint)) => {
             let by = is_told(endpoint, request.method()).then(|| principal.clone());
+            let mut told = by.map(|by| Told { by, status: None });
             request.extensions_mut().insert(principal);
             let response = next.run(request).await;
-            if let Some(by) = by {
-                let (by, role, status) = (by.name(), by.role_name(), response.status().as_u16());
-                tracing::info!(by, role, status, "somebody changed the cluster, or tried to");
+            if let Some(told) = &mut told {
+                told.status = Some(response.status().as_u16());
             }
             response
         }
         Err(problem) => Refusal(problem).into_response(),
+    }
+}
+
+/// Has the log say who changed the cluster, or tried to. It is said when this is dropped: a change that was proposed happens also where
+/// nobody waits for its answer any more.
+struct Told {
+    by: Principal,
+    /// What was answered, if anything.
+    status: Option<u16>,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let (by, role) = (self.by.name(), self.by.role_name());
+        match self.status {
+            Some(status) => tracing::info!(by, role, status, "somebody changed the cluster, or tried to"),
+            None => tracing::info!(
+                by,
+                role,
+                "somebody changed the cluster, or tried to, and did not wait for the answer"
+            ),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -14,25 +14,34 @@ use grey_api::{ErrorCode, Problem};
 use grey_core::{AttemptId, TaskId};
 use grey_proof::Digest;
 
+use super::access::Principal;
 use super::jobs::Parameters;
 use super::reply::{Refusal, typed, value};
+use super::session::Session;
 use super::tasks::{epoch, serve};
 use crate::handle::Node;
 use crate::plane::{StreamId, Streams};
 use crate::retention::Class;
 use crate::views;
 
-/// How often a stream that is followed is looked at, and how often a task that has not begun.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// When a stream that is followed is looked at again where nothing came, or a task that has not begun; the longer nothing happens, the later.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+const LATEST_LOOK: Duration = Duration::from_secs(1);
 /// How much of a stream is read at once, in bytes.
 const PIECE_BYTES: usize = 64 * 1024;
 /// Which attempt a stream is of.
 const ATTEMPT_HEADER: HeaderName = HeaderName::from_static("grey-attempt");
 const MEDIA_TYPE: &str = "application/octet-stream";
 
+/// How long to wait after having waited for so long in vain.
+fn later(wait: Duration) -> Duration {
+    wait.saturating_mul(2).min(LATEST_LOOK)
+}
+
 /// `GET /v1/tasks/{id}/logs`.
 pub(crate) async fn logs(
     State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
     Query(query): Query<Parameters>,
 ) -> Result<Response, Refusal> {
@@ -55,7 +64,7 @@ pub(crate) async fn logs(
         if wanted.is_none()
             && let Some((attempt, source)) = running(&node, id, stream).await?
         {
-            return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, false))));
+            return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, None))));
         }
         return kept(&node, id, wanted, stream, offset).await;
     }
@@ -66,7 +75,10 @@ pub(crate) async fn logs(
         return Err(Refusal(problem));
     }
     let _open = node.activity.enter();
+    let mut session = Session::open(&node, principal).await?;
+    let (mut wait, mut seen) = (FIRST_LOOK, 0);
     loop {
+        session.check()?;
         let facts = views::facts(&node, id).await?;
         let status = views::task_status(&node, &facts, &mut views::LastReport::default())?;
         let ended = status.ended();
@@ -74,7 +86,7 @@ pub(crate) async fn logs(
             if let Some((attempt, source)) = running(&node, id, stream).await?
                 && attempt == status.attempt
             {
-                return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, true))));
+                return Ok(of(attempt, typed(MEDIA_TYPE, pieces(&node, source, offset, Some(session)))));
             }
             let has_result = status.result.as_ref().is_some_and(|result| result.attempt == status.attempt);
             if ended || has_result {
@@ -84,7 +96,12 @@ pub(crate) async fn logs(
         if ended {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        node.wait_ended(facts.job, Some(id), LOOK_EVERY).await;
+        if status.attempt != core::mem::replace(&mut seen, status.attempt) {
+            // What was given to a worker begins soon.
+            wait = FIRST_LOOK;
+        }
+        node.wait_ended(facts.job, Some(id), wait).await;
+        wait = later(wait);
     }
 }
 
@@ -157,34 +174,39 @@ async fn kept(
     Ok(of(attempt.found.epoch, serve(node, &facts, Class::Logs, content, offset).await?))
 }
 
-/// What a stream has brought from `offset` on; with `follow` also what it brings until its end.
-fn pieces(node: &Arc<Node>, source: Source, offset: u64, follow: bool) -> Body {
+/// What a stream has brought from `offset` on; for whoever follows it also what it brings until its end.
+fn pieces(node: &Arc<Node>, source: Source, offset: u64, session: Option<Session>) -> Body {
     // While somebody reads, the node is not idle.
     let open = node.activity.enter();
-    let begin = (source, offset, false, open);
-    Body::from_stream(stream::unfold(begin, move |(source, mut offset, ended, open)| async move {
+    let begin = (source, offset, false, (session, open));
+    Body::from_stream(stream::unfold(begin, move |(source, mut offset, ended, mut held)| async move {
         if ended {
             return None;
         }
+        let mut wait = FIRST_LOOK;
         loop {
+            if let Some(Err(problem)) = held.0.as_mut().map(Session::check) {
+                return Some((Err(std::io::Error::other(problem)), (source, offset, true, held)));
+            }
             let gone = || std::io::Error::other("the worker does not answer any more");
             let (piece, is_end) = match source.read(offset).await.and_then(|read| read.ok_or_else(gone)) {
                 Ok(read) => read,
                 Err(error) => {
                     // Whoever follows asks again, for the attempt that comes next or for what was kept of this one.
                     tracing::warn!(%error, "a stream cannot be followed");
-                    return Some((Err(error), (source, offset, true, open)));
+                    return Some((Err(error), (source, offset, true, held)));
                 }
             };
             if piece.is_empty() {
-                if is_end || !follow {
+                if is_end || held.0.is_none() {
                     return None;
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(wait).await;
+                wait = later(wait);
                 continue;
             }
             offset += piece.len() as u64;
-            return Some((Ok(piece), (source, offset, is_end, open)));
+            return Some((Ok(piece), (source, offset, is_end, held)));
         }
     }))
 }

@@ -238,9 +238,18 @@ mod tests {
     #[test]
     fn a_tenant_s_admin_makes_tokens_of_the_tenant_and_no_others() {
         let directory = directory();
-        let admin =
-            Principal::Bearer { name: "t".to_owned(), role: Role::TenantAdmin, tenant: Some(TenantId(2)) };
-        let operator = Principal::Bearer { name: "o".to_owned(), role: Role::Operator, tenant: None };
+        let admin = Principal::Bearer {
+            token: Digest([9; 32]),
+            name: "t".to_owned(),
+            role: Role::TenantAdmin,
+            tenant: Some(TenantId(2)),
+        };
+        let operator = Principal::Bearer {
+            token: Digest([9; 32]),
+            name: "o".to_owned(),
+            role: Role::Operator,
+            tenant: None,
+        };
         for (principal, role, named, expected) in [
             (&admin, Role::Submitter, None, Ok(Some(TenantId(2)))),
             (&admin, Role::TenantAdmin, Some("own"), Ok(Some(TenantId(2)))),
@@ -271,8 +280,12 @@ mod tests {
             created_wall_ms: 0,
             created_by: String::new(),
         };
-        let admin =
-            Principal::Bearer { name: String::new(), role: Role::TenantAdmin, tenant: Some(TenantId(2)) };
+        let admin = Principal::Bearer {
+            token: Digest([9; 32]),
+            name: String::new(),
+            role: Role::TenantAdmin,
+            tenant: Some(TenantId(2)),
+        };
         for (tenant, its) in [(Some(TenantId(2)), true), (Some(TenantId(3)), false), (None, false)] {
             assert_eq!(is_its(&admin, &row(tenant)), its);
             assert!(is_its(&Principal::Owner, &row(tenant)));

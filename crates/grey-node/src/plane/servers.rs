@@ -57,6 +57,17 @@ fn pieces(stream: Streaming<BlobPiece>) -> Content {
     stream.boxed()
 }
 
+/// Whether a status is about the connection: that it broke, which the transport says with a cause of its own or as unknown, or that whoever
+/// showed a certificate on it is not taken, which another certificate may change. All else the server said over it, and will again.
+fn is_of_the_connection(status: &tonic::Status) -> bool {
+    let is_broken = core::error::Error::source(status).is_some();
+    is_broken
+        || matches!(
+            status.code(),
+            tonic::Code::Unknown | tonic::Code::Unauthenticated | tonic::Code::PermissionDenied
+        )
+}
+
 impl Servers {
     pub(crate) fn new(dialler: Dialler, places: watch::Receiver<Vec<ServerPlace>>) -> Servers {
         Servers { dialler, places, connected: Mutex::new(Vec::new()) }
@@ -93,6 +104,13 @@ impl Servers {
         self.locked().retain(|(other, _)| *other != number);
     }
 
+    /// Lets go of a connection where what was said is about it, and not about the question.
+    fn refused(&self, number: u64, status: &tonic::Status) {
+        if is_of_the_connection(status) {
+            self.failed(number);
+        }
+    }
+
     async fn answered<T>(
         &self,
         place: &ServerPlace,
@@ -101,7 +119,7 @@ impl Servers {
         match tokio::time::timeout(ANSWER_WITHIN, asked).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => {
-                self.failed(place.number);
+                self.refused(place.number, &status);
                 Err(io::Error::other(status.message().to_owned()))
             }
             Err(_) => {
@@ -151,9 +169,7 @@ impl Servers {
         let stream = match asked {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => {
-                if status.code() != tonic::Code::NotFound {
-                    self.failed(place.number);
-                }
+                self.refused(place.number, &status);
                 return Err(io::Error::other(status.message().to_owned()));
             }
             Err(_) => {
@@ -219,7 +235,7 @@ impl Servers {
         match client.store_blob(stream).await {
             Ok(answer) => Ok(answer.into_inner().servers),
             Err(status) => {
-                self.failed(place.number);
+                self.refused(place.number, &status);
                 Err(io::Error::other(status.message().to_owned()))
             }
         }
@@ -257,7 +273,7 @@ impl Servers {
             let answer = match tokio::time::timeout(ANSWER_WITHIN, client.gather(request)).await {
                 Ok(Ok(answer)) => answer.into_inner(),
                 Ok(Err(status)) => {
-                    self.failed(place.number);
+                    self.refused(place.number, &status);
                     last = status.message().to_owned();
                     continue;
                 }
@@ -296,4 +312,43 @@ pub(super) fn pieces_of(mut piece: Bytes) -> Vec<BlobPiece> {
         pieces.push(BlobPiece { digest: Bytes::new(), data, replicate: false });
     }
     pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[test]
+    fn a_connection_is_let_go_of_when_it_broke_or_its_certificate_is_not_taken_and_not_for_a_refusal() {
+        let reset = || Box::new(io::Error::from(io::ErrorKind::ConnectionReset));
+        for (status, ends) in [
+            (Status::from_error(reset()), true),
+            (Status::unknown("Service was not ready: broken pipe"), true),
+            (Status::unauthenticated("the node does not belong to this cluster (any more)"), true),
+            (Status::permission_denied("the node is blocked"), true),
+            (Status::unavailable("not that much of the log yet"), false),
+            (Status::failed_precondition("server 2 leads, as far as this one knows"), false),
+            (Status::unimplemented(""), false),
+            (Status::not_found("blob"), false),
+            (Status::invalid_argument("a digest"), false),
+        ] {
+            assert_eq!(is_of_the_connection(&status), ends, "{status:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_on_a_connection_that_broke_is_told_from_a_refusal() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // It takes the connection, and closes it once something was asked.
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 1];
+            drop(tokio::io::AsyncReadExt::read(&mut stream, &mut asked).await);
+        });
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+        let status = NodePlaneClient::new(channel).servers(ServersRequest {}).await.unwrap_err();
+        assert!(is_of_the_connection(&status), "{status:?}");
+    }
 }
