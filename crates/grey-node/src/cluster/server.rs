@@ -305,14 +305,9 @@ async fn serve(
                 reason: error.to_string(),
             }
         })?);
-    let traces = match &config.traces {
-        None => None,
-        Some(traces) => {
-            let node = joining.key.verifying_key().id();
-            let teller = Teller { cluster, node, name: Some(&config.name), role: "server" };
-            Some(Traces::start(traces, &teller, engine.meters.clone())?)
-        }
-    };
+    let itself = joining.key.verifying_key().id();
+    let teller = Teller { cluster, node: itself, name: Some(&config.name), role: "server" };
+    let traces = Traces::start(config.traces.as_ref(), &teller, engine.meters.clone())?;
     let node = Arc::new(Node {
         control: engine.control.clone(),
         snapshots,
