@@ -260,6 +260,17 @@ impl Papers {
         sync_directory(directory)
     }
 
+    /// Nothing may follow any more, durably.
+    pub(crate) fn drop_next_authority(directory: &Path) -> Result<(), NodeError> {
+        let path = directory.join(NEXT_AUTHORITY_FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(NodeError::io("remove", path.display())(error))
+            }
+            _ => sync_directory(directory),
+        }
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
