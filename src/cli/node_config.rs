@@ -54,13 +54,16 @@ pub struct TracesArguments {
 }
 
 /// What a variable of the environment says that every program with OpenTelemetry knows, of traces or of everything. It counts for nothing where
-/// another protocol than gRPC is wanted: what listens there would not understand.
+/// spans are not wanted, or in another way than by OTLP over gRPC: what listens there would not understand.
 fn standard(variable: &str, environment: &impl Fn(&str) -> Option<String>) -> Option<String> {
     let of = |name: &str| {
         let said = |prefix: &str| environment(&format!("{prefix}_{name}")).filter(|said| !said.is_empty());
         said("OTEL_EXPORTER_OTLP_TRACES").or_else(|| said("OTEL_EXPORTER_OTLP"))
     };
-    if of("PROTOCOL").is_some_and(|protocol| protocol != "grpc") {
+    let is_off = environment("OTEL_SDK_DISABLED").is_some_and(|said| said.eq_ignore_ascii_case("true"));
+    let exporters = environment("OTEL_TRACES_EXPORTER").filter(|said| !said.is_empty());
+    let is_other = exporters.is_some_and(|said| said.split(',').all(|exporter| exporter.trim() != "otlp"));
+    if is_off || is_other || of("PROTOCOL").is_some_and(|protocol| protocol != "grpc") {
         return None;
     }
     of(variable)
@@ -77,17 +80,19 @@ impl TracesArguments {
         const CA_FILE: [&str; 2] = ["traces", "ca_file"];
         if let Some(endpoint) = &self.traces_endpoint {
             configuration.set(&ENDPOINT, endpoint.as_str());
-        } else if !configuration.has(&ENDPOINT)
-            && let Some(endpoint) = standard("ENDPOINT", &environment)
-        {
-            configuration.set(&ENDPOINT, endpoint);
         }
         if let Some(path) = &self.traces_ca_file {
             configuration.set(&CA_FILE, absolute(path)?);
-        } else if !configuration.has(&CA_FILE)
-            && let Some(path) = standard("CERTIFICATE", &environment)
-        {
-            configuration.set(&CA_FILE, absolute(Path::new(&path))?);
+        }
+        let shared_ca_file = standard("CERTIFICATE", &environment);
+        if configuration.has(&ENDPOINT) {
+            if !configuration.has(&CA_FILE)
+                && let Some(path) = shared_ca_file
+            {
+                configuration.set(&CA_FILE, absolute(Path::new(&path))?);
+            }
+        } else if let Some(endpoint) = standard("ENDPOINT", &environment) {
+            configuration.share_collector(endpoint, shared_ca_file.map(PathBuf::from));
         }
         if let Some(ratio) = self.traces_ratio {
             configuration.set(&["traces", "ratio"], ratio);
@@ -365,6 +370,15 @@ mod tests {
             (None, None, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], None),
             (None, None, &[all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")], None),
             (None, None, &[all, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")], Some("http://all:1")),
+            (None, None, &[all, ("OTEL_SDK_DISABLED", "True")], None),
+            (None, None, &[all, ("OTEL_SDK_DISABLED", "false")], Some("http://all:1")),
+            (None, None, &[all, ("OTEL_TRACES_EXPORTER", "none")], None),
+            (None, None, &[all, ("OTEL_TRACES_EXPORTER", "console")], None),
+            (None, None, &[all, ("OTEL_TRACES_EXPORTER", "console, otlp")], Some("http://all:1")),
+            (Some("http://flag:1"), None, &[all, ("OTEL_SDK_DISABLED", "true")], Some("http://flag:1")),
+            // Nobody chose it for Grey: what is wrong with it is told by the node, which starts all the same.
+            (None, None, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://all:1")], Some("https://all:1")),
+            (None, None, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "all:1")], Some("all:1")),
         ] {
             assert_eq!(
                 told(flag, file, environment).as_deref(),

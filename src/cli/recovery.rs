@@ -114,7 +114,10 @@ async fn fetch(target: &Target, output: &Output, file: &Path) -> Result<(), CliE
         drop(std::fs::remove_file(&unfinished));
         return Err(error);
     }
-    std::fs::rename(&unfinished, file).map_err(failed)
+    // A copy that a power cut takes the name of is none.
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let renamed = std::fs::rename(&unfinished, file).and_then(|()| File::open(folder)?.sync_all());
+    renamed.map_err(failed)
 }
 
 /// Takes a snapshot, or looks one through.

@@ -233,3 +233,39 @@ fn a_cluster_that_is_restored_has_an_issuing_key_of_its_own_and_proves_what_came
     prove(&house, "t1", "first.json");
     prove(&house, "t2", "second.json");
 }
+
+#[test]
+fn a_certificate_that_the_disk_does_not_take_is_used_all_the_same_and_asked_for_once() {
+    let house = House::founded(1);
+    std::fs::rename(house.path("s1").join("root.key"), house.path("root.key")).unwrap();
+    std::fs::write(house.path("root.json"), house.grey(&["cluster", "root"]).stdout).unwrap();
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    let vouching = |file: &str| -> Value {
+        let proof: Value = serde_json::from_slice(&std::fs::read(house.path(file)).unwrap()).unwrap();
+        proof["log"]["servers"].clone()
+    };
+    run(&house, "before");
+    prove(&house, "t1", "before.json");
+    let first = issuer(&house, "s1");
+    let said = |what: &[&str]| {
+        let log = house.said("s1");
+        log.lines().filter(|line| what.iter().all(|what| line.contains(what))).count()
+    };
+    // When: the server is to have another certificate, and cannot write it.
+    std::fs::create_dir(house.path("s1").join("tls.chain.new")).unwrap();
+    rekeyed(&house, 2);
+    wait_until("it has tried to keep it twice", || said(&["in use and not on the disk"]) >= 2);
+    // Then: it is in use.
+    assert_eq!(issuer(&house, "s1"), first);
+    run(&house, "after");
+    prove(&house, "t2", "after.json");
+    assert_ne!(vouching("after.json"), vouching("before.json"));
+    // Then: the cluster was asked for it once, however often it was tried to keep it.
+    let asked = || said(&["a node is let in", "name=\"s1\"", "renews=true"]);
+    assert_eq!(asked(), 1, "{}", house.said("s1"));
+    // When: the server can write. Then: that is kept which it has.
+    std::fs::remove_dir(house.path("s1").join("tls.chain.new")).unwrap();
+    wait_for_next(&house, &["s1"], &first);
+    assert_eq!(asked(), 1, "{}", house.said("s1"));
+}

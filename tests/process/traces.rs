@@ -189,3 +189,16 @@ fn a_wrong_collector_is_refused_and_none_is_asked_for_with_none() {
     drop(telling.end());
     assert!(collector.told().is_empty());
 }
+
+#[test]
+fn what_every_program_is_told_of_a_collector_keeps_no_node_from_starting() {
+    for endpoint in ["https://127.0.0.1:4317", "collector:4317"] {
+        let telling = Telling::start(|command| {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+        });
+        assert_eq!(telling.home.grey(&["run", "--", "true"]).status, 0);
+        let (_, said) = telling.end();
+        assert_eq!(said.matches("spans are told to nobody").count(), 1, "{said}");
+        assert!(said.contains(endpoint) && said.contains("OTEL_EXPORTER_OTLP_ENDPOINT"), "{said}");
+    }
+}

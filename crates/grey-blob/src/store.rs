@@ -61,6 +61,11 @@ impl BlobStore {
             .mode(0o700)
             .create(directory)
             .map_err(BlobError::failed("create", &shown))?;
+        // What is durable in a directory is so only where the directory is.
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            let synced = File::open(parent).and_then(|parent| parent.sync_all());
+            synced.map_err(BlobError::failed("create", &shown))?;
+        }
         match std::fs::remove_dir_all(directory.join(INCOMING)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(BlobError::failed("clear", &shown)(error));

@@ -77,6 +77,7 @@ struct Handle {
 /// An attempt that waits for a thread.
 struct Queued {
     execution: Execution,
+    wishes: Arc<Wishes>,
     /// Where it runs already.
     found: Option<Found>,
 }
@@ -172,11 +173,7 @@ impl Drop for ProcessExecutor {
                     |handle: &Handle| handle.wishes.stop(StopReason::Infrastructure, &self.shared.keeper);
                 state.running.values().for_each(stop);
             }
-            let queued = std::mem::take(&mut state.queue);
-            queued.iter().for_each(|queued| {
-                state.accepted.remove(&queued.execution.attempt);
-            });
-            queued
+            state.take_all_queued()
         };
         self.shared.queued.notify_all();
         if self.shared.keeper.outlives() {
@@ -214,18 +211,18 @@ impl Executor for ProcessExecutor {
         }
         if state.take_queued(attempt) {
             drop(state);
-            self.shared.refuse(attempt, stopped(reason));
+            return self.shared.refuse(attempt, stopped(reason));
+        }
+        // What runs already is stopped where it runs; its end is told once a thread has it.
+        if let Some(wishes) = state.wishes(attempt) {
+            wishes.stop(reason, &self.shared.keeper);
         }
     }
 
     fn change_timeout(&self, attempt: AttemptId, timeout_ms: u64) {
-        let mut state = self.shared.state();
-        if let Some(handle) = state.running.get(&attempt) {
-            return handle.wishes.change_timeout(timeout_ms, &self.shared.keeper);
-        }
-        let queued = state.queue.iter_mut().find(|queued| queued.execution.attempt == attempt);
-        if let Some(Queued { execution, .. }) = queued {
-            Arc::make_mut(&mut execution.spec).timeout_ms = timeout_ms;
+        let state = self.shared.state();
+        if let Some(wishes) = state.wishes(attempt) {
+            wishes.change_timeout(timeout_ms, &self.shared.keeper);
         }
     }
 
@@ -261,15 +258,31 @@ impl Executor for ProcessExecutor {
 }
 
 impl State {
+    /// What is wished of an attempt that runs or waits for a thread.
+    fn wishes(&self, attempt: AttemptId) -> Option<&Arc<Wishes>> {
+        let queued = || self.queue.iter().find(|queued| queued.execution.attempt == attempt);
+        let running = self.running.get(&attempt).map(|handle| &handle.wishes);
+        running.or_else(|| queued().map(|queued| &queued.wishes))
+    }
+
+    /// Takes an attempt out of the queue that runs nowhere yet.
     fn take_queued(&mut self, attempt: AttemptId) -> bool {
-        // What runs already is no attempt without a thread.
-        let waits = |queued: &Queued| queued.execution.attempt == attempt && queued.found.is_none();
-        let position = self.queue.iter().position(waits);
+        let is_it = |queued: &Queued| queued.execution.attempt == attempt && queued.found.is_none();
+        let position = self.queue.iter().position(is_it);
         if let Some(position) = position {
             self.queue.remove(position);
             self.accepted.remove(&attempt);
         }
         position.is_some()
+    }
+
+    /// Takes everything out of the queue.
+    fn take_all_queued(&mut self) -> VecDeque<Queued> {
+        let queued = std::mem::take(&mut self.queue);
+        queued.iter().for_each(|queued| {
+            self.accepted.remove(&queued.execution.attempt);
+        });
+        queued
     }
 }
 
@@ -298,7 +311,12 @@ impl Shared {
                 return self
                     .refuse(attempt, (Outcome::Infrastructure, "the attempt is not held, or held already"));
             }
-            state.queue.push_back(Queued { execution, found });
+            // What a shim holds is told at once what is wished of it.
+            let wishes = Arc::new(match &found {
+                None => Wishes::before(attempt, execution.spec.timeout_ms),
+                Some(found) => Wishes::during(attempt, found.clock.timeout_ms),
+            });
+            state.queue.push_back(Queued { execution, wishes, found });
             if state.idle >= state.queue.len() {
                 drop(state);
                 return self.queued.notify_one();
@@ -308,7 +326,7 @@ impl Shared {
             needs_thread
         };
         if needs_thread && let Err(error) = self.clone().spawn() {
-            self.without_thread(attempt, &error);
+            self.without_thread(&error);
         }
     }
 
@@ -328,14 +346,20 @@ impl Shared {
             .map(|_| ())
     }
 
-    /// Without a thread of its own an attempt waits for another's; without any, it cannot run.
-    fn without_thread(&self, attempt: AttemptId, error: &std::io::Error) {
+    /// Without a thread of its own an attempt waits for another's. Without any, nothing that waits can run, or go on.
+    fn without_thread(&self, error: &std::io::Error) {
         let stranded = {
             let mut state = self.state();
             state.threads = state.threads.saturating_sub(1);
-            state.threads == 0 && state.take_queued(attempt)
+            if state.threads > 0 { VecDeque::new() } else { state.take_all_queued() }
         };
-        if stranded {
+        for Queued { execution, found, .. } in stranded {
+            let attempt = execution.attempt;
+            if let Some(found) = found {
+                // Nobody would take what it writes.
+                self.keeper.release(attempt);
+                found.mailbox.wait_for_guard(PATIENCE);
+            }
             self.refuse(attempt, (Outcome::Infrastructure, &format!("no thread can be started: {error}")));
         }
     }
@@ -362,20 +386,15 @@ impl Shared {
     fn work_off(&self) {
         loop {
             let brought: [Arc<Brought>; 2] = Default::default();
-            let (queued, wishes) = {
+            let queued = {
                 let Some(mut state) = self.wait_for_work() else { return };
                 let Some(queued) = state.queue.pop_front() else { continue };
-                let attempt = queued.execution.attempt;
-                let wishes = Arc::new(match &queued.found {
-                    None => Wishes::before(attempt, queued.execution.spec.timeout_ms),
-                    Some(found) => Wishes::during(attempt, found.clock.timeout_ms),
-                });
-                let handle = Handle { wishes: wishes.clone(), brought: brought.clone() };
-                state.running.insert(attempt, handle);
-                (queued, wishes)
+                let handle = Handle { wishes: queued.wishes.clone(), brought: brought.clone() };
+                state.running.insert(queued.execution.attempt, handle);
+                queued
             };
             let attempt = queued.execution.attempt;
-            let executed = self.run(queued, &wishes, &brought);
+            let executed = self.run(queued, &brought);
             // Also of an attempt that never ran, nothing more will come.
             brought.iter().for_each(|stream| stream.end());
             {
@@ -393,14 +412,14 @@ impl Shared {
     }
 
     /// Runs an attempt or goes on with it; `None` when it is left to the next worker.
-    fn run(&self, queued: Queued, wishes: &Wishes, brought: &[Arc<Brought>; 2]) -> Option<Executed> {
+    fn run(&self, queued: Queued, brought: &[Arc<Brought>; 2]) -> Option<Executed> {
         let ground = Ground { work: &self.work, keeper: &self.keeper, fence: self.fence };
-        let Queued { execution, found } = queued;
+        let Queued { execution, wishes, found } = queued;
         let attempt = execution.attempt;
         let started = || (self.sink)(ExecutorEvent::Started(attempt));
         let run = AssertUnwindSafe(|| match found {
-            None => attempt::run(&ground, &execution, wishes, brought, &started),
-            Some(found) => attempt::resume(&ground, &execution, found, wishes, brought, &started),
+            None => attempt::run(&ground, &execution, &wishes, brought, &started),
+            Some(found) => attempt::resume(&ground, &execution, found, &wishes, brought, &started),
         });
         // An attempt that panics still gets its one answer.
         catch_unwind(run).unwrap_or_else(|_| {

@@ -246,7 +246,11 @@ impl NodeKind {
 
 /// What a file says, with what was said elsewhere in its place.
 #[derive(Debug, Clone, Default)]
-pub struct Configuration(Table);
+pub struct Configuration {
+    table: Table,
+    /// The collector that every program of this machine is told of, and the file with its certificates.
+    shared_collector: Option<(String, Option<PathBuf>)>,
+}
 
 impl Configuration {
     /// What a file says. Whether that makes sense is seen later.
@@ -262,7 +266,7 @@ impl Configuration {
     /// Puts a value at a path of keys, in place of what the file says.
     pub fn set(&mut self, path: &[&str], value: impl Into<Value>) {
         let Some((last, tables)) = path.split_last() else { return };
-        let mut table = &mut self.0;
+        let mut table = &mut self.table;
         for name in tables {
             let entry = table.entry((*name).to_owned()).or_insert_with(|| Value::Table(Table::new()));
             if !entry.is_table() {
@@ -277,7 +281,7 @@ impl Configuration {
     /// Takes away what the file says at a path of keys.
     pub fn unset(&mut self, path: &[&str]) {
         let Some((last, tables)) = path.split_last() else { return };
-        let mut table = &mut self.0;
+        let mut table = &mut self.table;
         for name in tables {
             let Some(Value::Table(inner)) = table.get_mut(*name) else { return };
             table = inner;
@@ -285,10 +289,16 @@ impl Configuration {
         table.remove(*last);
     }
 
+    /// A collector that was told to every program of this machine, and the file with its certificates; for where nothing is said to this node.
+    /// Nobody chose it for Grey, so it is used where it can be and does not keep a node from starting.
+    pub fn share_collector(&mut self, endpoint: String, ca_file: Option<PathBuf>) {
+        self.shared_collector = Some((endpoint, ca_file));
+    }
+
     /// Whether anything stands at a path of keys, right or wrong.
     pub fn has(&self, path: &[&str]) -> bool {
         let Some((first, rest)) = path.split_first() else { return false };
-        let mut value = self.0.get(*first);
+        let mut value = self.table.get(*first);
         for name in rest {
             value = value.and_then(|value| value.as_table()).and_then(|table| table.get(*name));
         }
@@ -301,8 +311,8 @@ impl Configuration {
     /// Everything that is wrong with it.
     pub fn traces(&self) -> Result<Option<TracesConfig>, ConfigError> {
         let problems = Problems::default();
-        let mut root = Section::root(&self.0, &problems);
-        let traces = traces::traces(root.section("traces"));
+        let mut root = Section::root(&self.table, &problems);
+        let traces = traces::traces(root.section("traces"), self.shared_collector.as_ref());
         finished(Some(traces), problems)
     }
 
@@ -312,9 +322,9 @@ impl Configuration {
     /// Everything that is wrong with it.
     pub fn server(&self) -> Result<ServerConfig, ConfigError> {
         let problems = Problems::default();
-        let mut root = Section::root(&self.0, &problems);
+        let mut root = Section::root(&self.table, &problems);
         let log = log(&mut root);
-        let traces = traces::traces(root.section("traces"));
+        let traces = traces::traces(root.section("traces"), self.shared_collector.as_ref());
         let config = server(root.section("server"), log, traces);
         root.section("worker");
         root.end();
@@ -327,9 +337,9 @@ impl Configuration {
     /// Everything that is wrong with it.
     pub fn worker(&self) -> Result<WorkerConfig, ConfigError> {
         let problems = Problems::default();
-        let mut root = Section::root(&self.0, &problems);
+        let mut root = Section::root(&self.table, &problems);
         let log = log(&mut root);
-        let traces = traces::traces(root.section("traces"));
+        let traces = traces::traces(root.section("traces"), self.shared_collector.as_ref());
         let config = worker(root.section("worker"), log, traces);
         root.section("server");
         root.end();
@@ -343,7 +353,7 @@ impl Configuration {
     pub fn check(&self) -> Result<Vec<NodeKind>, ConfigError> {
         let kinds: Vec<NodeKind> = [NodeKind::Server, NodeKind::Worker]
             .into_iter()
-            .filter(|kind| self.0.contains_key(kind.name()))
+            .filter(|kind| self.table.contains_key(kind.name()))
             .collect();
         if kinds.is_empty() {
             return Err(ConfigError::whole("there is neither a table [server] nor a table [worker]"));
@@ -370,7 +380,8 @@ impl FromStr for Configuration {
 
     fn from_str(text: &str) -> Result<Configuration, ConfigError> {
         let table = text.parse::<Table>();
-        table.map(Configuration).map_err(|error| ConfigError::whole(error.to_string().trim_end()))
+        let table = table.map_err(|error| ConfigError::whole(error.to_string().trim_end()))?;
+        Ok(Configuration { table, shared_collector: None })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -50,7 +50,7 @@ struct Held {
     key: Option<Arc<Key>>,
     /// What may follow: durable here, and not current as far as this server knows.
     next: Option<Arc<Key>>,
-    /// The seed of a key that the root was asked to certify. It is lost with the process, or with leadership.
+    /// The seed of a key that the root was asked to certify. It is let go with leadership, and lost with the process.
     asked: Option<Zeroizing<[u8; 32]>>,
 }
 
@@ -72,7 +72,9 @@ pub(crate) struct Issuing {
     own: u64,
     directory: watch::Receiver<Arc<Directory>>,
     held: RwLock<Held>,
-    servers: Servers,
+    /// Held by whoever writes a key and then has it take its place, so that file and memory say the same; proofs do not wait for the disk.
+    files: std::sync::Mutex<()>,
+    servers: Arc<Servers>,
     /// Held from before a key is given to other servers until it is known what became of it: two would overwrite each other there.
     pub(crate) following: Mutex<()>,
 }
@@ -108,7 +110,8 @@ impl Issuing {
             own: papers.number(),
             directory,
             held: RwLock::new(Held { key, next, asked: None }),
-            servers,
+            files: std::sync::Mutex::default(),
+            servers: Arc::new(servers),
             following: Mutex::new(()),
         })
     }
@@ -119,6 +122,22 @@ impl Issuing {
 
     fn write(&self) -> RwLockWriteGuard<'_, Held> {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something that waits for the disk, beside the requests.
+    async fn on_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&Issuing) -> Result<T, NodeError> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let issuing = self.clone();
+        let done = tokio::task::spawn_blocking(move || act(&issuing)).await;
+        done.unwrap_or_else(|error| {
+            Err(NodeError::io("write", "an issuing key")(std::io::Error::other(error)))
+        })
     }
 
     fn row(&self) -> AuthorityRow {
@@ -177,7 +196,11 @@ impl Issuing {
     }
 
     /// Takes what the root has certified of the key that it was asked to, and keeps it as the next one.
-    pub(crate) fn certified(&self, certified: CertifiedIssuer) -> Result<Next, NodeError> {
+    pub(crate) async fn certified(self: &Arc<Self>, certified: CertifiedIssuer) -> Result<Next, NodeError> {
+        self.on_disk(move |issuing| issuing.take_certified(certified)).await
+    }
+
+    fn take_certified(&self, certified: CertifiedIssuer) -> Result<Next, NodeError> {
         let asked = self.read().asked.clone().ok_or(NodeError::NotAsked)?;
         let (root, now_ms) = (self.root.clone(), wall_ms());
         let next = Key::new(Authority::next(&self.cluster, *asked, root, certified, now_ms)?)?;
@@ -186,16 +209,15 @@ impl Issuing {
         Ok(Next(next))
     }
 
-    /// Keeps a key that another server says may follow.
+    /// Keeps a key that another server says may follow. It waits for the disk.
     pub(crate) fn keep(&self, bytes: &[u8]) -> Result<(), NodeError> {
         self.keep_next(Key::new(Authority::decode(bytes, &self.cluster)?)?)
     }
 
     fn keep_next(&self, next: Arc<Key>) -> Result<(), NodeError> {
-        // Under the lock, so that file and memory say the same.
-        let mut held = self.write();
+        let _writing = self.writing();
         Papers::keep_next_authority(&self.data_dir, &next.authority)?;
-        held.next = Some(next);
+        self.write().next = Some(next);
         Ok(())
     }
 
@@ -231,17 +253,43 @@ impl Issuing {
 
     /// Makes the key that the state names the one that this server issues with, where it has it as the next one.
     fn adopt(&self) -> Result<(), NodeError> {
+        let _writing = self.writing();
         let Some(named) = self.named() else { return Ok(()) };
-        let mut held = self.write();
-        let Some(next) = held.next.clone().filter(|next| next.id == named) else { return Ok(()) };
+        let Some(next) = self.read().next.clone() else { return Ok(()) };
+        if next.id != named {
+            return self.forget_older();
+        }
         Papers::adopt_authority(&self.data_dir)?;
+        let mut held = self.write();
         (held.key, held.next, held.asked) = (Some(next), None, None);
         tracing::info!(issuer = %named, "another issuing key is current");
         Ok(())
     }
 
+    /// Removes what was to follow and cannot any more: what follows the current key has a higher number. Files are not written meanwhile.
+    fn forget_older(&self) -> Result<(), NodeError> {
+        let number = |key: &Key| key.authority.certificate().serial;
+        let is_older = {
+            let held = self.read();
+            let current = held.key.as_ref().filter(|key| self.named().is_none_or(|named| named == key.id));
+            current.zip(held.next.as_ref()).is_some_and(|(key, next)| number(next) <= number(key))
+        };
+        if is_older {
+            Papers::drop_next_authority(&self.data_dir)?;
+            self.write().next = None;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the key that the root was asked to certify: whoever leads now asks for another one.
+    fn ask_no_more(&self) {
+        if self.read().asked.is_some() {
+            self.write().asked = None;
+        }
+    }
+
     /// Asks the others for the current key.
-    async fn fetch(&self) {
+    async fn fetch(self: &Arc<Self>) {
         let known = match self.others() {
             // Until its own state says more, a server that enters knows those of whom it was told.
             none if none.is_empty() => self.servers.places(),
@@ -249,7 +297,7 @@ impl Issuing {
         };
         for place in known.iter().filter(|place| place.number != self.own) {
             let Ok(bytes) = self.servers.authority(place).await else { continue };
-            match self.provide(&bytes) {
+            match self.on_disk(move |issuing| issuing.provide(&bytes)).await {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
@@ -265,19 +313,26 @@ impl Issuing {
         if self.named().is_some_and(|named| named != key.id) {
             return Ok(false);
         }
-        let mut held = self.write();
+        let _writing = self.writing();
         Papers::keep_authority(&self.data_dir, &key.authority)?;
-        (held.key, held.asked) = (Some(key), None);
+        {
+            let mut held = self.write();
+            (held.key, held.asked) = (Some(key), None);
+        }
+        self.forget_older()?;
         Ok(true)
     }
 
     /// Sees to it that this server has the current key, and that somebody hears of it when another one is due, until the server ends.
-    pub(crate) async fn follow(self: Arc<Self>, role: watch::Receiver<Role>) {
+    pub(crate) async fn follow(self: Arc<Self>, mut role: watch::Receiver<Role>) {
         let mut directory = self.directory.clone();
         let mut warned: Option<Instant> = None;
         loop {
             directory.mark_unchanged();
-            if let Err(error) = self.adopt() {
+            if !role.borrow_and_update().leads {
+                self.ask_no_more();
+            }
+            if let Err(error) = self.on_disk(Issuing::adopt).await {
                 tracing::error!(%error, "the issuing key is not kept");
             }
             let is_complete = self.is_complete();
@@ -292,7 +347,12 @@ impl Issuing {
                 warned = Some(Instant::now());
             }
             let wait = if is_complete { LOOK_EVERY } else { ASK_AGAIN };
-            if let Ok(Err(_)) = tokio::time::timeout(wait, directory.changed()).await {
+            let changed = tokio::select! {
+                changed = directory.changed() => changed,
+                changed = role.changed() => changed,
+                () = tokio::time::sleep(wait) => Ok(()),
+            };
+            if changed.is_err() {
                 return;
             }
         }
@@ -384,5 +444,65 @@ mod tests {
                 assert!(warned.contains(says) && warned.contains("grey cluster rekey"), "{warned}");
             }
         }
+    }
+
+    const CONFIG: &str = "[server]\nname = \"s1\"\nadvertise = \"127.0.0.1:1\"\n";
+
+    /// A server that was just founded, and its root key.
+    fn founded(directory: &Path) -> (Issuing, SigningKey) {
+        let mut configuration: crate::config::Configuration = CONFIG.parse().unwrap();
+        configuration.set(&["server", "data_dir"], directory.to_str().unwrap());
+        crate::cluster::found(&configuration.server().unwrap()).unwrap();
+        let papers = Papers::open(directory, grey_core::NodeRole::Server).unwrap().unwrap();
+        let trust = grey_trust::Trust::of_cluster(papers.cluster());
+        let dialler = crate::plane::Dialler::new(Arc::new(grey_trust::client_config(&trust, None).unwrap()));
+        let servers = Servers::new(dialler, watch::channel(Vec::new()).1);
+        let issuing = Issuing::open(&papers, watch::channel(Arc::default()).1, servers).unwrap();
+        let root_key = crate::identity::secret_in(&directory.join("root.key")).unwrap();
+        (issuing, SigningKey::from_seed(root_key))
+    }
+
+    #[test]
+    fn what_cannot_follow_any_more_is_neither_on_the_disk_nor_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (issuing, root_key) = founded(directory.path());
+        let file = directory.path().join("authority.next");
+        let numbered = |number: u64, seed: u8| {
+            let key = SigningKey::from_seed([seed; 32]).verifying_key();
+            let certified =
+                grey_trust::certify_issuer(&root_key, &issuing.root, &key, number, wall_ms()).unwrap();
+            let root = issuing.root.clone();
+            Authority::next(&issuing.cluster, [seed; 32], root, certified, wall_ms()).unwrap().encode()
+        };
+        // Given: a key that may follow. Then: it stays while the current key is of a lower number.
+        issuing.keep(&numbered(3, 3)).unwrap();
+        assert!(issuing.provide(&numbered(2, 2)).unwrap());
+        assert!(file.exists() && issuing.read().next.is_some());
+        // When: another one became current in its place.
+        let other = numbered(3, 4);
+        assert!(issuing.provide(&other).unwrap());
+        assert!(!file.exists() && issuing.read().next.is_none());
+        assert!(issuing.encoded().unwrap() == *other);
+    }
+
+    #[tokio::test]
+    async fn what_the_root_was_asked_to_certify_is_let_go_with_leadership() {
+        let directory = tempfile::tempdir().unwrap();
+        let (issuing, _) = founded(directory.path());
+        let (leads, role) = watch::channel(Role { leads: true, leader: 1 });
+        let (_told, directory) = watch::channel(Arc::default());
+        let issuing = Arc::new(Issuing { directory, ..issuing });
+        let following = tokio::spawn(issuing.clone().follow(role));
+        let first = issuing.ask([7; 32]).key;
+        assert_eq!(issuing.ask([8; 32]).key, first);
+        leads.send_replace(Role { leads: false, leader: 2 });
+        let let_go = async {
+            while issuing.read().asked.is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), let_go).await.unwrap();
+        assert_ne!(issuing.ask([8; 32]).key, first);
+        following.abort();
     }
 }

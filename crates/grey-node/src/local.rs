@@ -216,14 +216,9 @@ async fn serve(
     let blobs = Arc::new(BlobStore::open(&options.data_dir.join("blobs"))?);
     let keeping = Arc::new(Keeping::new(options.retention));
     let items = Arc::new(ItemLists::default());
-    let traces = match &options.traces {
-        None => None,
-        Some(config) => {
-            let (cluster, node) = (identity.cluster(), identity.signer.node);
-            let teller = Teller { cluster, node, name: None, role: "local" };
-            Some(Traces::start(config, &teller, engine.meters.clone())?)
-        }
-    };
+    let (cluster, node) = (identity.cluster(), identity.signer.node);
+    let teller = Teller { cluster, node, name: None, role: "local" };
+    let traces = Traces::start(options.traces.as_ref(), &teller, engine.meters.clone())?;
     let (capabilities, process) =
         start_worker(options, &identity, disk, engine, (&blobs, &items), traces.clone()).await?;
     start_collector(engine, &blobs, &keeping, None)?;

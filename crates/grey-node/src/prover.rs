@@ -3,11 +3,11 @@
 use grey_api::{ErrorCode, Problem};
 use grey_core::{Signer, leaves, report_header, statement};
 use grey_proof::{
-    BUNDLE_TYPE, BundledLeaf, BundledLog, Certificate, Digest, Envelope, LogEntry, LogTree, ProofBundle,
+    BUNDLE_TYPE, BundledLeaf, BundledLog, Certificate, Digest, Envelope, LogEntry, ProofBundle,
     inclusion_path, leaf_hash, leaf_salt, log_inclusion_path, report_digest, verify_inclusion,
 };
 
-use crate::cosign::alone;
+use crate::cosign::{alone, current_log};
 use crate::handle::{Node, unreadable};
 use crate::views::Attempt;
 
@@ -58,7 +58,7 @@ pub(crate) fn needed(mut issuers: Vec<Envelope>, certificates: &[&Envelope]) -> 
 }
 
 /// The proof of an attempt under a checkpoint of the log as it is now, or was a moment ago.
-pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Result<ProofBundle, Problem> {
+pub(crate) async fn prove(node: &Node, attempt: &Attempt) -> Result<ProofBundle, Problem> {
     let report = &attempt.report;
     let (signer, certificate) = certified(node, report.node, report.certificate).await?;
     let (run, offset) = attempt.run().ok_or_else(|| broken("the report does not have the attempt"))?;
@@ -81,8 +81,8 @@ pub(crate) async fn prove(node: &Node, attempt: &Attempt, log: &LogTree) -> Resu
         refused: report.refused.clone(),
     };
     let checkpoint = match &node.cosigners {
-        None => alone(node, log),
-        Some(cosigners) => cosigners.checkpoint(node, log, report.position).await?,
+        None => alone(node, &current_log(node).await?),
+        Some(cosigners) => cosigners.checkpoint(node, report.position).await?,
     };
     let log_path = log_inclusion_path(report.position, checkpoint.size, |hash| node.tree.read(hash));
     let log_path = log_path.map_err(|error| unreadable(&error))?;

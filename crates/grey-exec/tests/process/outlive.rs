@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_ended_while_nobody_was_there_is_found", what_ended_while_nobody_was_there_is_found),
     ("a_time_out_counts_while_nobody_is_there", a_time_out_counts_while_nobody_is_there),
     ("an_adopted_attempt_can_be_stopped_and_given_more_time", an_adopted_attempt_can_be_stopped),
+    ("what_waits_for_a_thread_can_be_stopped_and_given_another_time_out", what_waits_for_a_thread),
     ("an_output_limit_holds_over_a_change_of_workers", an_output_limit_holds),
     ("the_lease_ends_everything_and_then_the_shim_ends", the_lease_ends_everything),
     ("without_a_lease_nothing_outlives_a_worker", without_a_lease_nothing_outlives_a_worker),
@@ -110,8 +111,13 @@ struct Left {
 
 impl Left {
     fn next(self) -> Next {
+        self.next_running(4)
+    }
+
+    /// A worker that runs so many attempts at a time.
+    fn next_running(self, max_running: usize) -> Next {
         let (sink, events) = sink();
-        let options = outliving(self.root.path());
+        let options = ProcessOptions { max_running, ..outliving(self.root.path()) };
         let executor = ProcessExecutor::with_highest_level(options, sink, self.level).unwrap();
         Next { executor: Some(executor), events, root: self.root }
     }
@@ -189,14 +195,15 @@ fn a_killed_worker_s_attempt_goes_on() {
         let text = text_of(root.path());
         let first = First::new(level, LONG_MS, LONG_MS, &text);
         wait_until("it has begun", || root.path().join("began").exists());
+        let ran_from = Instant::now();
         let left = first.kill();
         // Given: it writes more than a pipe holds while nobody is there.
         std::fs::write(root.path().join("go"), "").unwrap();
-        wait_until("it has gone on", || {
-            std::thread::sleep(Duration::from_millis(100));
-            true
-        });
-        assert!(!root.path().join("times").exists(), "somebody took what it wrote");
+        let times = root.path().join("times");
+        let script = root.path().display().to_string();
+        wait_until("it can write no more", || times.exists() || has_filled_its_pipe(&script));
+        assert!(!times.exists(), "somebody took what it wrote");
+        let ran_alone = ran_from.elapsed();
         // When: the next worker comes.
         let next = left.next();
         next.adopt(&text);
@@ -207,10 +214,28 @@ fn a_killed_worker_s_attempt_goes_on() {
         assert_eq!(text_of_captured(&executed), (format!("one\n{expected}"), "two\n".to_owned()));
         assert_eq!(std::fs::read_to_string(root.path().join("times")).unwrap(), "x\n");
         assert_eq!(executed.sandbox, level);
-        assert!(executed.usage.duration_us >= 100_000, "{:?}", executed.usage);
+        let ran = Duration::from_micros(executed.usage.duration_us);
+        assert!(ran >= ran_alone, "{ran:?} are less than the {ran_alone:?} without a worker");
         assert!(executed.usage.peak_memory_bytes > 0 && executed.usage.started_at_ms > 1_700_000_000_000);
         next.ends();
     }
+}
+
+/// Whether nothing more goes into the standard output of a process in whose command line something stands.
+fn has_filled_its_pipe(word: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let is_full = |process: PathBuf| {
+        let pipe = std::fs::File::open(process.join("fd/1")).ok()?;
+        let size_bytes = rustix::pipe::fcntl_getpipe_size(&pipe).ok()?;
+        let unread_bytes = rustix::io::ioctl_fionread(&pipe).ok()?;
+        // A write of a page waits for room for all of it.
+        Some(unread_bytes + 4_096 > size_bytes as u64)
+    };
+    let has_word = |process: &PathBuf| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    };
+    processes.filter(has_word).filter_map(is_full).any(|is_full| is_full)
 }
 
 fn text_of_captured(executed: &Executed) -> (String, String) {
@@ -264,6 +289,34 @@ fn an_adopted_attempt_can_be_stopped() {
         assert_eq!(next.expect_finished().outcome, Outcome::Cancelled);
         assert!(!lives(&mark));
         next.ends();
+    }
+}
+
+fn what_waits_for_a_thread() {
+    for level in LEVELS {
+        for outcome in [Outcome::Cancelled, Outcome::TimedOut] {
+            let mark = mark();
+            let left = First::new(level, LONG_MS, LONG_MS, &format!("sleep {mark}")).kill();
+            wait_until("it runs", || lives(&mark));
+            // Given: another attempt has the only thread of the next worker.
+            let next = left.next_running(1);
+            let other = AttemptId { task: TaskId(2), epoch: Epoch(1) };
+            next.executor().start(execution(other, script("sleep 60")));
+            assert_eq!(next.event(), ExecutorEvent::Started(other));
+            next.adopt("");
+            // When: something is wished of what waits for it. Then: that happens, and not only when it has a thread.
+            match outcome {
+                Outcome::Cancelled => next.executor().stop(ATTEMPT, StopReason::Cancelled),
+                _ => next.executor().change_timeout(ATTEMPT, 300),
+            }
+            wait_until("its end", || !lives(&mark));
+            next.executor().stop(other, StopReason::Cancelled);
+            assert_eq!(next.expect_finished().attempt, other);
+            let executed = next.expect_finished();
+            assert_eq!((executed.attempt, executed.outcome), (ATTEMPT, outcome), "{}", executed.message);
+            next.executor().release(other);
+            next.ends();
+        }
     }
 }
 

@@ -31,14 +31,8 @@ pub(super) fn note(directory: &Path) -> Result<(), NodeError> {
 }
 
 /// Fetches what another server has, where this one has yet to begin.
-pub(super) async fn begin(
-    directory: &Path,
-    disk: &Arc<dyn Disk>,
-    papers: &Papers,
-    servers: &Servers,
-) -> Result<(), NodeError> {
-    let entering = directory.join(ENTERING_FILE);
-    if !entering.exists() {
+pub(super) async fn begin(disk: &Arc<dyn Disk>, papers: &Papers, servers: &Servers) -> Result<(), NodeError> {
+    if !is_entering(disk.as_ref())? {
         return Ok(());
     }
     let begun = Instant::now();
@@ -47,12 +41,12 @@ pub(super) async fn begin(
         for place in papers.servers().into_iter().filter(|place| place.number != own) {
             // What an earlier attempt left is no part of what comes now.
             clear(disk)?;
-            let disk = disk.clone();
-            let outcome = read_from(servers, &place, move |reader| restore(&disk, reader)).await;
+            let into = disk.clone();
+            let outcome = read_from(servers, &place, move |reader| restore(&into, reader)).await;
             match outcome {
                 Ok(index) => {
                     tracing::info!(index, server = place.number, "began from what another server has");
-                    return done(&entering);
+                    return done(disk.as_ref());
                 }
                 Err(reason) => {
                     tracing::warn!(server = place.number, reason, "a server gives not what it has")
@@ -62,14 +56,21 @@ pub(super) async fn begin(
         if begun.elapsed() >= WITHIN {
             clear(disk)?;
             tracing::warn!("no server gave what it has; what ended long ago may be missing here");
-            return done(&entering);
+            return done(disk.as_ref());
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-fn done(entering: &Path) -> Result<(), NodeError> {
-    std::fs::remove_file(entering).map_err(NodeError::io("remove", entering.display()))
+fn is_entering(disk: &dyn Disk) -> Result<bool, NodeError> {
+    let names = disk.list().map_err(NodeError::io("list", "the data directory"))?;
+    Ok(names.iter().any(|name| name == ENTERING_FILE))
+}
+
+/// The data is whole, and stays so: were the mark back after a power cut, the next start would clear what was acknowledged meanwhile.
+fn done(disk: &dyn Disk) -> Result<(), NodeError> {
+    let removed = disk.remove(ENTERING_FILE).and_then(|()| disk.sync_names());
+    removed.map_err(NodeError::io("remove", ENTERING_FILE))
 }
 
 /// Removes what belongs to a state, history and tree.
@@ -137,5 +138,72 @@ impl Read for Pieces {
             place.copy_from_slice(&taken);
         }
         Ok(taken.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use grey_store::Medium;
+    use std::sync::Mutex;
+
+    /// Names of files, as they are and as they are after a power cut.
+    #[derive(Debug, Default)]
+    struct Names {
+        present: Mutex<Vec<String>>,
+        durable: Mutex<Vec<String>>,
+    }
+
+    impl Names {
+        fn lose_power(&self) {
+            *self.present.lock().unwrap() = self.durable.lock().unwrap().clone();
+        }
+    }
+
+    impl Disk for Names {
+        fn open(&self, name: &str) -> io::Result<Arc<dyn Medium>> {
+            Err(io::Error::other(format!("{name} has no content")))
+        }
+
+        fn list(&self) -> io::Result<Vec<String>> {
+            Ok(self.present.lock().unwrap().clone())
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.present.lock().unwrap().retain(|present| present != name);
+            Ok(())
+        }
+
+        fn replace(&self, from: &str, _to: &str) -> io::Result<()> {
+            Err(io::Error::other(format!("{from} is not renamed")))
+        }
+
+        fn sync_names(&self) -> io::Result<()> {
+            *self.durable.lock().unwrap() = self.present.lock().unwrap().clone();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_server_that_has_begun_has_done_so_for_good() {
+        let disk = Names::default();
+        disk.present.lock().unwrap().extend([ENTERING_FILE, "log.redb"].map(str::to_owned));
+        disk.sync_names().unwrap();
+        assert!(is_entering(&disk).unwrap());
+        done(&disk).unwrap();
+        disk.lose_power();
+        assert!(!is_entering(&disk).unwrap());
+        assert_eq!(disk.list().unwrap(), ["log.redb"]);
+    }
+
+    #[test]
+    fn the_mark_is_where_the_disk_of_the_directory_finds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = grey_store::Folder::open(directory.path()).unwrap();
+        assert!(!is_entering(&disk).unwrap());
+        note(directory.path()).unwrap();
+        assert!(is_entering(&disk).unwrap());
+        done(&disk).unwrap();
+        assert!(!is_entering(&disk).unwrap());
     }
 }

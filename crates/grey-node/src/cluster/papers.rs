@@ -105,7 +105,13 @@ impl Papers {
 
     /// Keeps what a node was given when it was let in. Its own file is written last: without it nothing counts.
     pub(crate) fn accepted(directory: &Path, role: NodeRole, accept: &Accept) -> Result<Papers, NodeError> {
-        let secret = node_secret(directory)?;
+        let papers = Papers::of(directory, role, node_secret(directory)?, accept)?;
+        papers.write()?;
+        Ok(papers)
+    }
+
+    /// What a node was given, which is nowhere on the disk yet.
+    fn of(directory: &Path, role: NodeRole, secret: [u8; 32], accept: &Accept) -> Result<Papers, NodeError> {
         let parse = |bytes: &[u8]| -> Result<Envelope, NodeError> {
             serde_json::from_slice(bytes)
                 .map_err(|error| damaged(&directory.join(NODE_FILE))(error.to_string()))
@@ -123,25 +129,25 @@ impl Papers {
             issuer: parse(&accept.issuer)?,
             servers: servers.collect(),
         };
-        let root = root_of_chain(&accept.tls_chain, &accept.cluster)?;
-        let root_file = RootFile::new(RootClass::Production, &root, 1);
-        write_new(directory, ROOT_FILE, &root_file.encode())?;
-        let root_certificate = accept.tls_chain.last().map(Vec::as_slice).unwrap_or_default();
-        write_new(directory, CA_FILE, pem(root_certificate).as_bytes())?;
+        root_of_chain(&accept.tls_chain, &accept.cluster)?;
         let tls = TlsIdentity::new(tls_seed(&secret), accept.tls_chain.clone(), wall_ms());
-        let papers = Papers { directory: directory.to_path_buf(), role, secret, file, tls };
-        papers.write()?;
-        Ok(papers)
+        Ok(Papers { directory: directory.to_path_buf(), role, secret, file, tls })
     }
 
-    /// Keeps what a node was given when it asked for another certificate.
+    /// Has what a node was given when it asked for another certificate take the place of what it had. It is on the disk after
+    /// [`Papers::write`], and in use without: the cluster counts on it already.
     pub(crate) fn renewed(&mut self, accept: &Accept) -> Result<(), NodeError> {
-        let next = Papers::accepted(&self.directory, self.role, accept)?;
-        (self.file, self.tls) = (next.file, next.tls);
+        *self = Papers::of(&self.directory, self.role, self.secret, accept)?;
         Ok(())
     }
 
-    fn write(&self) -> Result<(), NodeError> {
+    /// Has them on the disk. The node's own file is the last one.
+    pub(crate) fn write(&self) -> Result<(), NodeError> {
+        let root_certificate = self.tls.root().unwrap_or_default();
+        let root = root_of_chain(&[root_certificate.to_vec()], &self.file.cluster)?;
+        let root_file = RootFile::new(RootClass::Production, &root, 1);
+        write_new(&self.directory, ROOT_FILE, &root_file.encode())?;
+        write_new(&self.directory, CA_FILE, pem(root_certificate).as_bytes())?;
         write_new(&self.directory, TLS_FILE, &self.tls.encode())?;
         self.write_file()
     }
@@ -252,6 +258,17 @@ impl Papers {
         let (from, to) = (directory.join(NEXT_AUTHORITY_FILE), directory.join(AUTHORITY_FILE));
         std::fs::rename(from, &to).map_err(NodeError::io("write", to.display()))?;
         sync_directory(directory)
+    }
+
+    /// Nothing may follow any more, durably.
+    pub(crate) fn drop_next_authority(directory: &Path) -> Result<(), NodeError> {
+        let path = directory.join(NEXT_AUTHORITY_FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(NodeError::io("remove", path.display())(error))
+            }
+            _ => sync_directory(directory),
+        }
     }
 
     pub(crate) fn directory(&self) -> &Path {

@@ -15,7 +15,8 @@ use crate::plane::{Answered, Dialler, Joining};
 
 /// How often it is looked whether a certificate needs another.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How soon it is renewed again because of the same issuing key: whoever named it may lag behind, and so may whoever renewed.
+/// How soon it is renewed again while the same issuing key is named: whoever named it may lag behind, and so may whoever renewed. Each time
+/// costs the cluster an entry.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Renews a node's certificate again and again, until the node ends.
@@ -28,7 +29,8 @@ pub(super) async fn renew(
     renewed: impl Fn(&Papers) + Send + Sync + 'static,
 ) {
     let mut look = tokio::time::interval(LOOK_EVERY);
-    let mut asked: Option<(Digest, Instant)> = None;
+    let mut asked: Option<(Option<Digest>, Instant)> = None;
+    let mut is_kept = true;
     loop {
         // Where nobody tells any more which key is current, the clock is left.
         let told = async {
@@ -50,10 +52,12 @@ pub(super) async fn renew(
             {
                 tracing::warn!(%error, "where the servers are is not kept");
             }
-            let other = current.filter(|current| papers.issuer().ok() != Some(*current));
-            let just_asked = |current| asked.is_some_and(|(of, at)| of == current && at.elapsed() < AGAIN);
-            let other = other.filter(|current| !just_asked(*current));
-            (papers.cluster(), papers.tls.needs_renewal(wall_ms()) || other.is_some())
+            if !is_kept {
+                is_kept = keep(&papers);
+            }
+            let is_other = current.is_some_and(|current| papers.issuer().ok() != Some(current));
+            let just_asked = asked.is_some_and(|(of, at)| of == current && at.elapsed() < AGAIN);
+            (papers.cluster(), (papers.tls.needs_renewal(wall_ms()) || is_other) && !just_asked)
         };
         if !due {
             continue;
@@ -65,16 +69,17 @@ pub(super) async fn renew(
             };
             match answered {
                 Ok(Answered::Accepted(accept)) => {
-                    asked = current.map(|current| (current, Instant::now()));
+                    asked = Some((current, Instant::now()));
                     let mut papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
-                    let kept = papers.renewed(&accept);
-                    let shown = handle.replace(&papers.tls);
-                    match (kept, shown) {
-                        (Ok(()), Ok(())) => {
+                    let shown = papers.renewed(&accept).and_then(|()| Ok(handle.replace(&papers.tls)?));
+                    match shown {
+                        // Also where the disk does not take it: the one before ends, and the cluster counts on this one.
+                        Ok(()) => {
                             renewed(&papers);
                             tracing::info!("the certificate was renewed");
+                            is_kept = keep(&papers);
                         }
-                        (kept, shown) => tracing::error!(?kept, ?shown, "the next certificate is not kept"),
+                        Err(error) => tracing::error!(%error, "the next certificate is not usable"),
                     }
                     break;
                 }
@@ -89,4 +94,13 @@ pub(super) async fn renew(
             }
         }
     }
+}
+
+/// Whether the papers are on the disk now; until they are, that is tried at every look.
+fn keep(papers: &Papers) -> bool {
+    let kept = papers.write();
+    if let Err(error) = &kept {
+        tracing::error!(%error, "the next certificate is in use and not on the disk; until it is, a restart goes back to the one before");
+    }
+    kept.is_ok()
 }

@@ -177,7 +177,7 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
         named: Some(named),
         takes_all_for_agreed: false,
     };
-    runtime.block_on(begin(directory, &disk, &papers))?;
+    runtime.block_on(begin(&disk, &papers))?;
     let mut engine = start_engine(disk, directory, options)?;
     let served = runtime.block_on(serve(config, papers, joining, asked, copied, &mut engine, on_ready));
     let ended = end(engine);
@@ -186,14 +186,14 @@ pub fn run_server(config: &ServerConfig, on_ready: impl FnOnce(&ServerReady)) ->
 }
 
 /// Has a server that enters begin from what another one has.
-async fn begin(directory: &Path, disk: &Arc<dyn Disk>, papers: &Papers) -> Result<(), NodeError> {
+async fn begin(disk: &Arc<dyn Disk>, papers: &Papers) -> Result<(), NodeError> {
     let known = papers.servers();
     let trust = Trust::of_cluster(papers.cluster());
     trust.pin(known.iter().map(|place| place.tls_key));
     let handle = IdentityHandle::new(&papers.tls)?;
     let dialler = Dialler::new(Arc::new(client_config(&trust, Some(&handle))?));
     let (_places, known) = watch::channel(known);
-    begin::begin(directory, disk, papers, &Servers::new(dialler, known)).await
+    begin::begin(disk, papers, &Servers::new(dialler, known)).await
 }
 
 /// The servers as the state has them; as they were known before where it has none.
@@ -306,14 +306,9 @@ async fn serve(
                 reason: error.to_string(),
             }
         })?);
-    let traces = match &config.traces {
-        None => None,
-        Some(traces) => {
-            let node = joining.key.verifying_key().id();
-            let teller = Teller { cluster, node, name: Some(&config.name), role: "server" };
-            Some(Traces::start(traces, &teller, engine.meters.clone())?)
-        }
-    };
+    let itself = joining.key.verifying_key().id();
+    let teller = Teller { cluster, node: itself, name: Some(&config.name), role: "server" };
+    let traces = Traces::start(config.traces.as_ref(), &teller, engine.meters.clone())?;
     let node = Arc::new(Node {
         control: engine.control.clone(),
         snapshots,

@@ -149,13 +149,8 @@ async fn work(
     tokio::spawn(Tails::sweep(Arc::downgrade(&tails)));
     let here = Here { worker: itself.clone(), tails };
     let meters = Arc::new(Meters::new());
-    let traces = match &config.traces {
-        None => None,
-        Some(traces) => {
-            let teller = Teller { cluster, node: signer.node, name: Some(&config.name), role: "worker" };
-            Some(Traces::start(traces, &teller, meters.clone())?)
-        }
-    };
+    let teller = Teller { cluster, node: signer.node, name: Some(&config.name), role: "worker" };
+    let traces = Traces::start(config.traces.as_ref(), &teller, meters.clone())?;
     let wiring = WorkerWiring {
         leader: Leader::Elsewhere(say),
         itself: itself.clone(),

@@ -21,24 +21,51 @@ pub struct TracesConfig {
     pub ca_file: Option<PathBuf>,
     /// How many in a million traces are told that begin here; others are as whoever began them wants it.
     pub sampled_per_million: u32,
+    /// Whether every program of this machine was told of the collector. It is unchecked then, and spans are told to nobody where it cannot be used.
+    pub is_shared: bool,
 }
 
-/// Reads the table `[traces]`.
-pub(super) fn traces(mut section: Section<'_>) -> Option<TracesConfig> {
+impl TracesConfig {
+    /// Whether the collector can be told anything.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let endpoint = endpoint(&self.endpoint)?;
+        if needs_ca_file(&endpoint) && self.ca_file.is_none() {
+            return Err("for https a file with the certificates is needed that the collector's must lead to"
+                .to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn needs_ca_file(endpoint: &str) -> bool {
+    endpoint.starts_with("https:")
+}
+
+/// Reads the table `[traces]`; where it names no collector, the one counts that every program is told of.
+pub(super) fn traces(
+    mut section: Section<'_>,
+    shared: Option<&(String, Option<PathBuf>)>,
+) -> Option<TracesConfig> {
+    let shared = shared.filter(|_| !section.has("endpoint"));
     let endpoint = section.parsed("endpoint", endpoint);
     let ca_file = section.parsed("ca_file", directory);
     let sampled_per_million = section.ratio_per_million("ratio").unwrap_or(ALL_PER_MILLION);
     let endpoint = endpoint.filter(|endpoint| endpoint != NOWHERE);
-    if endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("https:"))
-        && ca_file.is_none()
-        && !section.has("ca_file")
-    {
+    if endpoint.as_deref().is_some_and(needs_ca_file) && ca_file.is_none() && !section.has("ca_file") {
         let problem =
             "it must be there for an endpoint of https, such as ca_file = \"/etc/grey/collector-ca.pem\"";
         section.wrong("ca_file", problem);
     }
     section.end();
-    Some(TracesConfig { endpoint: endpoint?, ca_file, sampled_per_million })
+    let is_shared = shared.is_some();
+    let (endpoint, ca_file) = match shared {
+        None => (endpoint?, ca_file),
+        Some((endpoint, shared_ca_file)) => (endpoint.clone(), ca_file.or_else(|| shared_ca_file.clone())),
+    };
+    Some(TracesConfig { endpoint, ca_file, sampled_per_million, is_shared })
 }
 
 fn endpoint(text: &str) -> Result<String, String> {

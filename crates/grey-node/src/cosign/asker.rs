@@ -1,7 +1,8 @@
 //! The side that asks. A checkpoint that others signed is used again for a moment, so that many proofs at once ask once.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
@@ -12,6 +13,7 @@ use grey_proof::{Certificate, Digest, Envelope, LogTree, ProofError, Role, Signe
 use grey_wire::CosignReply;
 use tokio::sync::Mutex;
 
+use crate::directory::ServerPlace;
 use crate::handle::Node;
 use crate::plane::Servers;
 use crate::prover::{issuers, needed};
@@ -46,19 +48,112 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a proof of what stands at a position may rest on it, however long the log is by now.
+    fn is_fresh(&self, position: u64, now: Instant) -> bool {
+        position < self.size && now.saturating_duration_since(self.made) < FRESH
+    }
+
     /// Whether a proof of what stands at a position may rest on it.
     fn serves(&self, log: &LogTree, position: u64, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.made);
         let is_same = self.is_whole && (self.size, self.root) == (log.size(), log.root());
-        position < self.size && (age < FRESH || (is_same && age < KEPT))
+        self.is_fresh(position, now) || (position < self.size && is_same && age < KEPT)
     }
+}
+
+/// What was signed last, for all that need it.
+#[derive(Default)]
+struct Last(Mutex<Option<Arc<Checkpoint>>>);
+
+impl Last {
+    /// A checkpoint that covers a position: the last one, or another one of the log as it is when it is this one's turn to ask.
+    async fn checkpoint<L, A>(
+        &self,
+        position: u64,
+        log: impl FnOnce() -> L,
+        ask: impl FnOnce(LogTree) -> A,
+    ) -> Result<Arc<Checkpoint>, Problem>
+    where
+        L: Future<Output = Result<LogTree, Problem>>,
+        A: Future<Output = Result<Checkpoint, Problem>>,
+    {
+        // Whoever comes meanwhile waits, and mostly finds what it needs.
+        let mut last = self.0.lock().await;
+        if let Some(found) = last.as_ref().filter(|found| found.is_fresh(position, Instant::now())) {
+            return Ok(found.clone());
+        }
+        // Not looked at before: it then has what everybody else who waits by now needs, so that one question is enough for all.
+        let log = log().await?;
+        if let Some(found) = last.as_ref().filter(|found| found.serves(&log, position, Instant::now())) {
+            return Ok(found.clone());
+        }
+        let made = Arc::new(ask(log).await?);
+        *last = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// Servers that did not answer in time. They go on being asked, and are not waited for until they have signed again.
+#[derive(Default)]
+struct Silent(std::sync::Mutex<BTreeMap<u64, Asked>>);
+
+/// Whether a silent server is being asked: once at a time is enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Now,
+    Before,
+}
+
+/// Who is asked, and who of them is waited for.
+#[derive(Debug, PartialEq, Eq)]
+struct Round {
+    asked: BTreeSet<u64>,
+    awaited: BTreeSet<u64>,
+}
+
+impl Silent {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Asked>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to ask the other voters: all, where without the silent ones there is no quorum.
+    fn begin(&self, voters: &[u64], own: u64) -> Round {
+        let mut known = self.known();
+        let others: BTreeSet<u64> = voters.iter().copied().filter(|number| *number != own).collect();
+        known.retain(|number, _| others.contains(number));
+        let awaited: BTreeSet<u64> =
+            others.iter().copied().filter(|number| !known.contains_key(number)).collect();
+        let are_needed = awaited.len().saturating_add(1) < quorum(voters);
+        let asked = others.into_iter().filter(|number| match known.get_mut(number) {
+            None => true,
+            Some(asked) => core::mem::replace(asked, Asked::Now) == Asked::Before || are_needed,
+        });
+        Round { asked: asked.collect(), awaited }
+    }
+
+    /// What has become of asking one: whether it answered at all in time, and signed.
+    fn end(&self, number: u64, is_in_time: bool, has_signed: bool) {
+        let mut known = self.known();
+        if has_signed {
+            known.remove(&number);
+        } else if !is_in_time {
+            known.insert(number, Asked::Before);
+        } else if let Some(asked) = known.get_mut(&number) {
+            *asked = Asked::Before;
+        }
+    }
+}
+
+fn quorum(voters: &[u64]) -> usize {
+    voters.len() / 2 + 1
 }
 
 /// Ways to the servers that vote, and what they signed last.
 pub(crate) struct Cosigners {
-    servers: Servers,
+    servers: Arc<Servers>,
     own: u64,
-    last: Mutex<Option<Arc<Checkpoint>>>,
+    last: Last,
+    silent: Arc<Silent>,
 }
 
 /// What this server signs by itself.
@@ -95,37 +190,27 @@ pub(crate) fn alone(node: &Node, log: &LogTree) -> Arc<Checkpoint> {
 
 impl Cosigners {
     pub(crate) fn new(servers: Servers, own: u64) -> Cosigners {
-        Cosigners { servers, own, last: Mutex::default() }
+        Cosigners { servers: Arc::new(servers), own, last: Last::default(), silent: Arc::default() }
     }
 
     /// A checkpoint of the log that covers a position, signed by this server and by as many of the other voters as sign it in time.
-    pub(crate) async fn checkpoint(
-        &self,
-        node: &Node,
-        log: &LogTree,
-        position: u64,
-    ) -> Result<Arc<Checkpoint>, Problem> {
-        // Whoever comes meanwhile waits, and mostly finds what it needs.
-        let mut last = self.last.lock().await;
-        if let Some(found) = last.as_ref().filter(|found| found.serves(log, position, Instant::now())) {
-            return Ok(found.clone());
-        }
-        let made = Arc::new(self.ask(node, log).await?);
-        *last = Some(made.clone());
-        Ok(made)
+    pub(crate) async fn checkpoint(&self, node: &Node, position: u64) -> Result<Arc<Checkpoint>, Problem> {
+        self.last
+            .checkpoint(position, || current_log(node), |log| async move { self.ask(node, &log).await })
+            .await
     }
 
     async fn ask(&self, node: &Node, log: &LogTree) -> Result<Checkpoint, Problem> {
         let voters = node.ask(|replica| replica.membership().voters).await?;
         let (directory, places) = (node.directory(), self.servers.places());
         let (size, root) = (log.size(), log.root());
-        let asked: FuturesUnordered<_> = directory
+        let Round { asked, awaited } = self.silent.begin(&voters, self.own);
+        let answers: FuturesUnordered<_> = directory
             .nodes()
-            .filter(|row| row.server.is_some_and(|number| number != self.own && voters.contains(&number)))
             .filter_map(|row| {
-                let place = places.iter().find(|place| Some(place.number) == row.server)?.clone();
-                let row = row.clone();
-                Some(async move { (row, self.servers.cosign(&place, size, root).await) })
+                let number = row.server.filter(|number| asked.contains(number))?;
+                let place = places.iter().find(|place| place.number == number).cloned();
+                Some(self.answer(row.clone(), number, place, size, root))
             })
             .collect();
         let (mut signed, certificate) = own(node, log);
@@ -135,9 +220,36 @@ impl Cosigners {
             issuers: issuers(node),
         };
         let mut servers = vec![certificate];
-        gather(asked, &trusted, voters.len() / 2 + 1, &mut signed, &mut servers).await;
+        gather(answers, &trusted, (quorum(&voters), awaited), &mut signed, &mut servers).await;
         Ok(checkpoint(log, &signed, servers, trusted.issuers, voters.len()))
     }
+
+    /// What a server answers. It is asked whether or not somebody waits for that to its end, so that it is known whether it answers.
+    fn answer(
+        &self,
+        row: NodeRow,
+        number: u64,
+        place: Option<ServerPlace>,
+        size: u64,
+        root: Digest,
+    ) -> impl Future<Output = (NodeRow, io::Result<CosignReply>)> + use<> {
+        let (servers, silent) = (self.servers.clone(), self.silent.clone());
+        let asked = tokio::spawn(async move {
+            let answer = async {
+                let place = place.ok_or_else(|| io::Error::other("where it is is not known"))?;
+                servers.cosign(&place, size, root).await
+            };
+            let answer = tokio::time::timeout(COSIGN_WITHIN, answer).await;
+            silent.end(number, answer.is_ok(), matches!(answer, Ok(Ok(_))));
+            answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        });
+        async move { (row, asked.await.unwrap_or_else(|error| Err(io::Error::other(error)))) }
+    }
+}
+
+/// The log as this server has applied it.
+pub(crate) async fn current_log(node: &Node) -> Result<LogTree, Problem> {
+    node.view(|state| state.meta().log.clone()).await
 }
 
 /// What a certificate must lead to.
@@ -147,16 +259,18 @@ struct Trusted {
     issuers: Vec<Envelope>,
 }
 
-/// Takes signatures as they come, until everybody has answered or it takes too long.
+/// Takes signatures as they come, until everybody has answered that is waited for and a quorum has signed, or it takes too long.
 async fn gather(
     mut answers: impl Stream<Item = (NodeRow, io::Result<CosignReply>)> + Unpin,
     trusted: &Trusted,
-    quorum: usize,
+    (quorum, mut awaited): (usize, BTreeSet<u64>),
     signed: &mut SignedCheckpoint,
     servers: &mut Vec<Envelope>,
 ) {
     let mut deadline = tokio::time::Instant::now() + COSIGN_WITHIN;
-    while let Ok(Some((row, answer))) = tokio::time::timeout_at(deadline, answers.next()).await {
+    while servers.len() < quorum || !awaited.is_empty() {
+        let Ok(Some((row, answer))) = tokio::time::timeout_at(deadline, answers.next()).await else { return };
+        row.server.map(|number| awaited.remove(&number));
         let taken = answer
             .map_err(|error| error.to_string())
             .and_then(|reply| trusted.take(&row, &reply, signed, servers).map_err(|error| error.to_string()));

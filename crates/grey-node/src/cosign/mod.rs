@@ -4,5 +4,5 @@
 mod asker;
 mod signer;
 
-pub(crate) use asker::{Cosigners, alone};
+pub(crate) use asker::{Cosigners, alone, current_log};
 pub(crate) use signer::Cosigner;

@@ -102,7 +102,7 @@ async fn set(node: &Node, certified: CertifiedIssuer) -> Result<IssuingKeyStatus
     let _one_at_a_time = issuing.following.lock().await;
     // A key that a leader of before proposed is current by now, or never will be.
     let Agreed { follows, voters, .. } = agreed(node).await?;
-    let next = issuing.certified(certified).map_err(|error| failed(&error))?;
+    let next = issuing.certified(certified).await.map_err(|error| failed(&error))?;
     let have = issuing.spread(&next).await;
     let have = voters.iter().filter(|voter| have.contains(voter)).count();
     if have <= voters.len() / 2 {

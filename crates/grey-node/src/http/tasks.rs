@@ -143,8 +143,7 @@ pub(crate) async fn proof(
 ) -> Result<Response, Refusal> {
     let id: TaskId = value("id", &id)?;
     let (_, attempt) = views::ended_attempt(&node, id, epoch(&query)?).await?;
-    let log = node.view(|state| state.meta().log.clone()).await?;
-    let bundle = prover::prove(&node, &attempt, &log).await?;
+    let bundle = prover::prove(&node, &attempt).await?;
     Ok(typed("application/vnd.grey.proof.v1+json", bundle.encode()))
 }
 

@@ -4,6 +4,7 @@ mod dial;
 mod join;
 mod listen;
 mod replicate;
+mod say;
 mod servers;
 mod service;
 mod streams;

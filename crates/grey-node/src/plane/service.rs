@@ -1,6 +1,5 @@
 //! What a server does for other nodes. Who may ask for what is settled here, by the key of the connection, on every call.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -15,20 +14,20 @@ use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherReply,
     GatherRequest, GatheredFile, Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, NodePlane,
     ReplicateReply, ReplicateRequest, STREAMS_VERSION, ServerAddress, ServersReply, ServersRequest,
-    SnapshotRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, check_hello,
-    decode_digest, decode_from_worker, decode_stage, decode_version, encode_to_worker, replicate_request,
-    work_request,
+    SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest, decode_from_worker,
+    decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::join::Admission;
 use super::listen::Connection;
 use super::replicate::next_connection;
+use super::say::{NotTaken, say};
 use super::servers::pieces_of;
-use super::streams::{Connected, Question, Streams, UNANSWERED};
+use super::streams::{Connected, Question, Streams, Unanswered};
 use crate::blobs::Blobs;
 use crate::control::{Message, Role};
 use crate::cosign::Cosigner;
@@ -43,6 +42,8 @@ use crate::snapshot::{SnapshotSource, stream};
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// Messages to a worker that wait to be written.
 const WAITING: usize = 64;
+/// How soon it is looked whether there is room for questions to a worker that has left too many unanswered.
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
 /// How long what a node sends of a blob may pause.
 const NEXT_PIECE: Duration = Duration::from_secs(30);
 
@@ -145,43 +146,38 @@ impl Plane {
         let Talk { peer, connection, key, tls_key, version } = talk;
         // One that speaks an earlier version is asked for nothing.
         let mut asked = (version >= STREAMS_VERSION).then(|| self.streams.connected(key.id(), connection));
-        let (mut unanswered, mut next_question) = (BTreeMap::new(), 1u64);
+        let mut unanswered = Unanswered::default();
         let refused = Plane::until_refused(self.directory.clone(), self.clone(), tls_key);
         let mut refused = core::pin::pin!(refused);
         loop {
+            let has_room = unanswered.has_room();
             tokio::select! {
                 status = refused.as_mut() => return status,
+                () = tokio::time::sleep(ROOM_AGAIN), if !has_room => {}
                 parcel = written.recv() => {
                     let Some(Parcel { number, message, .. }) = parcel else {
                         return Status::aborted("the server let go of the connection");
                     };
                     if let PeerMessage::Worker(message) = message {
                         let reply = WorkReply { to_worker: encode_to_worker(&message), ..WorkReply::default() };
-                        if out.send(Ok(reply)).await.is_err() {
-                            return Status::cancelled("the worker is gone");
+                        if let Err(reason) = say(out, Ok(reply)).await {
+                            return not_taken(reason);
                         }
                     }
                     drop(self.control.send(Message::Peer(PeerEvent::Written { peer, connection, number })));
                 }
-                question = next(&mut asked), if unanswered.len() < UNANSWERED => {
-                    let Question { ask, reply } = question;
-                    let number = next_question;
-                    next_question = number.wrapping_add(1);
-                    // Who gave up waiting makes room.
-                    unanswered.retain(|_, waiting: &mut oneshot::Sender<StreamPiece>| !waiting.is_closed());
-                    unanswered.insert(number, reply);
-                    let stream_request = Some(StreamRequest { number, ..ask });
+                question = next(&mut asked), if has_room => {
+                    let stream_request = Some(unanswered.ask(question));
                     let reply = WorkReply { stream_request, ..WorkReply::default() };
-                    if out.send(Ok(reply)).await.is_err() {
-                        return Status::cancelled("the worker is gone");
+                    if let Err(reason) = say(out, Ok(reply)).await {
+                        return not_taken(reason);
                     }
                 }
                 message = stream.message() => {
                     let said = match message {
                         Ok(Some(WorkRequest { message: Some(work_request::Message::FromWorker(bytes)) })) => bytes,
                         Ok(Some(WorkRequest { message: Some(work_request::Message::StreamPiece(piece)) })) => {
-                            // Who asked and went away needs no answer.
-                            unanswered.remove(&piece.number).map(|waiting| waiting.send(piece));
+                            unanswered.answer(piece);
                             continue;
                         }
                         Ok(Some(_)) => return Status::invalid_argument("a message of a worker is expected"),
@@ -238,6 +234,14 @@ async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
     match tokio::time::timeout(FIRST_MESSAGE, stream.message()).await {
         Ok(message) => message?.ok_or_else(|| Status::invalid_argument("nothing was said")),
         Err(_) => Err(Status::deadline_exceeded("nothing was said for 5 s")),
+    }
+}
+
+/// Why a conversation ends in which something was not taken.
+fn not_taken(reason: NotTaken) -> Status {
+    match reason {
+        NotTaken::Gone => Status::cancelled("the worker is gone"),
+        NotTaken::Late => Status::deadline_exceeded("the worker took nothing for 5 s"),
     }
 }
 
@@ -308,8 +312,8 @@ impl NodePlane for Served {
             let status =
                 plane.converse(stream, written, &out, Talk { version, peer, connection, key, tls_key }).await;
             drop(plane.control.send(Message::Peer(PeerEvent::Disconnected { peer, connection })));
-            // Who listened may be gone.
-            drop(out.send(Err(status)).await);
+            // Who listened may be gone, or take nothing.
+            let _ = say(&out, Err(status)).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 /// Questions to a worker that wait; more wait for their turn.
 const WAITING: usize = 64;
 /// Questions to a worker that it has not answered yet.
-pub(super) const UNANSWERED: usize = 64;
+const UNANSWERED: usize = 64;
 /// How long a worker may take to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -32,6 +32,34 @@ pub(crate) struct StreamId {
 pub(super) struct Question {
     pub(super) ask: StreamRequest,
     pub(super) reply: oneshot::Sender<StreamPiece>,
+}
+
+/// Questions to a worker that it has not answered yet, in one conversation.
+#[derive(Default)]
+pub(super) struct Unanswered {
+    waiting: BTreeMap<u64, oneshot::Sender<StreamPiece>>,
+    last_number: u64,
+}
+
+impl Unanswered {
+    /// Whether another question may be asked. Who gave up waiting makes room.
+    pub(super) fn has_room(&mut self) -> bool {
+        self.waiting.retain(|_, waiting| !waiting.is_closed());
+        self.waiting.len() < UNANSWERED
+    }
+
+    /// Gives a question its number.
+    pub(super) fn ask(&mut self, question: Question) -> StreamRequest {
+        let Question { ask, reply } = question;
+        self.last_number = self.last_number.wrapping_add(1);
+        self.waiting.insert(self.last_number, reply);
+        StreamRequest { number: self.last_number, ..ask }
+    }
+
+    /// Gives an answer to whoever waits for it. Who asked and went away needs none.
+    pub(super) fn answer(&mut self, piece: StreamPiece) {
+        self.waiting.remove(&piece.number).map(|waiting| waiting.send(piece));
+    }
 }
 
 /// The workers that can be asked: those that speak with this server.
@@ -136,5 +164,24 @@ mod tests {
         assert!(streams.read(&worker, ID, 5, 10).await.unwrap().is_none());
         answers.await.unwrap();
         assert!(streams.read(&worker, ID, 0, 10).await.unwrap().is_none(), "its connection has ended");
+    }
+
+    #[test]
+    fn questions_that_nobody_waits_for_any_more_make_room() {
+        let mut unanswered = Unanswered::default();
+        let mut waiting: Vec<_> = (0..UNANSWERED)
+            .map(|_| {
+                assert!(unanswered.has_room());
+                let (reply, answer) = oneshot::channel();
+                let request = unanswered.ask(Question { ask: StreamRequest::default(), reply });
+                (request.number, answer)
+            })
+            .collect();
+        assert!(!unanswered.has_room());
+        drop(waiting.split_off(1));
+        assert!(unanswered.has_room());
+        let (number, mut answer) = waiting.remove(0);
+        unanswered.answer(StreamPiece { number, ended: true, ..StreamPiece::default() });
+        assert!(answer.try_recv().unwrap().ended);
     }
 }

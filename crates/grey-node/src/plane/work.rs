@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, channel};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::say::{NotTaken, say};
 use super::servers::Servers;
 use super::tails::Tails;
 use crate::directory::ServerPlace;
@@ -182,8 +183,13 @@ async fn converse(
                 let Some(message) = message else { return Ended::Stopping };
                 let bytes = encode_from_worker(&message);
                 let request = WorkRequest { message: Some(work_request::Message::FromWorker(bytes)) };
-                if sender.send(request).await.is_err() {
-                    return Ended::Broken("the connection broke".to_owned());
+                match say(&sender, request).await {
+                    Ok(()) => {}
+                    Err(NotTaken::Gone) => return Ended::Broken("the connection broke".to_owned()),
+                    Err(NotTaken::Late) => {
+                        servers.failed(place.number);
+                        return Ended::Broken("the server took nothing for 5 s".to_owned());
+                    }
                 }
             }
             answer = answers.message() => {

@@ -77,6 +77,7 @@ impl Exporting {
 /// The way to the collector.
 pub(super) fn exporter(config: &TracesConfig, resource: &Resource) -> Result<OtlpExporter, NodeError> {
     let unusable = |reason: String| NodeError::Traces { endpoint: config.endpoint.clone(), reason };
+    config.check().map_err(unusable)?;
     let mut builder = OtlpExporter::builder()
         .with_tonic()
         .with_endpoint(config.endpoint.clone())

@@ -52,12 +52,28 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// Begins to tell a node's spans. To be called in the node's runtime. The collector need not be there.
+    /// Begins to tell a node's spans, where it is told to whom. To be called in the node's runtime. The collector need not be there.
     pub(crate) fn start(
-        config: &TracesConfig,
+        config: Option<&TracesConfig>,
         teller: &Teller<'_>,
         meters: Arc<Meters>,
-    ) -> Result<Arc<Traces>, NodeError> {
+    ) -> Result<Option<Arc<Traces>>, NodeError> {
+        let Some(config) = config else { return Ok(None) };
+        match Traces::to(config, teller, meters) {
+            Ok(traces) => Ok(Some(traces)),
+            Err(error) if config.is_shared => {
+                tracing::warn!(
+                    %error,
+                    "spans are told to nobody: OTEL_EXPORTER_OTLP_ENDPOINT, which every program here is told, is not usable; --traces-endpoint and \
+                     --traces-ca-file go before it, and --traces-endpoint none is nowhere"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn to(config: &TracesConfig, teller: &Teller<'_>, meters: Arc<Meters>) -> Result<Arc<Traces>, NodeError> {
         let mut attributes = vec![
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", teller.node.to_string()),

@@ -161,19 +161,46 @@ async fn a_collector_behind_tls_is_believed_by_the_certificates_of_the_file_alon
         let (endpoint, certificate, served) = tls_collector().await;
         let ca_file = directory.path().join("ca.pem");
         std::fs::write(&ca_file, if is_its_own { &certificate } else { &other }).unwrap();
-        let config = TracesConfig { endpoint, ca_file: Some(ca_file), sampled_per_million: 1_000_000 };
+        let config = told(endpoint, Some(ca_file), false);
         let (cluster, node) = (Digest::of(b"c"), Digest::of(b"n"));
         let teller = Teller { cluster, node, name: None, role: "server" };
-        let traces = Traces::start(&config, &teller, Arc::new(Meters::new())).unwrap();
+        let traces = Traces::start(Some(&config), &teller, Arc::new(Meters::new())).unwrap().unwrap();
         tell(&traces, 1);
         let flushed = tokio::time::timeout(Duration::from_secs(30), served);
         let (_, believed) = tokio::join!(traces.flush(), flushed);
         assert_eq!(believed.unwrap().unwrap(), is_its_own);
     }
     let nowhere = Some(directory.path().join("nowhere.pem"));
-    let config =
-        TracesConfig { endpoint: "https://localhost:1".to_owned(), ca_file: nowhere, sampled_per_million: 1 };
+    let config = told("https://localhost:1".to_owned(), nowhere, false);
     let teller = Teller { cluster: Digest::of(b"c"), node: Digest::of(b"n"), name: None, role: "server" };
-    let refused = Traces::start(&config, &teller, Arc::new(Meters::new()));
+    let refused = Traces::start(Some(&config), &teller, Arc::new(Meters::new()));
     assert!(refused.err().unwrap().to_string().contains("nowhere.pem"));
+}
+
+fn told(endpoint: String, ca_file: Option<std::path::PathBuf>, is_shared: bool) -> TracesConfig {
+    TracesConfig { endpoint, ca_file, sampled_per_million: 1_000_000, is_shared }
+}
+
+#[tokio::test]
+async fn a_collector_that_every_program_is_told_of_and_that_is_not_usable_is_told_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = directory.path().join("ca.pem");
+    std::fs::write(&damaged, "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").unwrap();
+    for (endpoint, ca_file) in [
+        ("https://localhost:1", None),
+        ("https://localhost:1", Some(directory.path().join("nowhere.pem"))),
+        ("https://localhost:1", Some(damaged)),
+        ("localhost:4317", None),
+        ("", None),
+    ] {
+        let teller = Teller { cluster: Digest::of(b"c"), node: Digest::of(b"n"), name: None, role: "server" };
+        for is_shared in [true, false] {
+            let config = told(endpoint.to_owned(), ca_file.clone(), is_shared);
+            let started = Traces::start(Some(&config), &teller, Arc::new(Meters::new()));
+            match started {
+                Ok(traces) => assert!(is_shared && traces.is_none(), "{config:?}"),
+                Err(error) => assert!(!is_shared, "{config:?}: {error}"),
+            }
+        }
+    }
 }

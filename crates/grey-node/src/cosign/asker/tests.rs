@@ -77,7 +77,7 @@ async fn gathered(
     quorum: usize,
 ) -> (SignedCheckpoint, Vec<Envelope>) {
     let (_, mut signed, mut servers) = begun();
-    gather(answers, &trusted(), quorum, &mut signed, &mut servers).await;
+    gather(answers, &trusted(), (quorum, BTreeSet::from([3, 4])), &mut signed, &mut servers).await;
     (signed, servers)
 }
 
@@ -151,4 +151,86 @@ fn a_checkpoint_is_used_again_for_what_it_covers_while_it_is_fresh_or_says_all_t
         assert!(!made.serves(&longer, 1, after(FRESH)));
         assert!(!made.serves(&log, 1, after(KEPT)), "certificates are renewed");
     }
+}
+
+#[tokio::test]
+async fn those_who_wait_while_somebody_asks_share_one_question_between_them() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let (last, log) = (Arc::new(Last::default()), Arc::new(std::sync::Mutex::new(LogTree::default())));
+    let grow = |log: &std::sync::Mutex<LogTree>| log.lock().unwrap().append(leaf_hash(b"more"));
+    let (asked, goes_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+    let begin = |position: u64| {
+        let (last, log, asked, goes_on) = (last.clone(), log.clone(), asked.clone(), goes_on.clone());
+        async move {
+            let current = || async { Ok(log.lock().unwrap().clone()) };
+            let ask = |log: LogTree| async move {
+                asked.fetch_add(1, Ordering::SeqCst);
+                goes_on.acquire().await.unwrap().forget();
+                let (_, signed, servers) = begun();
+                Ok(checkpoint(&log, &signed, servers, trusted().issuers, 3))
+            };
+            last.checkpoint(position, current, ask).await.unwrap().size
+        }
+    };
+    // Given: one asks, and what others need comes into the log while it waits for the answer.
+    grow(&log);
+    let mut first = Box::pin(begin(0));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let mut waiting = Vec::new();
+    for position in 1..=4 {
+        grow(&log);
+        let mut next = Box::pin(begin(position));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        waiting.push(next);
+    }
+    goes_on.add_permits(2);
+    assert_eq!(first.await, 1);
+    // Then: whoever is next asks for all of them.
+    for next in waiting {
+        assert_eq!(next.await, 5);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_server_that_did_not_answer_goes_on_being_asked_and_is_not_waited_for() {
+    let silent = Silent::default();
+    let begin = |voters: &[u64]| {
+        let Round { asked, awaited } = silent.begin(voters, 1);
+        (asked.into_iter().collect::<Vec<_>>(), awaited.into_iter().collect::<Vec<_>>())
+    };
+    let three = [1, 2, 3];
+    assert_eq!(begin(&three), (vec![2, 3], vec![2, 3]));
+    // Whoever refuses does so at once, and is waited for.
+    silent.end(2, true, false);
+    assert_eq!(begin(&three), (vec![2, 3], vec![2, 3]));
+    silent.end(3, false, false);
+    assert_eq!(begin(&three), (vec![2, 3], vec![2]));
+    assert_eq!(begin(&three), (vec![2], vec![2]), "it is being asked");
+    silent.end(3, false, false);
+    assert_eq!(begin(&three), (vec![2, 3], vec![2]));
+    // Both are silent: a proof of a quorum needs one of them.
+    silent.end(2, false, false);
+    assert_eq!(begin(&three), (vec![2, 3], vec![]));
+    assert_eq!(begin(&three), (vec![2, 3], vec![]));
+    // Whoever signs is back.
+    silent.end(3, true, true);
+    silent.end(2, true, false);
+    assert_eq!(begin(&three), (vec![2, 3], vec![3]));
+    // Whoever left and comes back is a new one.
+    assert_eq!(begin(&[1, 3]), (vec![3], vec![3]));
+    assert_eq!(begin(&three), (vec![2, 3], vec![2, 3]));
+}
+
+#[tokio::test]
+async fn one_that_is_silent_is_waited_for_only_where_without_it_there_is_no_quorum() {
+    let begun_at = Instant::now();
+    for (answers, quorum, signatures) in [(vec![good(3)], 2, 2), (vec![good(3), good(4)], 3, 3)] {
+        let (_, mut signed, mut servers) = begun();
+        let answers = stream::iter(answers).chain(stream::pending());
+        let waited = (quorum, BTreeSet::from([3]));
+        gather(answers, &trusted(), waited, &mut signed, &mut servers).await;
+        assert_eq!(signed.signature_count(), signatures);
+    }
+    assert!(begun_at.elapsed() < REST_WITHIN);
 }
