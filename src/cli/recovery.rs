@@ -1,6 +1,6 @@
 //! `grey cluster snapshot`, `restore` and `recover`: what is done before and after a loss.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
