@@ -75,7 +75,7 @@ fn a_token_lets_one_node_in_once() {
     let mut second = house.worker_command("w2", Some(&token));
     let ran = second.output().unwrap();
     let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
-    assert_eq!(ran.status.code(), Some(1), "{errors}");
+    assert_eq!(ran.status.code(), Some(3), "{errors}");
     assert!(errors.contains("used up"), "{errors}");
     // A worker's token is none for a server.
     let token = house.token("worker");

@@ -23,7 +23,7 @@ Examples:
   grey token revoke 3f9a0c51d2e7
 
 Roles: viewer sees what a tenant's jobs do; submitter submits and changes them, too; tenant-admin makes the tenant's tokens, too;
-operator runs the cluster; auditor sees everything and changes nothing.")]
+operator runs the cluster; auditor sees all work and the cluster, and changes nothing.")]
 pub enum TokenCommand {
     /// Make a token; it is printed this once, and the cluster keeps its digest only
     Create(CreateArguments),
@@ -95,7 +95,7 @@ pub fn token(command: &TokenCommand, target: &Target, output: &Output) -> Result
                 let status = &created.status;
                 let tenant = status.tenant.as_ref().map(|tenant| format!(" of tenant {tenant}"));
                 output.note(&format!(
-                    "token {} for a {}{}, good for {}; it is not shown again",
+                    "token {} of the role {}{}, good for {}; it is not shown again",
                     status.id.chars().take(SHOWN_DIGITS).collect::<String>(),
                     status.role,
                     tenant.unwrap_or_default(),
