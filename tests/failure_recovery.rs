@@ -477,14 +477,17 @@ fn test_task_replay_after_recovery() {
     let runs: Vec<_> =
         cluster.scenario.ledger().runs.clone().into_iter().filter(|(_, run)| run.worker == node).collect();
     assert!(runs.iter().all(|(_, run)| run.to_us.is_some_and(|to_us| to_us < lost_us)));
-    // And all that it held waits again or is elsewhere, in the next epoch, once it is given to somebody.
+    // And all that it held waits again or is elsewhere, in a later epoch, once it is given to somebody: the next one, or the one after that where
+    // whoever had it then gave it back to one that idled.
     assert!(held(&cluster.scenario, number).is_empty());
     let again_ms = cluster.until("all of it runs again", 6_000, |now| {
         let runs = &now.ledger().runs;
-        lost.iter().all(|attempt| runs.contains_key(&AttemptId { epoch: Epoch(2), ..*attempt }))
+        let runs_in =
+            |attempt: &AttemptId, epoch| runs.contains_key(&AttemptId { epoch: Epoch(epoch), ..*attempt });
+        lost.iter().all(|attempt| runs_in(attempt, 2) || runs_in(attempt, 3))
     });
     println!("replay: {} attempts lost after {lost_ms} ms, all run again {again_ms} ms later", lost.len());
-    // When: it is back with the results of what had ended there. Then: they are refused, and each task completes once, in its new epoch.
+    // When: it is back with the results of what had ended there. Then: they are refused, and each task completes once, in a later epoch.
     cluster.scenario.heal();
     cluster.finish();
     let ledger = cluster.scenario.ledger();
@@ -495,7 +498,13 @@ fn test_task_replay_after_recovery() {
     println!("replay: {} successes of the old epoch were refused", late.len());
     assert!(late.len() > 10 && late.is_subset(&ledger.refused));
     for attempt in &lost {
-        assert_eq!(ledger.accepted[&attempt.task], [(Epoch(2), Outcome::Exited(0))]);
+        let [(epoch, outcome)] = ledger.accepted[&attempt.task][..] else {
+            panic!("{attempt:?} counts twice")
+        };
+        assert!(
+            outcome == Outcome::Exited(0) && (2..=3).contains(&epoch.0),
+            "{attempt:?}: {epoch} {outcome:?}"
+        );
     }
     whole_clusters_come_back_with_what_they_had();
 }
