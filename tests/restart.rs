@@ -11,18 +11,39 @@ mod support;
 #[path = "cluster/switch.rs"]
 mod switch;
 
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use house::House;
 use serde_json::Value;
 use support::{is_alive, kill, wait_until};
 
+/// Whose turn it is: what is shown here is shown within a lease of seconds, in which a worker has to be started anew. On a machine that starts those
+/// of all tests at once it may not be.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A cluster that has the machine to itself, as far as these tests go.
+struct Alone {
+    house: House,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Alone {
+    type Target = House;
+
+    fn deref(&self) -> &House {
+        &self.house
+    }
+}
+
 /// A cluster of one server and one worker.
-fn with_worker() -> House {
+fn with_worker() -> Alone {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let house = House::founded(1);
     house.start_worker("w1");
     wait_until("the worker is there", || house.workers() == 1);
-    house
+    Alone { house, _turn: turn }
 }
 
 /// Submits a job of one task that takes next to nothing of a machine.
@@ -150,7 +171,7 @@ fn a_task_that_ends_while_no_worker_is_there_is_reported_by_the_next_one() {
 }
 
 /// A task says all the time that it is there, until another attempt of it does.
-fn the_lease_parts_two_attempts(leave: impl FnOnce(&House)) -> House {
+fn the_lease_parts_two_attempts(leave: impl FnOnce(&House)) -> Alone {
     let house = with_worker();
     let alive = house.path("alive");
     let beats = format!("while :; do date +%s%N >>{}.$GREY_ATTEMPT; sleep 0.02; done", alive.display());
