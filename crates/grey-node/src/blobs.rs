@@ -15,6 +15,10 @@ use crate::plane::{Servers, content_of};
 /// How long content stays that came from another node and that no record names yet: far longer than a record takes to come.
 const COUNTED_ON: Duration = Duration::from_secs(48 * 3_600);
 
+/// How long content stays that was fetched because something names it. A look at what is kept that was under way by then may not know that: it
+/// takes less than this.
+const A_LOOK: Duration = Duration::from_secs(3_600);
+
 /// Why content is not where it is needed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlobsError {
@@ -79,9 +83,9 @@ impl Blobs {
         self.fetch(digest, SystemTime::now() + COUNTED_ON).await
     }
 
-    /// Fetches a blob that something here names already: that alone keeps it.
+    /// Fetches a blob that something here names already: that alone keeps it, once it is known to a look at what is kept.
     pub(crate) async fn copy_here(&self, digest: &Digest) -> Result<(), BlobsError> {
-        self.fetch(digest, SystemTime::now()).await
+        self.fetch(digest, SystemTime::now() + A_LOOK).await
     }
 
     async fn fetch(&self, digest: &Digest, until: SystemTime) -> Result<(), BlobsError> {
