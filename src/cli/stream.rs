@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
-use grey_api::{Client, StreamEnd, StreamedJob};
+use grey_api::{Client, StreamEnd, TaskStream, TaskStreamError};
 use tokio::sync::mpsc;
 
 use super::error::CliError;
@@ -28,14 +28,11 @@ pub fn is_one(file: &Path) -> bool {
 fn pieces(mut reader: impl Read + Send + 'static) -> mpsc::Receiver<std::io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(PIECES_WAITING);
     std::thread::spawn(move || {
+        let mut buffer = vec![0; PIECE_BYTES];
         loop {
-            let mut piece = vec![0; PIECE_BYTES];
-            let read = match reader.read(&mut piece) {
+            let read = match reader.read(&mut buffer) {
                 Ok(0) => return,
-                Ok(length) => {
-                    piece.truncate(length);
-                    Ok(piece.into())
-                }
+                Ok(length) => Ok(Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default())),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => Err(error),
             };
@@ -69,36 +66,47 @@ pub async fn send(
     let query = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
     let path = format!("/v1/tasks/stream{query}");
     let key = arguments.key.clone().map_or_else(fresh_key, Ok)?;
-    let mut answer = client.post_pieces(&path, "application/x-ndjson", pieces, Some(&key)).await?;
-    let (mut rest, mut jobs, mut duplicates) = (Vec::new(), Vec::new(), 0u64);
-    while let Some(piece) = answer.next().await? {
-        rest.extend_from_slice(&piece);
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            if let Ok(job) = serde_json::from_slice::<StreamedJob>(&line) {
-                // Who waits gets the jobs as they ended.
-                if !arguments.wait {
-                    output.item(&job, || format!("{}\n", job.job))?;
-                }
-                duplicates += u64::from(job.duplicate);
-                output.progress(&format!("{} line(s) accepted", job.last_line));
-                jobs.push(job.job);
-            } else if let Ok(end) = serde_json::from_slice::<StreamEnd>(&line) {
+    let mut stream = TaskStream::new(client, &path, &key, pieces);
+    let (mut jobs, mut duplicates) = (Vec::new(), 0u64);
+    loop {
+        let job = match stream.next().await {
+            Ok(Some(job)) => job,
+            Ok(None) => break,
+            Err(error) => {
                 output.progress("");
-                let text =
-                    format!("{} line(s) became {} job(s) of {} task(s)", end.lines, end.jobs, end.tasks);
-                output.note(&text);
-                if duplicates > 0 {
-                    output.note(&format!("{duplicates} of them were submitted before under this key"));
-                }
-                return match end.problem {
-                    None => Ok(jobs),
-                    Some(problem) => Err(grey_api::ClientError::Refused(Box::new(problem)).into()),
-                };
+                return Err(cut_short(error, file, &key, stream.so_far()));
             }
+        };
+        // Who waits gets the jobs as they ended.
+        if !arguments.wait {
+            output.item(&job, || format!("{}\n", job.job))?;
         }
+        duplicates += u64::from(job.duplicate);
+        output.progress(&format!("{} line(s) accepted", job.last_line));
+        jobs.push(job.job);
     }
-    let accepted = jobs.len();
-    Err(CliError::failed("the answer ended before it was complete")
-        .hint(format!("{accepted} job(s) were accepted; `grey job list` shows all that there are")))
+    output.progress("");
+    let StreamEnd { lines, tasks, .. } = stream.so_far();
+    output.note(&format!("{lines} line(s) became {} job(s) of {tasks} task(s)", jobs.len()));
+    if duplicates > 0 {
+        output.note(&format!("{duplicates} of them were submitted before under this key"));
+    }
+    Ok(jobs)
+}
+
+/// Why not every line was accepted, and how to go on: what was accepted stands.
+fn cut_short(error: TaskStreamError, file: &Path, key: &str, so_far: &StreamEnd) -> CliError {
+    let told = match error {
+        TaskStreamError::Input(error) => CliError::io("read", file.display(), &error),
+        TaskStreamError::Client(error) => error.into(),
+    };
+    if so_far.jobs == 0 {
+        return told;
+    }
+    let StreamEnd { lines, jobs, .. } = so_far;
+    let accepted = format!(
+        "{jobs} job(s) of the first {lines} line(s) were accepted; all lines again with `--key {key}` make no others of these"
+    );
+    let hint = told.hint.as_ref().map_or_else(|| accepted.clone(), |hint| format!("{hint}; {accepted}"));
+    told.hint(hint)
 }

@@ -1,5 +1,6 @@
 //! What goes on while leadership moves.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use bytes::Bytes;
@@ -91,4 +92,39 @@ fn whoever_waits_for_a_task_to_begin_goes_on_waiting_while_leadership_moves() {
     // Then: it is told what the task writes.
     let ran = finish(following);
     assert_eq!((ran.status, ran.text.as_str()), (0, "begun\n"), "{}", ran.errors);
+}
+
+#[test]
+fn tasks_that_come_from_a_pipe_are_all_accepted_once_though_the_leader_is_killed_meanwhile() {
+    // Given: a producer of whose lines the first 10,000 are a job already, and more have come.
+    let house = House::of_three();
+    let mut command = house.command(&["submit", "-", "-o", "jsonl"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut submitting = command.spawn().unwrap();
+    let mut input = submitting.stdin.take().unwrap();
+    let mut send = |lines: core::ops::Range<usize>| {
+        for number in lines {
+            writeln!(input, "{{\"executor\":\"noop\",\"name\":\"n{number}\"}}").unwrap();
+        }
+        input.flush().unwrap();
+    };
+    send(0..14_000);
+    let mut answers = BufReader::new(submitting.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<serde_json::Value>(&answers.next()?.unwrap()).ok();
+    assert_eq!(next().unwrap()["last_line"], 10_000);
+    // When: who leads is gone, and the rest comes after that.
+    house.kill_9(&leader(&house).unwrap());
+    send(14_000..25_000);
+    drop(input);
+    // Then: it goes on where it was, and nothing is lost or there twice.
+    let spans = [next(), next(), next()]
+        .map(|job| job.map(|job| (job["first_line"].clone(), job["last_line"].clone())));
+    let span = |first: u64, last: u64| Some((first.into(), last.into()));
+    assert_eq!(spans, [span(10_001, 20_000), span(20_001, 25_000), None]);
+    let ran = finish(submitting);
+    assert_eq!(ran.status, 0, "{}", ran.errors);
+    assert!(ran.errors.contains("25000 line(s) became 3 job(s) of 25000 task(s)"), "{}", ran.errors);
+    let tasks: Vec<u64> =
+        house.rows(&["job", "list"]).iter().map(|job| job["tasks"].as_u64().unwrap()).collect();
+    assert_eq!(tasks, [5_000, 10_000, 10_000], "newest first");
 }

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::address::Address;
 use crate::connect;
 use crate::problem::{ErrorCode, Problem};
-use crate::retry::{Repeat, Retries, RetryOptions};
+use crate::retry::{Attempts, Repeat, Retries, RetryOptions};
 use crate::trust::Trust;
 
 /// The most bytes of a response that is read as a whole.
@@ -36,7 +36,7 @@ const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 /// How long one of several nodes may take to accept a connection before another one is tried as well (RFC 8305, section 5).
 const ANOTHER_AFTER: Duration = Duration::from_millis(250);
 /// Within which time a node answers, the longest wait that it grants included; its own deadline comes before this one.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Why a request has no answer, or a refusal.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +196,7 @@ impl Client {
         self.others.len().saturating_add(1)
     }
 
-    fn broken(&self, reason: impl ToString) -> ClientError {
+    pub(crate) fn broken(&self, reason: impl ToString) -> ClientError {
         ClientError::Broken { address: self.address().to_string(), reason: reason.to_string() }
     }
 
@@ -379,16 +379,31 @@ impl Client {
                     return Ok(answer);
                 }
                 Err(error) => {
-                    let Some(wait) = self.retries.wait(&mut attempts, &error, repeat) else {
+                    if !self.wait_to_repeat(&mut attempts, &error, repeat).await {
                         return Err(error);
-                    };
-                    if is_elsewhere_perhaps(&error) {
-                        self.leave().await;
                     }
-                    tokio::time::sleep(wait).await;
                 }
             }
         }
+    }
+
+    /// Waits until a request that failed may be sent again, to another node where that may help; false when its failure is final.
+    pub(crate) async fn wait_to_repeat(
+        &self,
+        attempts: &mut Attempts,
+        error: &ClientError,
+        repeat: Repeat,
+    ) -> bool {
+        let Some(wait) = self.retries.wait(attempts, error, repeat) else { return false };
+        if is_elsewhere_perhaps(error) {
+            self.leave().await;
+        }
+        tokio::time::sleep(wait).await;
+        true
+    }
+
+    pub(crate) fn retries(&self) -> &Retries {
+        &self.retries
     }
 
     /// Fetches a document as it is.
@@ -445,11 +460,9 @@ impl Client {
                 Err(error) => error,
             };
             let attempts = attempts.get_or_insert_with(|| self.retries.begin());
-            let Some(wait) = self.retries.wait(attempts, &error, Repeat::Always) else { return Err(error) };
-            if is_elsewhere_perhaps(&error) {
-                self.leave().await;
+            if !self.wait_to_repeat(attempts, &error, Repeat::Always).await {
+                return Err(error);
             }
-            tokio::time::sleep(wait).await;
         }
     }
 

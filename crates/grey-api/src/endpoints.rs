@@ -82,7 +82,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     .takes("TaskRequest")
     .gives("JobCreated"),
     post("/v1/tasks/stream", Right::ChangeWork, STREAM)
-        .query(&[("tenant", "whose tasks they are"), ("name", "the jobs' name")])
+        .query(&[
+            ("tenant", "whose tasks they are"),
+            ("name", "the jobs' name"),
+            ("lines_before", "to go on with a stream that broke, under its key: the lines that were answered for"),
+            ("jobs_before", "with lines_before: how many jobs these had become"),
+        ])
         .takes("TaskRequest")
         .gives("application/x-ndjson"),
     get("/v1/jobs", Right::ReadWork, "List jobs, newest first")

@@ -9,6 +9,7 @@ mod near;
 mod problem;
 mod retry;
 mod rights;
+mod task_stream;
 mod trust;
 mod types;
 mod types_access;
@@ -22,6 +23,7 @@ pub use near::nearest;
 pub use problem::{ErrorCode, Problem};
 pub use retry::RetryOptions;
 pub use rights::{Right, Role, UnknownRole};
+pub use task_stream::{TaskStream, TaskStreamError};
 pub use trust::{LARGEST_TRUST_BYTES, Trust, TrustError};
 pub use types::{
     BlobCreated, BlobQuery, BlobRequest, BlobsMissing, CancelResponse, ClusterStatus, ConstraintsRequest,

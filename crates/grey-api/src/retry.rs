@@ -45,6 +45,8 @@ pub(crate) enum Repeat {
     Refused,
     /// Anything: a read, or a write under a key.
     Always,
+    /// The same of a request that goes on where an earlier one ended: who was there a moment ago will be there again.
+    Resumed,
 }
 
 #[derive(Debug)]
@@ -137,11 +139,12 @@ fn worth(error: &ClientError, repeat: Repeat) -> Option<Duration> {
                 | ErrorCode::RateExceeded
                 | ErrorCode::QueueFull
                 | ErrorCode::Unavailable => asked,
-                ErrorCode::OutcomeUnknown if repeat == Repeat::Always => asked,
+                ErrorCode::OutcomeUnknown if repeat != Repeat::Refused => asked,
                 _ => None,
             }
         }
-        ClientError::Broken { .. } if repeat == Repeat::Always => Some(Duration::ZERO),
+        ClientError::Broken { .. } if repeat != Repeat::Refused => Some(Duration::ZERO),
+        ClientError::Unreachable { .. } if repeat == Repeat::Resumed => Some(Duration::ZERO),
         // Nobody is there: whoever starts a cluster, or knows another, decides.
         ClientError::Broken { .. } | ClientError::Unreachable { .. } | ClientError::Unreadable { .. } => None,
     }

@@ -37,6 +37,8 @@ const LONGEST_SENDERS_PAUSE: Duration = Duration::from_secs(300);
 const BATCH_BYTES: usize = 1024 * 1024;
 /// The most bytes of an idempotency key: each job's is the stream's with a number behind it.
 const KEY_BYTES: usize = limits::KEY_BYTES - 21;
+/// The most lines and jobs that a stream goes on behind.
+const MOST_BEFORE: u64 = 1 << 53;
 /// Answers that may wait for a slow reader.
 const ANSWERS_WAITING: usize = 16;
 
@@ -233,6 +235,30 @@ impl Submitter {
     }
 }
 
+/// The lines and jobs that an earlier stream under the same key was answered for: this one goes on behind them.
+fn before(query: &HashMap<String, String>, has_key: bool) -> Result<(u64, u64), Problem> {
+    let invalid = |detail: String| {
+        Problem::new(ErrorCode::InvalidRequest, detail)
+            .hint("send both as the last answer had them: last_line, and how many jobs there were")
+    };
+    let number = |name: &str| match query.get(name) {
+        None => Ok(None),
+        Some(text) => match text.parse::<u64>() {
+            Ok(number) if number <= MOST_BEFORE => Ok(Some(number)),
+            _ => Err(invalid(format!("`{name}` is no number of at most {MOST_BEFORE}")).limit(MOST_BEFORE)),
+        },
+    };
+    match (number("lines_before")?, number("jobs_before")?) {
+        (None, None) => Ok((0, 0)),
+        (Some(_), Some(_)) if !has_key => {
+            Err(invalid("a stream goes on under the idempotency key that it began under".to_owned()))
+        }
+        (Some(lines), Some(jobs)) if jobs <= lines && (jobs > 0 || lines == 0) => Ok((lines, jobs)),
+        (Some(lines), Some(jobs)) => Err(invalid(format!("{lines} lines do not make {jobs} jobs"))),
+        _ => Err(invalid("`lines_before` and `jobs_before` belong together".to_owned())),
+    }
+}
+
 fn is_linked(run: &Run) -> bool {
     !run.request.after.is_empty() || !run.request.inputs_from.is_empty()
 }
@@ -264,12 +290,13 @@ pub(crate) async fn stream(
     let key = given_key(request.headers(), KEY_BYTES)?;
     let behalf = access::behalf(&node.directory(), &principal, query.get("tenant").map(String::as_str))?;
     let name = query.remove("name").unwrap_or_default();
+    let (lines, jobs) = before(&query, key.is_some()).map_err(Refusal)?;
     let session = Session::open(&node, principal).await?;
-    let end = StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None };
+    let end = StreamEnd { lines, jobs, tasks: 0, problem: None };
     let mut submitter = Submitter { node, session, behalf, name, key, end, pause: Duration::ZERO };
     let mut batches = Batches::new(paced(request.into_body(), LONGEST_SENDERS_PAUSE));
     // The first job's refusal is the request's: until then nothing was accepted.
-    let first = batches.next(0).await.map_err(Refusal)?.ok_or_else(|| {
+    let first = batches.next(lines).await.map_err(Refusal)?.ok_or_else(|| {
         Refusal(Problem::new(ErrorCode::InvalidRequest, "the stream has no tasks").hint("send one a line"))
     })?;
     let created = submitter.submit_in_time(&first).await.map_err(Refusal)?;
@@ -343,6 +370,28 @@ mod tests {
         assert_eq!(tasks, [1, 2]);
         let problem = batches(vec![long(10), vec![b'x'; BATCH_BYTES + 1]]).await.err().unwrap();
         assert_eq!((problem.code, problem.detail.as_str()), (ErrorCode::TooLarge, "line 2 is too long"));
+    }
+
+    #[test]
+    fn a_stream_goes_on_behind_whole_jobs_and_under_a_key_only() {
+        let asked = |query: &[(&str, &str)], has_key| {
+            let query = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            before(&query.collect(), has_key).map_err(|problem| problem.detail)
+        };
+        let both = |lines, jobs, has_key| asked(&[("lines_before", lines), ("jobs_before", jobs)], has_key);
+        assert_eq!(asked(&[], false), Ok((0, 0)));
+        assert_eq!(both("20000", "2", true), Ok((20_000, 2)));
+        assert_eq!(both("0", "0", true), Ok((0, 0)));
+        for (refused, says) in [
+            (both("20000", "2", false), "under the idempotency key"),
+            (both("1", "2", true), "1 lines do not make 2 jobs"),
+            (both("1", "0", true), "1 lines do not make 0 jobs"),
+            (both("-1", "0", true), "`lines_before` is no number"),
+            (both("9007199254740993", "1", true), "at most 9007199254740992"),
+            (asked(&[("jobs_before", "1")], true), "belong together"),
+        ] {
+            assert!(refused.as_ref().is_err_and(|detail| detail.contains(says)), "{refused:?}");
+        }
     }
 
     #[test]
