@@ -136,6 +136,8 @@ fn a_killed_worker_s_tasks_run_elsewhere_and_a_blocked_one_gets_none() {
     wait_until("the blocked worker is lost", || {
         house.node("w2").is_some_and(|node| node["presence"] == "lost")
     });
+    // It is told so, and waits: only who was removed ends.
+    wait_until("it says so", || house.said("w2").contains("this node is blocked"));
     assert_eq!(house.grey(&["node", "unblock", "w2"]).status, 0);
     wait_until("the worker is back", || house.workers() == 1);
 }
@@ -178,7 +180,8 @@ fn a_server_is_taken_out_also_when_it_leads_and_another_takes_its_place() {
     wait_until("another leads, and it is forgotten", || {
         leader(&house).is_some_and(|name| name != leads) && house.node(&leads).is_none()
     });
-    house.kill_9(&leads);
+    assert_eq!(house.status_of(&leads), Some(3), "it hears so, and ends");
+    assert!(house.said(&leads).contains("removed from the cluster"), "{}", house.said(&leads));
     let token = house.token("server");
     house.start_new_server(4, &token);
     wait_until("the new one follows", || house.node("s4").is_some());

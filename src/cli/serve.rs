@@ -151,7 +151,7 @@ fn ended(outcome: Result<(), NodeError>) -> Result<u8, CliError> {
         }
         Err(error) => {
             let exit_status = match error {
-                NodeError::NotAdmitted { .. } => REFUSED,
+                NodeError::NotAdmitted { .. } | NodeError::Removed { .. } => REFUSED,
                 NodeError::NotJoined { .. } => UNREACHABLE,
                 _ => ANSWER_IS_NO,
             };

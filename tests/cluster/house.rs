@@ -366,6 +366,13 @@ impl House {
         wait_until("the process ends", || child.try_wait().unwrap().is_some());
     }
 
+    /// The exit status of a process that ends by itself.
+    pub fn status_of(&self, name: &str) -> Option<i32> {
+        let ended = || self.running.lock().unwrap().get_mut(name).unwrap().try_wait().unwrap();
+        wait_until("the process ends by itself", || ended().is_some());
+        self.running.lock().unwrap().remove(name).unwrap().wait().unwrap().code()
+    }
+
     pub fn process_id(&self, name: &str) -> i32 {
         i32::try_from(self.running.lock().unwrap()[name].id()).unwrap()
     }

@@ -40,7 +40,9 @@ fn a_worker_that_was_taken_out_is_forgotten_and_what_it_ran_stays_provable() {
     assert_eq!(house.grey(&["node", "remove", "w1"]).status, 0);
     wait_until("it is forgotten", || house.node("w1").is_none() && house.workers() == 0);
     assert!(house.json(&["cluster", "status"]).unwrap()["workers"].as_array().unwrap().is_empty());
-    house.kill_9("w1");
+    // It hears so, and ends.
+    assert_eq!(house.status_of("w1"), Some(3));
+    assert!(house.said("w1").contains("removed from the cluster"), "{}", house.said("w1"));
     // Its name is free for another one.
     std::fs::remove_dir_all(house.path("w1")).unwrap();
     house.start_worker("w1");

@@ -124,6 +124,14 @@ pub enum NodeError {
         /// Why.
         reason: String,
     },
+    /// The node was removed from the cluster while it ran.
+    #[error(
+        "this node was removed from the cluster and belongs to it no more: to have it enter again, empty {directory} and start it with a token of `grey cluster token`"
+    )]
+    Removed {
+        /// The data directory.
+        directory: String,
+    },
     /// No server could let the node in.
     #[error("no server lets this node into the cluster: {reasons}")]
     NotJoined {

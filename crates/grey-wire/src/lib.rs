@@ -24,8 +24,9 @@ pub use generated::node_plane_server::{NodePlane, NodePlaneServer};
 pub use generated::{
     AuthorityReply, AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherReply,
     GatherRequest, GatheredFile, Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest,
-    ReplicateReply, ReplicateRequest, ServerAddress, ServersReply, ServersRequest, SnapshotRequest,
-    StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest, replicate_request, work_request,
+    ReplicateReply, ReplicateRequest, ServerAddress, ServersReply, ServersRequest, SnapshotRequest, Standing,
+    StandingReply, StandingRequest, StoreBlobReply, StreamPiece, StreamRequest, WorkReply, WorkRequest,
+    replicate_request, work_request,
 };
 
 /// The version of the messages that this build speaks.

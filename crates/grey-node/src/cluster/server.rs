@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use grey_blob::BlobStore;
 use grey_core::{
-    Bootstrap, Command, EnrolFounder, NodeRole, NodeVersion, OLDEST_FEATURE_LEVEL, SetNodeVersion,
-    TenantRecord,
+    Bootstrap, Command, EnrolFounder, NodeRole, NodeStanding, NodeVersion, OLDEST_FEATURE_LEVEL,
+    SetNodeVersion, TenantRecord,
 };
 use grey_proof::{Digest, StreamDigest};
 use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
@@ -47,7 +47,7 @@ use crate::metrics;
 use crate::peers::Peers;
 use crate::places::Places;
 use crate::plane::{
-    Admission, Dialler, Joining, OwnHello, Plane, Served, Servers, Streams, dial_servers, listen,
+    Admission, Dialler, Doubt, Joining, OwnHello, Plane, Served, Servers, Streams, dial_servers, listen,
 };
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
@@ -57,6 +57,8 @@ use crate::traces::{Teller, Traces};
 const COPIES_WAITING: usize = 16_384;
 /// How long leadership may take to be handed on at the end.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(2);
+/// How often a server asks whether it belongs to the cluster, as long as its own state does not say so.
+const LOOK_FOR_ITSELF_EVERY: Duration = Duration::from_secs(5);
 /// How long open requests may take to end at a shutdown.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -257,7 +259,9 @@ async fn serve(
     let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
     let places = follow_places(engine.directory.clone(), trust.clone(), known.clone());
     let own_hello = OwnHello { cluster, version: own_version(config.feature_level_limit) };
-    tokio::spawn(dial_servers(dialler.clone(), own_hello, asked, engine.control.clone()));
+    let doubt = Doubt::default();
+    tokio::spawn(dial_servers(dialler.clone(), own_hello, asked, engine.control.clone(), doubt.clone()));
+    tokio::spawn(look_for_itself(engine.directory.clone(), joining.key.verifying_key().id(), doubt.clone()));
 
     let local = Arc::new(BlobStore::open(&config.data_dir.join("blobs"))?);
     let servers = Servers::new(dialler.clone(), places.clone());
@@ -381,7 +385,13 @@ async fn serve(
         advertise: config.advertise.to_string(),
         cluster,
     });
-    let ended = wait_for_end(&node, &engine.ended, None).await;
+    let others = Servers::new(dialler, places);
+    let ended = tokio::select! {
+        ended = wait_for_end(&node, &engine.ended, None) => ended,
+        () = doubt.until_removed(&others) => {
+            Err(NodeError::Removed { directory: config.data_dir.display().to_string() })
+        }
+    };
     hand_over(engine).await;
     stop.send_replace(true);
     drop(tokio::time::timeout(GRACE, listens).await);
@@ -392,6 +402,19 @@ async fn serve(
         traces.flush().await;
     }
     ended
+}
+
+/// Raises a doubt as long as the state does not count this server among those that belong: an earlier state may not know it yet, and of a later
+/// one it is told nothing.
+async fn look_for_itself(mut directory: watch::Receiver<Arc<Directory>>, itself: Digest, doubt: Doubt) {
+    let is_missing = |directory: &Directory| {
+        let row = directory.node(&itself);
+        directory.nodes().next().is_some() && row.is_none_or(|row| row.standing != NodeStanding::Admitted)
+    };
+    while directory.wait_for(|directory| is_missing(directory)).await.is_ok() {
+        doubt.raise();
+        tokio::time::sleep(LOOK_FOR_ITSELF_EVERY).await;
+    }
 }
 
 /// Before a server ends, another one leads, so that nobody waits for an election.

@@ -28,7 +28,9 @@ use crate::identity::random;
 use crate::items::ItemLists;
 use crate::local::{ATTEMPTS_AT_ONCE, PROCESSES_AT_ONCE};
 use crate::metrics::{self, Meters};
-use crate::plane::{Dialler, Here, Joining, Servers, Tails, certificate_id, follow_issuer, link_to_leader};
+use crate::plane::{
+    Dialler, Doubt, Here, Joining, Servers, Tails, certificate_id, follow_issuer, link_to_leader,
+};
 use crate::threads::spawn;
 use crate::traces::{Teller, Traces};
 use crate::worker::{Leader, Worker, WorkerMessage, WorkerWiring};
@@ -147,7 +149,8 @@ async fn work(
     let (say, said) = unbounded_channel();
     let tails = Arc::new(Tails::new(process.clone()));
     tokio::spawn(Tails::sweep(Arc::downgrade(&tails)));
-    let here = Here { worker: itself.clone(), tails };
+    let doubt = Doubt::default();
+    let here = Here { worker: itself.clone(), tails, doubt: doubt.clone() };
     let meters = Arc::new(Meters::new());
     let teller = Teller { cluster, node: signer.node, name: Some(&config.name), role: "worker" };
     let traces = Traces::start(config.traces.as_ref(), &teller, meters.clone())?;
@@ -175,7 +178,7 @@ async fn work(
     let seed = crate::engine::seed()?;
     let (link, (tells, issuer)) = (Arc::new(link), watch::channel(None));
     tokio::spawn(link_to_leader(link.clone(), cluster, found, said, here, seed));
-    tokio::spawn(follow_issuer(link, tells));
+    tokio::spawn(follow_issuer(link.clone(), tells));
     let (papers, agent) = (Arc::new(Mutex::new(papers)), itself.clone());
     tokio::spawn(renew(papers, handle, joining, dialler, (places, issuer), move |papers: &Papers| {
         match certificate_id(papers.certificate()) {
@@ -192,7 +195,10 @@ async fn work(
         }
     };
     on_ready(&WorkerReady { cluster, node: signer.node, sandbox: capabilities.sandbox.name().to_owned() });
-    let told = told_to_end(&ended).await;
+    let told = tokio::select! {
+        told = told_to_end(&ended) => told,
+        () = doubt.until_removed(&link) => Err(NodeError::Removed { directory: directory.display().to_string() }),
+    };
     drop(itself.send(WorkerMessage::End));
     let outcome = tokio::task::spawn_blocking(move || thread.join()).await;
     if let Some(traces) = traces {

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 
 use super::dial::Dialler;
+use super::standing::Doubt;
 use crate::control::Message;
 use crate::directory::ServerPlace;
 use crate::peers::PeerEvent;
@@ -40,11 +41,12 @@ pub(crate) async fn dial_servers(
     own: OwnHello,
     mut asked: UnboundedReceiver<ServerPlace>,
     control: Sender<Message>,
+    doubt: Doubt,
 ) {
     while let Some(place) = asked.recv().await {
-        let (dialler, own, control) = (dialler.clone(), own.clone(), control.clone());
+        let (dialler, own, control, doubt) = (dialler.clone(), own.clone(), control.clone(), doubt.clone());
         tokio::spawn(async move {
-            if let Err(reason) = send_to(&dialler, &own, &place, &control).await {
+            if let Err(reason) = send_to(&dialler, &own, &place, &control, &doubt).await {
                 tracing::debug!(server = place.number, address = place.address, reason, "no connection");
                 // The control thread is gone only when the node ends.
                 drop(control.send(Message::Peer(PeerEvent::Unreachable(place.number))));
@@ -83,6 +85,7 @@ async fn send_to(
     own: &OwnHello,
     place: &ServerPlace,
     control: &Sender<Message>,
+    doubt: &Doubt,
 ) -> Result<(), String> {
     let dialled = dialler.dial(&place.address, Some(place.tls_key)).await;
     let mut client = dialled.map_err(|error| error.to_string())?.client;
@@ -94,6 +97,7 @@ async fn send_to(
         let reason = status.message();
         tracing::debug!(server = place.number, reason, code = ?status.code(), "a connection to a server ended");
         if matches!(status.code(), tonic::Code::PermissionDenied | tonic::Code::Unauthenticated) {
+            doubt.raise();
             tracing::warn!(server = place.number, reason, "another server does not take this one's messages");
             // Its answer will be the same for a while.
             tokio::time::sleep(Duration::from_secs(1)).await;

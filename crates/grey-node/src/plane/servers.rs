@@ -12,8 +12,8 @@ use grey_core::{BlobReference, InputFile, Stage};
 use grey_proof::Digest;
 use grey_wire::{
     AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherRequest,
-    KeepAuthorityRequest, NodePlaneClient, PIECE_BYTES, ServersRequest, SnapshotRequest, decode_digest,
-    encode_stage,
+    KeepAuthorityRequest, NodePlaneClient, PIECE_BYTES, ServersRequest, SnapshotRequest, Standing,
+    StandingRequest, decode_digest, encode_stage,
 };
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
@@ -127,6 +127,12 @@ impl Servers {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 30 s"))
             }
         }
+    }
+
+    /// Whether this node belongs to the cluster, as who leads has it.
+    pub(super) async fn standing(&self, place: &ServerPlace) -> io::Result<Standing> {
+        let mut client = self.to(place).await?;
+        Ok(self.answered(place, client.standing(StandingRequest {})).await?.standing())
     }
 
     /// What a server issues certificates with.

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use grey_core::{NodeRole, NodeRow, NodeStanding, limits};
+use grey_core::{NodeRole, NodeRow, NodeStanding, State, limits};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{Parcel, Peer, PeerMessage};
 use grey_wire::{
     AuthorityReply, AuthorityRequest, BlobPiece, CosignReply, CosignRequest, FetchBlobRequest, GatherReply,
     GatherRequest, GatheredFile, Hello, JoinMessage, KeepAuthorityReply, KeepAuthorityRequest, NodePlane,
     ReplicateReply, ReplicateRequest, STREAMS_VERSION, ServerAddress, ServersReply, ServersRequest,
-    SnapshotRequest, StoreBlobReply, WorkReply, WorkRequest, check_hello, decode_digest, decode_from_worker,
-    decode_stage, decode_version, encode_to_worker, replicate_request, work_request,
+    SnapshotRequest, Standing, StandingReply, StandingRequest, StoreBlobReply, WorkReply, WorkRequest,
+    check_hello, decode_digest, decode_from_worker, decode_stage, decode_version, encode_to_worker,
+    replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
 use tokio::sync::watch;
@@ -211,6 +212,19 @@ impl Plane {
     }
 }
 
+fn as_told(standing: NodeStanding) -> Standing {
+    match standing {
+        NodeStanding::Blocked => Standing::Blocked,
+        NodeStanding::Admitted | NodeStanding::Leaving => Standing::Belongs,
+    }
+}
+
+/// What the state says of the node with a key. A row is there before its node has a certificate, and when it is gone it is for good.
+fn standing_of(state: &State, tls_key: &Digest) -> Standing {
+    let row = state.nodes().find(|row| row.tls_key == *tls_key);
+    row.map_or(Standing::Removed, |row| as_told(row.standing))
+}
+
 /// The next question to a worker; none for ever where it is not asked.
 async fn next(asked: &mut Option<Connected>) -> Question {
     if let Some(asked) = asked
@@ -371,6 +385,27 @@ impl NodePlane for Served {
             Ok(Err(error)) => Err(Status::invalid_argument(error.to_string())),
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+
+    async fn standing(&self, request: Request<StandingRequest>) -> Answer<StandingReply> {
+        let key = connection(&request)?.tls_key;
+        let key = key.ok_or_else(|| Status::unauthenticated("this needs the certificate of a node"))?;
+        // What this server knows may be of earlier, but then it only is not yet final.
+        let known = self.0.directory.borrow().node_of_key(&key).map(|row| row.standing);
+        if let Some(known) = known {
+            return Ok(Response::new(StandingReply { standing: as_told(known).into() }));
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let question =
+            Box::new(move |replica: Result<&grey_replica::Replica, grey_replica::ReplicaError>| {
+                let standing = replica.map(|replica| standing_of(replica.state(), &key));
+                // Who asked and went away needs no answer.
+                let _ = reply.send(standing.map_err(|error| error.to_string()));
+            });
+        let ending = || Status::unavailable("the node is ending");
+        self.0.control.send(Message::Ask(question)).map_err(|_| ending())?;
+        let standing = answer.await.map_err(|_| ending())?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(StandingReply { standing: standing.into() }))
     }
 
     async fn cosign(&self, request: Request<CosignRequest>) -> Answer<CosignReply> {

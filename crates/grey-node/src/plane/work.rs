@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::say::{NotTaken, say};
 use super::servers::Servers;
+use super::standing::Doubt;
 use super::tails::Tails;
 use crate::directory::ServerPlace;
 use crate::worker::WorkerMessage;
@@ -51,6 +52,8 @@ pub(crate) struct Here {
     pub(crate) worker: Sender<WorkerMessage>,
     /// What its attempts write.
     pub(crate) tails: Arc<Tails>,
+    /// Whether it may have been removed.
+    pub(crate) doubt: Doubt,
 }
 
 /// Carries messages between the worker's thread and the leader until the thread ends.
@@ -155,6 +158,7 @@ async fn converse(
         Ok(Ok(answers)) => answers.into_inner(),
         Ok(Err(status)) => {
             servers.failed(place.number);
+            here.doubt.raise_for(&status);
             return Ended::Broken(status.message().to_owned());
         }
         Err(_) => {
@@ -202,6 +206,7 @@ async fn converse(
                     Ok(None) => return Ended::Broken("the server ended the connection".to_owned()),
                     Err(status) => {
                         servers.failed(place.number);
+                        here.doubt.raise_for(&status);
                         return Ended::Broken(status.message().to_owned());
                     }
                 };
