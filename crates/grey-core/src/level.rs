@@ -18,7 +18,7 @@ use crate::state::State;
 pub const OLDEST_FEATURE_LEVEL: u16 = 3;
 
 /// The newest level that this version understands.
-pub const NEWEST_FEATURE_LEVEL: u16 = FORGET_LEVEL;
+pub const NEWEST_FEATURE_LEVEL: u16 = ACCEPTANCE_LEVEL;
 
 /// The level that tenants' quotas came with.
 pub(crate) const QUOTA_LEVEL: u16 = 4;
@@ -35,6 +35,9 @@ pub(crate) const TROUBLE_LEVEL: u16 = 6;
 
 /// The level from which on a worker that has left the cluster is forgotten, and with its node all that the state knew of the worker.
 pub const FORGET_LEVEL: u16 = 7;
+
+/// The level from which on nothing that a blocked worker reports is accepted, also what was under way when it was blocked.
+pub const ACCEPTANCE_LEVEL: u16 = 8;
 
 /// What a server runs, as it told the leader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

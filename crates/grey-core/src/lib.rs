@@ -71,7 +71,7 @@ pub use identity::{
 };
 pub use ids::{Epoch, JobId, ParseIdError, TaskId, TaskRange, TenantId, WorkerId};
 pub use level::{
-    AUTHORITY_LEVEL, FORGET_LEVEL, NEWEST_FEATURE_LEVEL, NodeVersion, OLDEST_FEATURE_LEVEL,
+    ACCEPTANCE_LEVEL, AUTHORITY_LEVEL, FORGET_LEVEL, NEWEST_FEATURE_LEVEL, NodeVersion, OLDEST_FEATURE_LEVEL,
     RaiseFeatureLevel, SetNodeVersion,
 };
 #[cfg(feature = "mutants")]

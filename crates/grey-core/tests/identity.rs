@@ -8,15 +8,17 @@ use std::collections::BTreeMap;
 use grey_core::{
     AdmitNode, Answer, AttemptId, Command, CordonNode, CreateJoinToken, CreateTenant, CreateToken,
     EnrolFounder, Entry, Epoch, ForgetNode, JoinTokenRow, Keeper, LoadError, LoseWorker, NewNode, NodeRole,
-    NodeRow, NodeStanding, NodeVersion, PLAN_VERSION, Placement, Plan, Presence, RaiseFeatureLevel, Recover,
-    Rejection, RenewNode, RevokeJoinToken, RevokeToken, Revoked, SetNodeAddress, SetNodeStanding,
-    SetNodeVersion, SetTenantSuspended, State, TaskId, TaskRange, TenantId, Tier, TokenRole, TokenRow,
-    WorkerId, limits, plan, steal,
+    NodeRow, NodeStanding, NodeVersion, Outcome, PLAN_VERSION, Phase, Placement, Plan, Presence,
+    RaiseFeatureLevel, Recover, Rejection, RenewNode, RevokeJoinToken, RevokeToken, Revoked, SetNodeAddress,
+    SetNodeStanding, SetNodeVersion, SetTenantSuspended, State, TaskId, TaskRange, TenantId, Tier, TokenRole,
+    TokenRow, WorkerId, limits, plan, steal,
 };
 use grey_proof::Digest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use support::{TENANT, announcement, announcement_in, applied, founded, new_node, spec, submit};
+use support::{
+    TENANT, announcement, announcement_in, applied, finished, founded, new_node, phase, report, spec, submit,
+};
 
 const NOW: u64 = 1_000_000;
 
@@ -427,6 +429,46 @@ fn a_worker_that_left_is_forgotten_with_its_node_when_it_holds_nothing_from_a_le
     applied(&mut state, announcement_in(2, 1)).answer.unwrap();
     assert_eq!(state.workers().keys().copied().collect::<Vec<_>>(), [WorkerId(2), WorkerId(3)]);
     assert_rows_are_all(&state);
+}
+
+#[test]
+fn a_blocked_worker_s_reports_are_not_accepted_from_a_level_on_and_are_when_it_is_let_back_in() {
+    // Given: a worker that runs something, of which it reports the end, and is blocked before that is applied.
+    let mut state = with_two_workers();
+    applied(&mut state, cordon(3, true)).answer.unwrap();
+    applied(&mut state, Command::Submit(submit(vec![(spec("t"), 1)]))).answer.unwrap();
+    let planned = plan(&state, 10);
+    applied(&mut state, Command::Plan(planned)).answer.unwrap();
+    let node = Digest::of(&[2; 32]);
+    let worker = state.workers().iter().find(|(_, row)| row.node == node).map(|(id, _)| *id).unwrap();
+    let attempt = AttemptId { task: TaskId(1), epoch: Epoch(1) };
+    let tasks = TaskRange { first: TaskId(1), count: 1 };
+    let ended = finished(tasks, Epoch(1), Outcome::Exited(0));
+    let report = Command::Report(report(&state, worker, vec![attempt], vec![ended]));
+    let stand = |standing| Command::SetNodeStanding(SetNodeStanding { node, standing });
+    applied(&mut state, stand(NodeStanding::Blocked)).answer.unwrap();
+    // Below the level it counts, as every server of an earlier version has it.
+    let mut earlier = state.clone();
+    applied(&mut earlier, report.clone()).answer.unwrap();
+    assert!(earlier.jobs().is_empty(), "the job has ended");
+    // From the level on it does not, and nothing else changes.
+    for level in state.feature_level() + 1..=grey_core::ACCEPTANCE_LEVEL {
+        let newest = runs_newest(&state);
+        applied(&mut state, newest).answer.unwrap();
+        applied(&mut state, Command::RaiseFeatureLevel(RaiseFeatureLevel { level })).answer.unwrap();
+    }
+    let refused = applied(&mut state, report.clone());
+    assert!(refused.answer.unwrap_err().to_string().contains("the node is blocked"));
+    assert_eq!(refused.effects, []);
+    assert_eq!(phase(&state, 1), Some(Phase::Assigned { worker }));
+    assert_rows_are_all(&state);
+    // One that leaves, or is let back in, has its work counted.
+    for standing in [NodeStanding::Leaving, NodeStanding::Admitted] {
+        let mut state = state.clone();
+        applied(&mut state, stand(standing)).answer.unwrap();
+        applied(&mut state, report.clone()).answer.unwrap();
+        assert!(state.jobs().is_empty(), "{standing:?}");
+    }
 }
 
 /// The founder says that it understands everything.

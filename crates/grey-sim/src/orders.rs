@@ -28,6 +28,11 @@ struct Order {
 }
 
 impl Order {
+    /// How a worker is shut out: half of them are blocked, as one is that was broken into.
+    fn standing(&self) -> NodeStanding {
+        if self.for_us.is_multiple_of(2) { NodeStanding::Blocked } else { NodeStanding::Leaving }
+    }
+
     fn is_over(&self, now_us: u64) -> bool {
         self.since_us.is_some_and(|since_us| now_us >= since_us + self.for_us)
     }
@@ -135,7 +140,7 @@ impl World {
                 commands.push(Command::CordonNode(CordonNode { node: row.node, cordoned }));
             }
             let order = self.orders.leaving.get(&worker);
-            let standing = if order.is_some() { NodeStanding::Leaving } else { NodeStanding::Admitted };
+            let standing = order.map_or(NodeStanding::Admitted, Order::standing);
             if row.standing != standing {
                 commands
                     .push(Command::SetNodeStanding(grey_core::SetNodeStanding { node: row.node, standing }));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, NodeVersion, State, ToWorker};
+use grey_core::{Applied, Command, Effect, HistoryRecord, JobId, NodeStanding, NodeVersion, State, ToWorker};
 use grey_proof::{Digest, VerifyingKey};
 use grey_replica::{
     Checkpoint, Options, Output, Peer, PeerMessage, PersistBatch, Replica, ReplicaError,
@@ -308,7 +308,9 @@ impl Server {
                 }
             }
             Packet::FromWorker(message) => {
-                if let Some(key) = self.keys.get(&from).copied() {
+                let key = self.keys.get(&from).copied();
+                // A connection is taken by what the server's own state says of whose it is.
+                if let Some(key) = key.filter(|key| !self.has_blocked(&key.id())) {
                     self.connect(Peer::Worker(key.id()))?;
                     self.server.from_worker(&key, message);
                 }
@@ -316,6 +318,11 @@ impl Server {
             Packet::ToWorker(_) | Packet::Reply { .. } => {}
         }
         self.act()
+    }
+
+    fn has_blocked(&self, node: &Digest) -> bool {
+        let row = self.server.replica().state().node(node);
+        row.is_some_and(|row| row.standing == NodeStanding::Blocked)
     }
 
     /// Does what the server asks for.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use grey_proof::{LogEntry, leaf_hash};
+use grey_proof::{Digest, LogEntry, leaf_hash};
 
 use super::task::{ASSIGNED, End, RUNNING, held_count};
 use super::{Application, Stop};
@@ -10,8 +10,9 @@ use crate::attempt::{AttemptId, Finished, Outcome};
 use crate::command::{Report, SignedRoot};
 use crate::effect::{Answer, Effect, Event, EventKind};
 use crate::history::{AttemptPointer, HistoryRecord, ReportRecord, ReportedRun, RunContext};
+use crate::identity::{IdentityKey, IdentityRow, NodeStanding};
 use crate::ids::{JobId, TaskId, TaskRange, WorkerId};
-use crate::level::TROUBLE_LEVEL;
+use crate::level::{ACCEPTANCE_LEVEL, TROUBLE_LEVEL};
 use crate::limits;
 use crate::quarantine::{HealthEvent, Standing};
 use crate::rejection::Rejection;
@@ -40,8 +41,10 @@ impl Application<'_> {
             }
             .into());
         }
+        let (node, last_sequence) = (row.node, row.last_sequence);
         self.check_session(body.worker, body.session)?;
-        if body.sequence <= row.last_sequence {
+        self.check_not_blocked(&node)?;
+        if body.sequence <= last_sequence {
             #[cfg(feature = "mutants")]
             if self.rows.base.mutant == Some(crate::mutant::Mutant::ReplayCompletion) {
                 for run in &body.finished {
@@ -52,7 +55,7 @@ impl Application<'_> {
             }
             return Ok(Answer::Reported { duplicate: true });
         }
-        let expected = row.last_sequence.saturating_add(1);
+        let expected = last_sequence.saturating_add(1);
         if body.sequence != expected {
             return Err(
                 Rejection::ReportOutOfOrder { worker: body.worker, given: body.sequence, expected }.into()
@@ -68,6 +71,18 @@ impl Application<'_> {
             self.finish_all(body.worker, body.sequence, signed, body.finished)?;
         }
         Ok(Answer::Reported { duplicate: false })
+    }
+
+    /// A server takes nothing from a node once its own state says that it is blocked; this is for what had been proposed by then.
+    fn check_not_blocked(&self, node: &Digest) -> Result<(), Stop> {
+        let standing = match self.rows.identity.get(&IdentityKey::Node(*node)) {
+            Some(IdentityRow::Node(row)) => row.standing,
+            _ => return Ok(()),
+        };
+        if standing == NodeStanding::Blocked && self.rows.meta.feature_level >= ACCEPTANCE_LEVEL {
+            return Err(Rejection::NotAdmitted("the node is blocked".to_owned()).into());
+        }
+        Ok(())
     }
 
     fn start(&mut self, worker: WorkerId, attempt: AttemptId) -> Result<(), Stop> {

@@ -1,9 +1,11 @@
 //! Who is shut out rests: a suspended tenant submits nothing, and is refused only while it is suspended; a worker that is cordoned or shut
-//! out is given nothing.
+//! out is given nothing, and of one that is blocked nothing is accepted.
 
 use std::collections::BTreeSet;
 
-use grey_core::{Effect, EventKind, Rejection, TenantId, Tier};
+use grey_core::{
+    ACCEPTANCE_LEVEL, Effect, EventKind, HistoryRecord, NodeStanding, Rejection, TenantId, Tier,
+};
 
 use super::Checker;
 use crate::fact::Fact;
@@ -44,6 +46,14 @@ impl Checker for Resting {
                             "{} was submitted by tenant {tenant}, which is suspended",
                             event.job
                         ));
+                    }
+                    if let Effect::History(HistoryRecord::Report(record)) = effect
+                        && exact
+                        && state.feature_level() >= ACCEPTANCE_LEVEL
+                        && state.node(&record.node).is_some_and(|row| row.standing == NodeStanding::Blocked)
+                    {
+                        let node = record.node;
+                        return Err(format!("a report of {node}, which is blocked, was accepted at {index}"));
                     }
                 }
                 for one in *placed {
