@@ -488,10 +488,21 @@ impl Client {
         pieces: Receiver<std::io::Result<Bytes>>,
         key: Option<&str>,
     ) -> Result<Body, ClientError> {
+        self.post_streaming(path, media_type, PiecesBody(pieces), key).await
+    }
+
+    /// Sends a body as it comes, on a connection of its own; the answer may begin before its end.
+    pub(crate) async fn post_streaming<B: SendableBody>(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: B,
+        key: Option<&str>,
+    ) -> Result<Body, ClientError> {
         let mut open = self.connect().await?;
         let mut headers = vec![("content-type", media_type)];
         headers.extend(key.map(|key| ("idempotency-key", key)));
-        let request = self.request(open.number, &Method::POST, path, &headers, PiecesBody(pieces))?;
+        let request = self.request(open.number, &Method::POST, path, &headers, body)?;
         let response = open.sender.send_request(request).await.map_err(|error| self.broken(error))?;
         if !response.status().is_success() {
             let (status, body) = self.whole(response).await?;
@@ -548,7 +559,7 @@ fn is_elsewhere_perhaps(error: &ClientError) -> bool {
 }
 
 /// What a connection can send.
-trait SendableBody:
+pub(crate) trait SendableBody:
     hyper::body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static
 {
 }

@@ -140,6 +140,8 @@ fn worth(error: &ClientError, repeat: Repeat) -> Option<Duration> {
                 | ErrorCode::QueueFull
                 | ErrorCode::Unavailable => asked,
                 ErrorCode::OutcomeUnknown if repeat != Repeat::Refused => asked,
+                // Whoever sends had nothing to send for a while.
+                ErrorCode::RequestTimeout if repeat == Repeat::Resumed => Some(Duration::ZERO),
                 _ => None,
             }
         }

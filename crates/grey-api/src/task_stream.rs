@@ -3,12 +3,16 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::Frame;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::Instant;
 
 use crate::client::{ANSWER_TIMEOUT, Body, Client, ClientError};
+use crate::problem::ErrorCode;
 use crate::retry::{Attempts, Repeat};
 use crate::types::{StreamEnd, StreamedJob};
 
@@ -33,6 +37,32 @@ pub enum TaskStreamError {
 }
 
 type Opening<'c> = Pin<Box<dyn Future<Output = Result<Body, ClientError>> + Send + 'c>>;
+
+/// What a request is given to send.
+enum Piece {
+    Lines(Bytes),
+    /// There is no more. A request that is given up has no end, so that the node does not take what came of it for the whole.
+    End,
+}
+
+/// The body of a request.
+struct Lines(Receiver<Piece>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        self.0.poll_recv(context).map(|piece| match piece {
+            Some(Piece::Lines(lines)) => Some(Ok(Frame::data(lines))),
+            Some(Piece::End) => None,
+            None => Some(Err(std::io::Error::other("the stream was given up"))),
+        })
+    }
+}
 
 /// The answer to a request.
 enum Answer<'c> {
@@ -60,7 +90,7 @@ impl Answer<'_> {
 struct Request<'c> {
     answer: Answer<'c>,
     /// Where pieces go; `None` once the last one has gone, or the connection takes no more.
-    pieces: Option<Sender<std::io::Result<Bytes>>>,
+    pieces: Option<Sender<Piece>>,
     /// How much of what is kept has gone, in bytes.
     sent: usize,
     /// What came of the answer after its last whole line.
@@ -96,7 +126,17 @@ pub struct TaskStream<'c> {
     /// What was read and not answered for, from the beginning of a line on.
     kept: VecDeque<u8>,
     request: Option<Request<'c>>,
-    attempts: Attempts,
+    /// Whether a node was there before.
+    was_there: bool,
+    /// Whether there is nothing that a node would have to hear of before more comes.
+    rests: bool,
+    /// How much was read in all, in bytes, and how much of it when a node had last waited for more in vain.
+    read_bytes: u64,
+    waited_in_vain_at: Option<u64>,
+    /// The attempts since something was answered for; none as long as nothing failed.
+    attempts: Option<Attempts>,
+    /// Since when something waits to be sent or answered for, and nothing happens.
+    stands_since: Option<Instant>,
     /// What was answered for.
     so_far: StreamEnd,
 }
@@ -117,7 +157,12 @@ impl<'c> TaskStream<'c> {
             input_ended: false,
             kept: VecDeque::new(),
             request: None,
-            attempts: client.retries().begin(),
+            was_there: false,
+            rests: true,
+            read_bytes: 0,
+            waited_in_vain_at: None,
+            attempts: None,
+            stands_since: None,
             so_far: StreamEnd { lines: 0, jobs: 0, tasks: 0, problem: None },
         }
     }
@@ -140,32 +185,47 @@ impl<'c> TaskStream<'c> {
                 Step::Failed(error) => error,
             };
             self.request = None;
-            let repeat = if self.so_far.jobs > 0 { Repeat::Resumed } else { Repeat::Always };
-            if !self.client.wait_to_repeat(&mut self.attempts, &failed, repeat).await {
+            self.stands_since = None;
+            self.was_there |= !matches!(failed, ClientError::Unreachable { .. });
+            let waited = failed.problem().is_some_and(|problem| problem.code == ErrorCode::RequestTimeout);
+            if waited && !self.input_ended {
+                // What came meanwhile it may not have seen.
+                let before = self.waited_in_vain_at.replace(self.read_bytes);
+                self.rests = before == Some(self.read_bytes);
+                continue;
+            }
+            let repeat = if self.was_there { Repeat::Resumed } else { Repeat::Always };
+            let attempts = self.attempts.get_or_insert_with(|| self.client.retries().begin());
+            if !self.client.wait_to_repeat(attempts, &failed, repeat).await {
                 return Err(failed.into());
             }
         }
     }
 
     async fn step(&mut self) -> Result<Step, TaskStreamError> {
-        if self.request.is_none() {
-            if self.is_answered() {
-                return Ok(Step::End);
-            }
+        if self.is_answered() && self.request.is_none() {
+            return Ok(Step::End);
+        }
+        if self.request.is_none() && (!self.rests || self.input_ended) {
             self.request = Some(self.open());
         }
-        let Some(request) = self.request.as_mut() else { return Ok(Step::Goes) };
+        let may_read = !self.input_ended && self.kept.len() < UNANSWERED_BYTES;
+        let Some(request) = self.request.as_mut() else {
+            let piece = self.input.recv().await;
+            return self.take_in(piece).map(|()| Step::Goes);
+        };
         if let Some(line) = request.line() {
             return Ok(self.told(&line));
         }
         let unsent = self.kept.len().saturating_sub(request.sent);
-        if unsent == 0 && self.input_ended {
-            request.pieces = None;
+        let may_send = (unsent > 0 || self.input_ended) && request.pieces.is_some();
+        // A job is answered for when it is whole: while the node may wait for more, nothing is late.
+        if may_send || !may_read {
+            self.stands_since.get_or_insert_with(Instant::now);
+        } else {
+            self.stands_since = None;
         }
-        let may_send = unsent > 0 && request.pieces.is_some();
-        let may_read = !self.input_ended && self.kept.len() < UNANSWERED_BYTES;
-        // A job is answered for when it is whole: until there is something that must become one, nothing is late.
-        let is_due = !may_send && !may_read;
+        let late_at = self.stands_since.map(|since| since + ANSWER_TIMEOUT);
         let pieces = request.pieces.clone();
         let room = async {
             match pieces {
@@ -173,14 +233,25 @@ impl<'c> TaskStream<'c> {
                 None => None,
             }
         };
+        let late = async {
+            match late_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => core::future::pending().await,
+            }
+        };
         let failed = tokio::select! {
             room = room, if may_send => {
+                self.stands_since = None;
                 match room {
-                    Some(room) => {
+                    Some(room) if unsent > 0 => {
                         let length = unsent.min(PIECE_BYTES);
-                        let piece: Vec<u8> = self.kept.range(request.sent..).take(length).copied().collect();
-                        room.send(Ok(piece.into()));
+                        let lines: Vec<u8> = self.kept.range(request.sent..).take(length).copied().collect();
+                        room.send(Piece::Lines(lines.into()));
                         request.sent = request.sent.saturating_add(length);
+                    }
+                    Some(room) => {
+                        room.send(Piece::End);
+                        request.pieces = None;
                     }
                     // What it ended with, the answer says.
                     None => request.pieces = None,
@@ -188,15 +259,12 @@ impl<'c> TaskStream<'c> {
                 None
             }
             piece = self.input.recv(), if may_read => {
-                match piece {
-                    Some(Ok(piece)) => self.kept.extend(piece),
-                    Some(Err(error)) => return Err(TaskStreamError::Input(error)),
-                    None => self.input_ended = true,
-                }
+                self.take_in(piece)?;
                 None
             }
             answer = request.answer.next() => match answer {
                 Ok(Some(piece)) => {
+                    (self.stands_since, self.was_there) = (None, true);
                     request.rest.extend_from_slice(&piece);
                     let is_endless = request.rest.len() > ANSWER_LINE_BYTES && !request.rest.contains(&b'\n');
                     is_endless.then(|| self.unreadable("a line without an end"))
@@ -204,14 +272,22 @@ impl<'c> TaskStream<'c> {
                 Ok(None) => Some(self.client.broken("the answer ended before it was complete")),
                 Err(error) => Some(error),
             },
-            () = tokio::time::sleep(ANSWER_TIMEOUT), if is_due => {
-                Some(self.client.broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
-            }
+            () = late => Some(self.client.broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
         };
-        if let Some(error) = failed {
-            return Ok(Step::Failed(error));
+        Ok(failed.map_or(Step::Goes, Step::Failed))
+    }
+
+    fn take_in(&mut self, piece: Option<std::io::Result<Bytes>>) -> Result<(), TaskStreamError> {
+        match piece {
+            Some(Ok(piece)) => {
+                self.read_bytes = self.read_bytes.saturating_add(piece.len() as u64);
+                self.kept.extend(piece);
+                self.rests = false;
+            }
+            Some(Err(error)) => return Err(TaskStreamError::Input(error)),
+            None => self.input_ended = true,
         }
-        Ok(Step::Goes)
+        Ok(())
     }
 
     /// Whether nothing is left that has to be answered for. An input without any task is for the cluster to refuse.
@@ -229,8 +305,9 @@ impl<'c> TaskStream<'c> {
             path.push_str(&format!("{begins}lines_before={lines}&jobs_before={jobs}"));
         }
         let (client, key) = (self.client, self.key.clone());
-        let opening =
-            async move { client.post_pieces(&path, "application/x-ndjson", pieces, Some(&key)).await };
+        let opening = async move {
+            client.post_streaming(&path, "application/x-ndjson", Lines(pieces), Some(&key)).await
+        };
         let answer = Answer::Awaited(Box::pin(opening));
         Request { answer, pieces: Some(sender), sent: 0, rest: Vec::new() }
     }
@@ -246,7 +323,7 @@ impl<'c> TaskStream<'c> {
             self.so_far.jobs = self.so_far.jobs.saturating_add(1);
             self.so_far.tasks = self.so_far.tasks.saturating_add(u64::from(job.tasks));
             self.client.retries().succeeded(Duration::ZERO, None);
-            self.attempts = self.client.retries().begin();
+            self.attempts = None;
             return Step::Job(job);
         }
         match serde_json::from_slice::<StreamEnd>(line) {
@@ -365,6 +442,96 @@ mod tests {
         assert!(asked.contains("?tenant=red&lines_before=2&jobs_before=1 "), "{asked}");
         let body: String = asked.split("\r\n\r\n").nth(1).unwrap().split("\r\n").skip(1).step_by(2).collect();
         assert_eq!(body, "three\nfour");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_broke_goes_on_however_long_ago_its_last_answer_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let options = crate::RetryOptions { deadline: Duration::from_millis(400), ..Default::default() };
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "one").await;
+            // Longer than what its attempts may take from the first one that failed on.
+            tokio::time::sleep(options.deadline * 2).await;
+            drop(stream);
+            let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "0\r\n\r\n").await;
+            let end = chunk(r#"{"lines":1,"jobs":1,"tasks":1}"#);
+            stream.write_all(format!("{HEAD}{}{end}0\r\n\r\n", job(1, 1, 1)).as_bytes()).await.unwrap();
+        });
+        let client = client(&socket).with_retries(Some(options));
+        let mut stream = TaskStream::new(&client, "/s", "k", input(&["one"]).await);
+        assert_eq!(stream.next().await.unwrap().unwrap().job, "j1");
+        assert_eq!(stream.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_waited_for_lines_in_vain_is_sent_them_once_there_are_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (sender, pieces) = channel(1);
+        tokio::spawn(async move {
+            // Given: a node that waits no longer, which is nobody's failure, however often.
+            for lines in ["one", "two"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                until(&mut stream, lines).await;
+                let problem = crate::Problem::new(ErrorCode::RequestTimeout, "paused");
+                let problem = serde_json::to_string(&problem).unwrap();
+                let head = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length:";
+                let answer = format!("{head} {}\r\n\r\n{problem}", problem.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                sender.send(Ok(Bytes::from_static(b"two\n"))).await.unwrap();
+            }
+            drop(sender);
+            let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "0\r\n\r\n").await;
+            let end = chunk(r#"{"lines":3,"jobs":1,"tasks":3}"#);
+            stream.write_all(format!("{HEAD}{}{end}0\r\n\r\n", job(1, 1, 3)).as_bytes()).await.unwrap();
+        });
+        let (first, input) = channel(3);
+        first.send(Ok(Bytes::from_static(b"one\n"))).await.unwrap();
+        tokio::spawn(async move {
+            let mut pieces: Receiver<std::io::Result<Bytes>> = pieces;
+            while let Some(piece) = pieces.recv().await {
+                first.send(piece).await.unwrap();
+            }
+        });
+        let options = crate::RetryOptions { tokens: 0, ..Default::default() };
+        let client = client(&socket).with_retries(Some(options));
+        let mut stream = TaskStream::new(&client, "/s", "k", input);
+        assert_eq!(stream.next().await.unwrap().unwrap().last_line, 3);
+        assert_eq!(stream.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_given_up_has_no_end_that_a_node_could_take_for_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let node = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut all = Vec::new();
+            // A connection that breaks is as good an end.
+            drop(stream.read_to_end(&mut all).await);
+            String::from_utf8(all).unwrap()
+        });
+        let (sender, pieces) = channel(2);
+        let client = client(&socket);
+        let mut stream = TaskStream::new(&client, "/s", "k", pieces);
+        sender.send(Ok(Bytes::from_static(b"one\n"))).await.unwrap();
+        // When: what follows cannot be read.
+        let failing = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sender.send(Err(std::io::Error::other("the disk is gone"))).await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(stream.next(), failing);
+        assert!(matches!(ended, Err(TaskStreamError::Input(_))), "{ended:?}");
+        drop(stream);
+        let sent = node.await.unwrap();
+        assert!(!sent.contains("0\r\n\r\n"), "{sent}");
     }
 
     #[tokio::test]
