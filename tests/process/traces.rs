@@ -202,3 +202,26 @@ fn what_every_program_is_told_of_a_collector_keeps_no_node_from_starting() {
         assert!(said.contains(endpoint) && said.contains("OTEL_EXPORTER_OTLP_ENDPOINT"), "{said}");
     }
 }
+
+#[test]
+fn what_every_program_is_told_of_its_spans_keeps_no_node_from_telling_its_own_collector() {
+    for (variable, value) in [
+        // Grey's exporter compresses nothing.
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "=,no header\u{e9}=x"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_INSECURE", "perhaps"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "=,="),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1"),
+    ] {
+        let collector = Collector::new();
+        let telling = Telling::start(|command| {
+            command.env(variable, value).args(["--traces-endpoint", &collector.endpoint()]);
+        });
+        assert_eq!(telling.home.grey(&["run", "--", "true"]).status, 0, "{variable}={value}");
+        let (_, said) = telling.end();
+        assert!(!collector.told().is_empty(), "{variable}={value}: {said}");
+    }
+}

@@ -165,3 +165,44 @@ impl Blobs {
         Ok(have)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::answers::{answering, said};
+
+    /// A piece of content, as a server sends it: the second member of the message.
+    fn piece(content: &[u8]) -> Vec<u8> {
+        [&[0x12, u8::try_from(content.len()).unwrap()], content].concat()
+    }
+
+    fn among(directory: &std::path::Path) -> Blobs {
+        let server = answering(|_| async { said(&[&piece(b"a copy")]) });
+        let local = Arc::new(BlobStore::open(directory).unwrap());
+        Blobs::among(local, Servers::by(server), Some(2))
+    }
+
+    fn sweep(blobs: &Blobs, sweep: &mut grey_blob::Sweep) {
+        for folder in 0..grey_blob::FOLDERS {
+            let folder = u8::try_from(folder).unwrap();
+            // It began before anything named the copy, so that it knows of no name.
+            sweep.folder::<BlobError>(folder, |_| false, || Ok(()), || Ok(())).unwrap();
+        }
+        assert!(blobs.local.path_of(&Digest::of(b"nobody's")).metadata().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_look_that_was_under_way_leaves_a_copy_that_was_fetched_because_something_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (blobs, copy) = (among(directory.path()), Digest::of(b"a copy"));
+        blobs.local.put("nobody's".into(), None).await.unwrap();
+        let mut look = blobs.local.begin_sweep();
+        blobs.copy_here(&copy).await.unwrap();
+        sweep(&blobs, &mut look);
+        assert_eq!(blobs.local.size_bytes(&copy).await.unwrap(), Some(6));
+        // Nothing but names keeps it for longer than any look takes.
+        let kept_until = blobs.local.path_of(&copy).metadata().unwrap().modified().unwrap();
+        let longest = SystemTime::now() + A_LOOK;
+        assert!(kept_until <= longest && kept_until > longest - Duration::from_secs(60));
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock};
 use grey_core::NodeRole;
 use grey_proof::{Digest, Envelope, RootClass, RootFile, SigningKey, derive_seed};
 use grey_trust::join::Accept;
-use grey_trust::{Authority, TlsIdentity, pem, root_of_chain};
+use grey_trust::{Authority, IdentityHandle, TlsIdentity, pem, root_of_chain};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::wall_ms;
@@ -137,7 +137,10 @@ impl Papers {
     /// Has what a node was given when it asked for another certificate take the place of what it had. It is on the disk after
     /// [`Papers::write`], and in use without: the cluster counts on it already.
     pub(crate) fn renewed(&mut self, accept: &Accept) -> Result<(), NodeError> {
-        *self = Papers::of(&self.directory, self.role, self.secret, accept)?;
+        let next = Papers::of(&self.directory, self.role, self.secret, accept)?;
+        // What cannot be shown must not take the place of what can, on the disk least of all.
+        IdentityHandle::new(&next.tls)?;
+        *self = next;
         Ok(())
     }
 

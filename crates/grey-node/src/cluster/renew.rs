@@ -44,21 +44,24 @@ pub(super) async fn renew(
         }
         let current = *issuer.borrow();
         let known = places.borrow().clone();
-        let (cluster, due) = {
-            let mut papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
-            if !known.is_empty()
-                && known != papers.servers()
-                && let Err(error) = papers.know(&known)
-            {
-                tracing::warn!(%error, "where the servers are is not kept");
+        let looked = on_disk(&papers, {
+            let known = known.clone();
+            move |papers| {
+                if !known.is_empty()
+                    && known != papers.servers()
+                    && let Err(error) = papers.know(&known)
+                {
+                    tracing::warn!(%error, "where the servers are is not kept");
+                }
+                let is_kept = is_kept || keep(papers);
+                let is_other = current.is_some_and(|current| papers.issuer().ok() != Some(current));
+                (is_kept, papers.cluster(), papers.tls.needs_renewal(wall_ms()) || is_other)
             }
-            if !is_kept {
-                is_kept = keep(&papers);
-            }
-            let is_other = current.is_some_and(|current| papers.issuer().ok() != Some(current));
-            let just_asked = asked.is_some_and(|(of, at)| of == current && at.elapsed() < AGAIN);
-            (papers.cluster(), (papers.tls.needs_renewal(wall_ms()) || is_other) && !just_asked)
-        };
+        });
+        let Some((now_kept, cluster, wanted)) = looked.await else { return };
+        is_kept = now_kept;
+        let just_asked = asked.is_some_and(|(of, at)| of == current && at.elapsed() < AGAIN);
+        let due = wanted && !just_asked;
         if !due {
             continue;
         }
@@ -70,14 +73,21 @@ pub(super) async fn renew(
             match answered {
                 Ok(Answered::Accepted(accept)) => {
                     asked = Some((current, Instant::now()));
-                    let mut papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
-                    let shown = papers.renewed(&accept).and_then(|()| Ok(handle.replace(&papers.tls)?));
+                    let taken = on_disk(&papers, move |papers| {
+                        let renewed = papers.renewed(&accept);
+                        renewed.map(|()| keep(papers))
+                    });
+                    let Some(taken) = taken.await else { return };
+                    let papers = papers.lock().unwrap_or_else(PoisonError::into_inner);
+                    let shown = taken.and_then(|kept| {
+                        is_kept = kept;
+                        Ok(handle.replace(&papers.tls)?)
+                    });
                     match shown {
                         // Also where the disk does not take it: the one before ends, and the cluster counts on this one.
                         Ok(()) => {
                             renewed(&papers);
                             tracing::info!("the certificate was renewed");
-                            is_kept = keep(&papers);
                         }
                         Err(error) => tracing::error!(%error, "the next certificate is not usable"),
                     }
@@ -96,6 +106,18 @@ pub(super) async fn renew(
     }
 }
 
+/// Does with the papers what may have to wait for the disk, on a thread that may wait: the runtime's answer everybody else. None where the
+/// node ends meanwhile.
+async fn on_disk<Kept: Send + 'static, T: Send + 'static>(
+    papers: &Arc<Mutex<Kept>>,
+    act: impl FnOnce(&mut Kept) -> T + Send + 'static,
+) -> Option<T> {
+    let papers = papers.clone();
+    let acting =
+        tokio::task::spawn_blocking(move || act(&mut papers.lock().unwrap_or_else(PoisonError::into_inner)));
+    acting.await.ok()
+}
+
 /// Whether the papers are on the disk now; until they are, that is tried at every look.
 fn keep(papers: &Papers) -> bool {
     let kept = papers.write();
@@ -103,4 +125,22 @@ fn keep(papers: &Papers) -> bool {
         tracing::error!(%error, "the next certificate is in use and not on the disk; until it is, a restart goes back to the one before");
     }
     kept.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_the_disk_holds_up_nobody_else() {
+        let (disk, written) = std::sync::mpsc::channel();
+        let papers = Arc::new(Mutex::new(0));
+        // The runtime has one thread, which has to go on for this to end.
+        let acting = on_disk(&papers, move |papers| {
+            *papers += 1;
+            written.recv_timeout(Duration::from_secs(30)).is_ok()
+        });
+        let (kept, others) = tokio::join!(acting, async { disk.send(()) });
+        assert_eq!((kept, others.is_ok(), *papers.lock().unwrap()), (Some(true), true, 1));
+    }
 }

@@ -13,7 +13,7 @@ use grey_core::{JobId, limits};
 use grey_proof::Digest;
 
 use super::access::{Principal, Scope};
-use super::paced::{NEXT_PIECE, paced};
+use super::paced::{LEAST, NEXT_PIECE, steady};
 use super::reply::{Refusal, json, parse, value, whole};
 use crate::handle::Node;
 use crate::retention::Class;
@@ -40,14 +40,15 @@ fn refused(error: &BlobError) -> Refusal {
     Refusal(Problem::new(code, error.to_string()))
 }
 
-/// Keeps a body as it comes, and gives up one that pauses for longer.
+/// Keeps a body as it comes, and gives up one that pauses for longer, or comes by the byte.
 async fn received(
     blobs: &BlobStore,
     body: Body,
     longest_pause: Duration,
     until: SystemTime,
 ) -> Result<(Digest, u64), Refusal> {
-    let kept = blobs.put_stream(paced(body, longest_pause), limits::OUTPUT_LIMIT_BYTES, until).await;
+    let pieces = steady(body, longest_pause, LEAST);
+    let kept = blobs.put_stream(pieces, limits::OUTPUT_LIMIT_BYTES, until).await;
     kept.map_err(|error| refused(&error))
 }
 

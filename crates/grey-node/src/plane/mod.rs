@@ -1,5 +1,7 @@
 //! The node plane: how servers and workers reach one another. It carries messages and decides nothing.
 
+#[cfg(test)]
+pub(crate) mod answers;
 mod dial;
 mod join;
 mod listen;

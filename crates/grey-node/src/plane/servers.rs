@@ -33,9 +33,37 @@ const SNAPSHOT_WITHIN: Duration = Duration::from_secs(90);
 const PIECES_WAITING: usize = 4;
 /// How long content may pause that comes piece by piece.
 const NEXT_PIECE: Duration = Duration::from_secs(30);
+/// How long a server may take over what it is sent to keep.
+const PATIENCE: Patience = Patience {
+    a_piece: NEXT_PIECE,
+    kept: ANSWER_WITHIN,
+    spread: Duration::from_secs(120),
+    least_bytes_a_second: 1024 * 1024,
+};
 
 /// Content on its way, piece by piece.
 pub(crate) type Content = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// How long a server may take over content that it is to keep: whoever sends it waits for as long.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Over a piece, until it has room for the next.
+    a_piece: Duration,
+    /// Over its answer when it was given the last piece: most of what was sent is on its disk by then.
+    kept: Duration,
+    /// Over its answer where it has others keep it too. It sends it to one after the other, and some may not answer.
+    spread: Duration,
+    /// What it writes, or sends on, at the slowest: the more there is, the later its answer may come.
+    least_bytes_a_second: u64,
+}
+
+impl Patience {
+    /// Within which time the answer comes after so many bytes.
+    fn answer_within(&self, bytes: u64, replicate: bool) -> Duration {
+        let at_once = if replicate { self.spread } else { self.kept };
+        at_once.saturating_add(Duration::from_secs(bytes / self.least_bytes_a_second.max(1)))
+    }
+}
 
 /// Ways to the servers.
 pub(crate) struct Servers {
@@ -217,33 +245,18 @@ impl Servers {
         content: Content,
         replicate: bool,
     ) -> io::Result<u32> {
-        let mut client = self.to(place).await?;
-        let named = Bytes::copy_from_slice(&digest.0);
-        let first = BlobPiece { digest: named, data: Bytes::new(), replicate };
-        let (sender, received) = channel(PIECES_WAITING);
-        tokio::spawn(async move {
-            let (mut content, mut next) = (content, vec![first]);
-            loop {
-                for piece in next {
-                    if sender.send(piece).await.is_err() {
-                        return;
-                    }
-                }
-                // A piece as it is read from the disk is larger than a message ought to be. Content that cannot be read ends the
-                // stream early, and what came is then not of its digest.
-                next = match content.next().await {
-                    Some(Ok(piece)) => pieces_of(piece),
-                    Some(Err(_)) | None => return,
-                };
-            }
-        });
-        let stream = ReceiverStream::new(received);
-        match client.store_blob(stream).await {
-            Ok(answer) => Ok(answer.into_inner().servers),
-            Err(status) => {
+        let client = self.to(place).await?;
+        match stored(client, digest, content, replicate, PATIENCE).await {
+            Ok(servers) => Ok(servers),
+            Err(NotStored::Refused(status)) => {
                 self.refused(place.number, &status);
                 Err(io::Error::other(status.message().to_owned()))
             }
+            Err(NotStored::Late(late)) => {
+                self.failed(place.number);
+                Err(io::Error::new(io::ErrorKind::TimedOut, late))
+            }
+            Err(NotStored::Unread(error)) => Err(error),
         }
     }
 
@@ -304,6 +317,60 @@ impl Servers {
     }
 }
 
+/// Why a server does not keep what it was sent.
+#[derive(Debug)]
+enum NotStored {
+    /// It says why, or the connection broke.
+    Refused(tonic::Status),
+    /// It took too long.
+    Late(&'static str),
+    /// What was to be sent cannot be read.
+    Unread(io::Error),
+}
+
+/// Sends a server content to keep, for as long as it takes it; returns how many servers have it.
+async fn stored(
+    mut client: NodePlaneClient<Channel>,
+    digest: Digest,
+    mut content: Content,
+    replicate: bool,
+    patience: Patience,
+) -> Result<u32, NotStored> {
+    let (sender, received) = channel(PIECES_WAITING);
+    let sent = async move {
+        let opening = BlobPiece { digest: Bytes::copy_from_slice(&digest.0), data: Bytes::new(), replicate };
+        let (mut next, mut bytes) = (vec![opening], 0_u64);
+        loop {
+            for piece in next {
+                bytes = bytes.saturating_add(piece.data.len() as u64);
+                match tokio::time::timeout(patience.a_piece, sender.send(piece)).await {
+                    Ok(Ok(())) => {}
+                    // Nobody takes it any more: the answer is there, or about to be.
+                    Ok(Err(_)) => return Ok(bytes),
+                    Err(_) => return Err(NotStored::Late("it took no more of the content for 30 s")),
+                }
+            }
+            // A piece as it is read from the disk is larger than a message ought to be.
+            next = match content.next().await {
+                Some(Ok(piece)) => pieces_of(piece),
+                Some(Err(error)) => return Err(NotStored::Unread(error)),
+                None => return Ok(bytes),
+            };
+        }
+    };
+    let answered = client.store_blob(ReceiverStream::new(received));
+    tokio::pin!(sent, answered);
+    let answer = tokio::select! {
+        answer = &mut answered => answer,
+        sent = &mut sent => {
+            let within = patience.answer_within(sent?, replicate);
+            let answer = tokio::time::timeout(within, answered).await;
+            answer.map_err(|_| NotStored::Late("it did not say in time that it keeps the content"))?
+        }
+    };
+    answer.map(|answer| answer.into_inner().servers).map_err(NotStored::Refused)
+}
+
 /// A blob that is here, as it is sent.
 pub(crate) async fn content_of(local: &BlobStore, digest: &Digest) -> io::Result<Content> {
     let (_, pieces) = local.reader(digest, 0).await.map_err(io::Error::other)?;
@@ -321,8 +388,24 @@ pub(super) fn pieces_of(mut piece: Bytes) -> Vec<BlobPiece> {
 }
 
 #[cfg(test)]
+impl Servers {
+    /// The way to one server, over a connection that is there.
+    pub(crate) fn by(client: NodePlaneClient<Channel>) -> Servers {
+        use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+        let nobody = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
+        let dialler = Dialler::new(std::sync::Arc::new(nobody.with_no_client_auth()));
+        let place = ServerPlace { number: 1, address: "127.0.0.1:1".to_owned(), tls_key: Digest::of(b"key") };
+        let servers = Servers::new(dialler, watch::channel(vec![place]).1);
+        servers.locked().push((1, client));
+        servers
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::super::answers::{answering, said};
     use super::*;
+    use http_body_util::BodyExt;
     use tonic::Status;
 
     #[test]
@@ -356,5 +439,71 @@ mod tests {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         let status = NodePlaneClient::new(channel).servers(ServersRequest {}).await.unwrap_err();
         assert!(is_of_the_connection(&status), "{status:?}");
+    }
+
+    const TIGHT: Patience = Patience {
+        a_piece: Duration::from_millis(200),
+        kept: Duration::from_millis(200),
+        spread: Duration::from_millis(200),
+        least_bytes_a_second: u64::MAX,
+    };
+
+    /// More than waits on the way to a server that takes nothing.
+    fn content(pieces: usize) -> Content {
+        let piece = |_| Ok(Bytes::from(vec![7; PIECE_BYTES]));
+        futures_util::stream::iter((0..pieces).map(piece)).boxed()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_content_and_then_nothing_does_not_hold_up_who_sends_it() {
+        // One that takes no content, and one that takes all of it and does not answer.
+        for (takes, said) in [(false, "no more of the content"), (true, "in time")] {
+            let client = answering(move |request| async move {
+                let mut body = request.into_body();
+                while takes && body.frame().await.is_some() {}
+                // What was not taken stays on its way.
+                let _body = body;
+                core::future::pending().await
+            });
+            for replicate in [false, true] {
+                let storing = stored(client.clone(), Digest::of(b"x"), content(32), replicate, TIGHT);
+                let stored = tokio::time::timeout(Duration::from_secs(30), storing).await.unwrap();
+                assert!(matches!(&stored, Err(NotStored::Late(late)) if late.contains(said)), "{stored:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_slow_is_waited_for_while_it_takes_content() {
+        let client = answering(|request| async move {
+            let mut body = request.into_body();
+            while body.frame().await.is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // It keeps the content, and says so of two servers.
+            said(&[&[0x08, 2]])
+        });
+        let patient = Patience { a_piece: Duration::from_secs(20), kept: Duration::from_secs(20), ..TIGHT };
+        let stored = stored(client, Digest::of(b"x"), content(32), false, patient).await;
+        assert_eq!(stored.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn content_that_cannot_be_read_here_says_so_and_is_not_the_server_s_fault() {
+        let client = answering(|request| async move {
+            let mut body = request.into_body();
+            while body.frame().await.is_some() {}
+            core::future::pending().await
+        });
+        let broken = content(1).chain(futures_util::stream::iter([Err(io::Error::other("a bad sector"))]));
+        let stored = stored(client, Digest::of(b"x"), broken.boxed(), false, PATIENCE).await;
+        assert!(matches!(&stored, Err(NotStored::Unread(error)) if error.to_string() == "a bad sector"));
+    }
+
+    #[test]
+    fn the_answer_may_come_the_later_the_more_was_sent() {
+        assert_eq!(PATIENCE.answer_within(0, false), Duration::from_secs(30));
+        assert_eq!(PATIENCE.answer_within(1 << 30, false), Duration::from_secs(30 + 1_024));
+        assert_eq!(PATIENCE.answer_within(1 << 30, true), Duration::from_secs(120 + 1_024));
     }
 }
