@@ -37,7 +37,7 @@ use house::House;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use support::metrics::{exposed, free_port, listed, scrape};
-use support::{is_alive, kill, wait_until};
+use support::{Ran, is_alive, kill, wait_until};
 
 /// A server's number by its name, where a listing has it.
 fn leader(house: &House) -> Option<String> {
@@ -59,6 +59,23 @@ fn to_found_a_cluster_again_changes_nothing_and_an_unready_directory_says_what_t
     let again = house.init();
     assert_eq!(first["cluster"], again["cluster"]);
     assert_eq!((first["before"].as_bool(), again["before"].as_bool()), (Some(false), Some(true)));
+    // Nothing that contradicts what was founded is said to be founded.
+    let papers = std::fs::read(house.path("s1").join("node.json")).unwrap();
+    let port = free_port().to_string();
+    let (here, elsewhere) = (house.join(), format!("127.0.0.1:{port}"));
+    for (name, address, founded, asked) in
+        [("other", here.as_str(), "s1", "other"), ("s1", &elsewhere, here.as_str(), elsewhere.as_str())]
+    {
+        let arguments = ["cluster", "init", "--name", name, "--listen", address, "--advertise", address];
+        let mut command = house.command(&arguments);
+        let ran = Ran::of(command.env("GREY_DATA", house.path("s1")).output().unwrap());
+        assert_eq!((ran.status, ran.text.as_str()), (3, ""), "{}", ran.errors);
+        for said in [founded, asked, "Nothing was changed"] {
+            assert!(ran.errors.contains(said), "`{said}` is missing in {}", ran.errors);
+        }
+    }
+    assert_eq!(papers, std::fs::read(house.path("s1").join("node.json")).unwrap());
+    assert_eq!(house.init()["cluster"], first["cluster"]);
     let data = house.path("nowhere");
     let arguments = ["server", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:1"];
     let ran = house.grey(&arguments);

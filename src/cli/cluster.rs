@@ -8,7 +8,7 @@ use grey_api::{
 };
 use serde::Serialize;
 
-use super::error::CliError;
+use super::error::{CliError, REFUSED};
 use super::node_config::ServerArguments;
 use super::output::{Output, harmless, table};
 use super::recovery::{RecoverArguments, RestoreArguments, SnapshotArguments};
@@ -72,7 +72,13 @@ pub fn init(arguments: &ServerArguments, data_dir: Option<&Path>, output: &Outpu
     let config = arguments.config(data_dir)?;
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| CliError::io("make", config.data_dir.display(), &error))?;
-    let founded = grey_node::found(&config).map_err(|error| CliError::failed(error.to_string()))?;
+    let founded = grey_node::found(&config).map_err(|error| match error {
+        grey_node::NodeError::FoundedOtherwise { .. } => {
+            CliError { exit_status: REFUSED, ..CliError::failed(error.to_string()) }
+                .hint("a server keeps both; another cluster needs a directory of its own: --data-dir")
+        }
+        error => CliError::failed(error.to_string()),
+    })?;
     let result = Founded {
         cluster: founded.cluster.to_string(),
         ca_file: founded.ca_file,
