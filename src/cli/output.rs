@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use grey_api::{Delay, Observer};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use super::error::CliError;
@@ -168,8 +170,17 @@ impl Output {
     /// A line on stderr in the place of the one before; an empty one clears it.
     pub fn progress(&self, text: &str) {
         if self.shows_progress() {
-            drop(write!(io::stderr().lock(), "\r\u{1b}[K{}", self.dim(text)));
+            show_progress(text, self.colour);
         }
+    }
+
+    /// Shows what is waited for where an answer does not come, to whom progress is shown.
+    pub fn observer(&self) -> Option<Observer> {
+        let colour = self.colour;
+        let tell = move |delay: Option<&Delay>| {
+            show_progress(&delay.map(waits).unwrap_or_default(), colour);
+        };
+        self.shows_progress().then(|| Observer::new(tell))
     }
 
     /// Bytes on stderr, as they are.
@@ -196,7 +207,43 @@ impl Output {
     }
 
     fn dim(&self, text: &str) -> String {
-        if self.colour { format!("\u{1b}[2m{text}\u{1b}[0m") } else { text.to_owned() }
+        dim(text, self.colour)
+    }
+}
+
+fn dim(text: &str, colour: bool) -> String {
+    if colour { format!("\u{1b}[2m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+fn show_progress(text: &str, colour: bool) {
+    let mut stderr = io::stderr().lock();
+    let columns = tcgetwinsize(&stderr).map_or(0, |size| usize::from(size.ws_col));
+    drop(write!(stderr, "\r\u{1b}[K{}", dim(&cut(text, columns), colour)));
+}
+
+/// As much of a text as fits into a line of a terminal with so many columns, 0 where nobody knows: what went on in the next one would stay.
+fn cut(text: &str, columns: usize) -> String {
+    if columns == 0 || text.chars().count() < columns {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(columns.saturating_sub(2)).collect();
+    short.push('…');
+    short
+}
+
+/// Whom an answer is expected from that does not come, and what is done about it.
+fn waits(delay: &Delay) -> String {
+    let (address, waited_s) = (&delay.address, delay.waited.as_secs());
+    match (&delay.said, delay.tried_for) {
+        (Some(said), Some(tried_for)) => format!(
+            "no answer yet from {address}: {}; trying again ({waited_s} s, until {} s)",
+            harmless(said),
+            tried_for.as_secs()
+        ),
+        (said, _) => {
+            let said = said.as_ref().map(|said| format!(": {}", harmless(said))).unwrap_or_default();
+            format!("no answer yet from {address}{said} ({waited_s} s)")
+        }
     }
 }
 
@@ -224,4 +271,39 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 /// Text of others, without what would steer a terminal.
 pub fn harmless(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn an_answer_that_does_not_come_is_told_with_whom_it_is_expected_from_and_what_was_said() {
+        let delay = |said: Option<&str>, tried_for: Option<u64>| Delay {
+            address: "https://grey1:7654".to_owned(),
+            waited: Duration::from_millis(3_900),
+            said: said.map(str::to_owned),
+            tried_for: tried_for.map(Duration::from_secs),
+        };
+        for (delay, expected) in [
+            (delay(None, Some(60)), "no answer yet from https://grey1:7654 (3 s)"),
+            (delay(None, None), "no answer yet from https://grey1:7654 (3 s)"),
+            (
+                delay(Some("no\nserver leads"), Some(60)),
+                "no answer yet from https://grey1:7654: no\u{fffd}server leads; trying again (3 s, until 60 s)",
+            ),
+        ] {
+            assert_eq!(waits(&delay), expected);
+        }
+    }
+
+    #[test]
+    fn progress_stays_within_its_line() {
+        for (text, columns, expected) in
+            [("grey", 0, "grey"), ("grey", 5, "grey"), ("grey", 4, "gr…"), ("grey", 1, "…"), ("", 1, "")]
+        {
+            assert_eq!(cut(text, columns), expected, "{text} {columns}");
+        }
+    }
 }

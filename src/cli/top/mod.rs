@@ -55,6 +55,8 @@ pub fn top(arguments: &TopArguments, target: &Target, output: &Output) -> Result
     let is_live = io::stdout().is_terminal() && !output.is_for_programs();
     runtime()?.block_on(async {
         let client = connect(target, output).await?;
+        // What the screen shows says by itself how old it is.
+        let client = if is_live { client.with_observer(None) } else { client };
         let every = Duration::from_millis(arguments.every);
         // What is wrong at once ends it before the screen changes.
         let first = look(&client).await?;
