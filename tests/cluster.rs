@@ -26,6 +26,8 @@ mod support;
 mod switch;
 #[path = "cluster/traces.rs"]
 mod traces;
+#[path = "cluster/trouble.rs"]
+mod trouble;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
 #[path = "cluster/upkeep.rs"]

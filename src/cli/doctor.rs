@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use grey_api::ClusterStatus;
 use grey_node::Inspection;
 
-use super::cluster::kept;
 use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless};
 use super::serve::LAUNCHER;
 use super::session::{Target, runtime};
+use super::status::kept;
 use super::units;
 
 /// One thing that was looked at.
