@@ -103,6 +103,41 @@ fn a_token_lets_one_node_in_once() {
 }
 
 #[test]
+fn a_name_is_one_node_s_until_that_is_lost() {
+    let house = House::founded(2);
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    // Given: another machine under the same name.
+    let token = house.token("worker");
+    let namesake = |directory: &str, token: &str| {
+        let mut command = house.worker_command("w1", Some(token));
+        command.env("GREY_DATA", house.path(directory));
+        command
+    };
+    // Then: it is told so, and keeps its token; a server's name is no worker's either.
+    let ran = Ran::of(namesake("w1-again", &token).output().unwrap());
+    assert_eq!(ran.status, 3, "{}", ran.errors);
+    for said in ["the name w1 is that of a worker", "--name", "The token was not used up"] {
+        assert!(ran.errors.contains(said), "`{said}` is missing in {}", ran.errors);
+    }
+    let ran = Ran::of(
+        house.worker_command("s1", Some(&token)).env("GREY_DATA", house.path("w9")).output().unwrap(),
+    );
+    assert!(ran.status == 3 && ran.errors.contains("the name s1 is that of a server"), "{}", ran.errors);
+    // When: the first one is gone, with its disk.
+    house.kill_9("w1");
+    wait_until("it is lost", || house.workers() == 0);
+    // Then: the name is free, for one of two that come at once.
+    let another = house.token("worker");
+    house.spawn("first", namesake("w1-again", &token));
+    house.spawn("second", namesake("w1-third", &another));
+    let refused = |name: &str| house.said(name).contains("the name w1 is that of a worker");
+    wait_until("one is refused", || refused("first") || refused("second"));
+    wait_until("the other one is there", || house.workers() == 1);
+    assert!(refused("first") != refused("second"));
+}
+
+#[test]
 fn work_goes_on_when_the_leader_is_killed_and_every_result_is_there_afterwards() {
     let house = House::of_three();
     house.start_worker("w1");
