@@ -78,6 +78,10 @@ fn to_found_a_cluster_again_changes_nothing_and_an_unready_directory_says_what_t
     }
     assert_eq!(papers, std::fs::read(house.path("s1").join("node.json")).unwrap());
     assert_eq!(house.init()["cluster"], first["cluster"]);
+    // Whoever provisions a machine need not know whether its server runs.
+    house.start_server("s1");
+    wait_until("it leads", || leader(&house).is_some());
+    assert_eq!(house.init()["before"], true);
     let data = house.path("nowhere");
     let arguments = ["server", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:1"];
     let ran = house.grey(&arguments);

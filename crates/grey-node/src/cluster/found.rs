@@ -161,6 +161,14 @@ fn must_agree(config: &ServerConfig, papers: &Papers) -> Result<(), NodeError> {
     Ok(())
 }
 
+/// What was founded in a directory, if anything was.
+fn founded_before(config: &ServerConfig) -> Result<Option<Founded>, NodeError> {
+    let directory = config.data_dir.as_path();
+    let Some(papers) = Papers::open(directory, NodeRole::Server)? else { return Ok(None) };
+    must_agree(config, &papers)?;
+    Ok(Some(Founded::in_directory(directory, papers.cluster(), true)))
+}
+
 /// Founds a cluster whose first server this directory is. To do it again changes nothing.
 ///
 /// # Errors
@@ -168,11 +176,15 @@ fn must_agree(config: &ServerConfig, papers: &Papers) -> Result<(), NodeError> {
 /// address than it is asked to have.
 pub fn found(config: &ServerConfig) -> Result<Founded, NodeError> {
     let directory = config.data_dir.as_path();
+    // Nothing is written then, so that the server may run meanwhile.
+    if let Some(before) = founded_before(config)? {
+        return Ok(before);
+    }
     let _lock = DirectoryLock::take(directory)?;
     check_format(directory)?;
-    if let Some(papers) = Papers::open(directory, NodeRole::Server)? {
-        must_agree(config, &papers)?;
-        return Ok(Founded::in_directory(directory, papers.cluster(), true));
+    // Somebody else may have come first.
+    if let Some(before) = founded_before(config)? {
+        return Ok(before);
     }
     let root_key = SigningKey::from_seed(secret(directory, ROOT_KEY_FILE)?);
     let authority = Authority::found(&root_key, random()?, wall_ms())?;
