@@ -9,7 +9,7 @@ use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless};
 use super::serve::LAUNCHER;
 use super::session::{Target, runtime};
-use super::status::kept;
+use super::status::{RETRIES, kept};
 use super::units;
 
 /// One thing that was looked at.
@@ -63,7 +63,8 @@ fn look_at_directory(directory: &Path, findings: &mut Vec<Finding>) {
 }
 
 fn look_at_cluster(target: &Target, output: &Output, findings: &mut Vec<Finding>) -> Result<(), CliError> {
-    let status = runtime()?.block_on(target.client(output).get::<ClusterStatus>("/v1/cluster"));
+    let client = target.client(output).with_retries(Some(RETRIES));
+    let status = runtime()?.block_on(client.get::<ClusterStatus>("/v1/cluster"));
     if let Ok(status) = &status {
         let (history, blobs) = kept(&status.retention);
         findings.push(finding("kept", true, history));

@@ -178,7 +178,7 @@ impl Output {
     pub fn observer(&self) -> Option<Observer> {
         let colour = self.colour;
         let tell = move |delay: Option<&Delay>| {
-            show_progress(&delay.map(waits).unwrap_or_default(), colour);
+            show_progress(&delay.map(|delay| waits(delay, columns())).unwrap_or_default(), colour);
         };
         self.shows_progress().then(|| Observer::new(tell))
     }
@@ -216,9 +216,12 @@ fn dim(text: &str, colour: bool) -> String {
 }
 
 fn show_progress(text: &str, colour: bool) {
-    let mut stderr = io::stderr().lock();
-    let columns = tcgetwinsize(&stderr).map_or(0, |size| usize::from(size.ws_col));
-    drop(write!(stderr, "\r\u{1b}[K{}", dim(&cut(text, columns), colour)));
+    drop(write!(io::stderr().lock(), "\r\u{1b}[K{}", dim(&cut(text, columns()), colour)));
+}
+
+/// How many columns the terminal has; 0 where nobody knows.
+fn columns() -> usize {
+    tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col))
 }
 
 /// As much of a text as fits into a line of a terminal with so many columns, 0 where nobody knows: what went on in the next one would stay.
@@ -231,20 +234,21 @@ fn cut(text: &str, columns: usize) -> String {
     short
 }
 
-/// Whom an answer is expected from that does not come, and what is done about it.
-fn waits(delay: &Delay) -> String {
+/// Who does not answer, what was said last, and what is done about it: in a line of so many columns, of which what was said has what is left.
+fn waits(delay: &Delay, columns: usize) -> String {
     let (address, waited_s) = (&delay.address, delay.waited.as_secs());
-    match (&delay.said, delay.tried_for) {
-        (Some(said), Some(tried_for)) => format!(
-            "no answer yet from {address}: {}; trying again ({waited_s} s, until {} s)",
-            harmless(said),
-            tried_for.as_secs()
-        ),
-        (said, _) => {
-            let said = said.as_ref().map(|said| format!(": {}", harmless(said))).unwrap_or_default();
-            format!("no answer yet from {address}{said} ({waited_s} s)")
-        }
-    }
+    let begin = format!("no answer yet from {address}");
+    let Some(said) = &delay.said else { return format!("{begin} ({waited_s} s)") };
+    let said = harmless(said);
+    let tried_for_s = delay.tried_for.map_or(0, |tried_for| tried_for.as_secs());
+    let left = |end: &str| columns.saturating_sub(format!("{begin}: {end}").chars().count());
+    let (long, short) = (
+        format!("; trying again ({waited_s} s, until {tried_for_s} s)"),
+        format!(" ({waited_s} of {tried_for_s} s)"),
+    );
+    let end = if columns == 0 || left(&long) > said.chars().count() { long } else { short };
+    let said = if columns == 0 { said } else { cut(&said, left(&end).max(1)) };
+    format!("{begin}: {said}{end}")
 }
 
 /// Rows as columns of equal width below a header; without one when it is empty.
@@ -294,7 +298,31 @@ mod tests {
                 "no answer yet from https://grey1:7654: no\u{fffd}server leads; trying again (3 s, until 60 s)",
             ),
         ] {
-            assert_eq!(waits(&delay), expected);
+            assert_eq!(waits(&delay, 0), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_said_is_cut_and_not_for_how_long_it_is_tried() {
+        let delay = Delay {
+            address: "https://grey1:7654".to_owned(),
+            waited: Duration::from_secs(3),
+            said: Some("no server leads at the moment".to_owned()),
+            tried_for: Some(Duration::from_secs(60)),
+        };
+        for (columns, line) in [
+            (
+                0,
+                "no answer yet from https://grey1:7654: no server leads at the moment; trying again (3 s, until 60 s)",
+            ),
+            (
+                101,
+                "no answer yet from https://grey1:7654: no server leads at the moment; trying again (3 s, until 60 s)",
+            ),
+            (81, "no answer yet from https://grey1:7654: no server leads at the moment (3 of 60 s)"),
+            (70, "no answer yet from https://grey1:7654: no server leads a… (3 of 60 s)"),
+        ] {
+            assert_eq!(waits(&delay, columns), line, "{columns}");
         }
     }
 

@@ -16,8 +16,8 @@ const ASKED_FOR: Duration = Duration::from_secs(4);
 const LEADER_WITHIN: Duration = Duration::from_secs(10);
 /// Within which time a server says what it knows itself.
 const SERVER_WITHIN: Duration = Duration::from_secs(5);
-/// Asked again so often that the answer comes soon after an election.
-const RETRIES: RetryOptions = RetryOptions {
+/// How whoever looks at the cluster's state asks: for long enough that an election passes, and so often that the answer comes soon after it.
+pub const RETRIES: RetryOptions = RetryOptions {
     tokens: 100,
     first_wait: Duration::from_millis(100),
     longest_wait: Duration::from_millis(500),
@@ -77,8 +77,14 @@ pub async fn status(client: Client, here: bool, output: &Output) -> Result<u8, C
         Err(error) if is_without_leader(&error) => error,
         Err(error) => return Err(error.into()),
     };
-    // Where no server answers either, what the leader's place was said to be tells more.
-    let Ok(status) = of_server(&client).await else { return Err(error.into()) };
+    let status = match of_server(&client).await {
+        Ok(status) => status,
+        // It refuses whoever asks, and not for its own trouble.
+        Err(refused) if !is_without_leader(&refused) && refused.problem().is_some() => {
+            return Err(refused.into());
+        }
+        Err(_) => return Err(error.into()),
+    };
     let instead = Instead { asked: client.address().to_string(), trouble: error.to_string() };
     output.note(&instead.says());
     let shown = Shown { agreed: false, instead: Some(instead), status };

@@ -144,6 +144,8 @@ pub struct Client {
     token: Option<String>,
     /// The position of the address that is tried first; the others follow it in their order.
     current: AtomicUsize,
+    /// The position of the one that took the last connection.
+    asked: AtomicUsize,
     connection: Mutex<Option<Open<Full<Bytes>>>>,
     retries: Retries,
     observer: Option<Observer>,
@@ -159,6 +161,7 @@ impl Client {
             trust: None,
             token,
             current: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
             connection: Mutex::new(None),
             retries,
             observer: None,
@@ -201,7 +204,10 @@ impl Client {
         let delay = |waited| {
             let said = self.retries.said();
             let is_told = from_the_first || said.is_some();
-            is_told.then(|| Delay { address: self.address().to_string(), waited, said, tried_for })
+            // Who said it may have been left for another one since.
+            let asked = if said.is_some() { &self.asked } else { &self.current };
+            let address = self.at(asked.load(Ordering::Relaxed)).to_string();
+            is_told.then_some(Delay { address, waited, said, tried_for })
         };
         observer.watch(quiet(path), delay, answer).await
     }
@@ -249,6 +255,7 @@ impl Client {
             match ended {
                 Ok(Some(Ok((number, Ok(sender))))) => {
                     self.current.store(number, Ordering::Relaxed);
+                    self.asked.store(number, Ordering::Relaxed);
                     return Ok(Open { sender, number });
                 }
                 Ok(Some(Ok((number, Err(reason))))) => reasons.push((number, reason)),

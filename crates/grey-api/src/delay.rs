@@ -13,7 +13,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// An answer that does not come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delay {
-    /// Whom it is expected from; of several nodes the one that is asked now.
+    /// Who is asked; of several nodes the one that said something last, where one did.
     pub address: String,
     /// For how long it is waited for.
     pub waited: Duration,
