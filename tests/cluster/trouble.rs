@@ -83,6 +83,15 @@ fn without_a_majority_the_status_is_what_one_server_knows_and_what_waits_says_fo
     let here = status(&house, &["--here", "--json"]);
     assert_eq!((here.status, &parsed(&here)["agreed"]), (0, &json!(false)), "{}", here.errors);
 
+    // And: whoever looks in another way is told why there is nothing to see.
+    for look in [&["top"][..], &["doctor"]] {
+        let begun = Instant::now();
+        let ran = house.grey(look);
+        assert!(ran.status != 0 && begun.elapsed() < A_FEW_SECONDS, "{look:?}: {}", ran.errors);
+        let said = [ran.text, ran.errors].concat();
+        assert!(said.contains("no server leads at the moment"), "{look:?}: {said}");
+    }
+
     // And: what waits says at a terminal what for, within its line, and takes it back when the answer comes.
     let file = house.task_file("waits", "true");
     let mut command = house.command(&["submit", file.to_str().unwrap()]);
