@@ -26,6 +26,8 @@ mod support;
 mod switch;
 #[path = "cluster/traces.rs"]
 mod traces;
+#[path = "cluster/trouble.rs"]
+mod trouble;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
 #[path = "cluster/upkeep.rs"]
@@ -37,7 +39,7 @@ use house::House;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use support::metrics::{exposed, free_port, listed, scrape};
-use support::{is_alive, kill, wait_until};
+use support::{Ran, is_alive, kill, wait_until};
 
 /// A server's number by its name, where a listing has it.
 fn leader(house: &House) -> Option<String> {
@@ -59,6 +61,27 @@ fn to_found_a_cluster_again_changes_nothing_and_an_unready_directory_says_what_t
     let again = house.init();
     assert_eq!(first["cluster"], again["cluster"]);
     assert_eq!((first["before"].as_bool(), again["before"].as_bool()), (Some(false), Some(true)));
+    // Nothing that contradicts what was founded is said to be founded.
+    let papers = std::fs::read(house.path("s1").join("node.json")).unwrap();
+    let port = free_port().to_string();
+    let (here, elsewhere) = (house.join(), format!("127.0.0.1:{port}"));
+    for (name, address, founded, asked) in
+        [("other", here.as_str(), "s1", "other"), ("s1", &elsewhere, here.as_str(), elsewhere.as_str())]
+    {
+        let arguments = ["cluster", "init", "--name", name, "--listen", address, "--advertise", address];
+        let mut command = house.command(&arguments);
+        let ran = Ran::of(command.env("GREY_DATA", house.path("s1")).output().unwrap());
+        assert_eq!((ran.status, ran.text.as_str()), (3, ""), "{}", ran.errors);
+        for said in [founded, asked, "Nothing was changed"] {
+            assert!(ran.errors.contains(said), "`{said}` is missing in {}", ran.errors);
+        }
+    }
+    assert_eq!(papers, std::fs::read(house.path("s1").join("node.json")).unwrap());
+    assert_eq!(house.init()["cluster"], first["cluster"]);
+    // Whoever provisions a machine need not know whether its server runs.
+    house.start_server("s1");
+    wait_until("it leads", || leader(&house).is_some());
+    assert_eq!(house.init()["before"], true);
     let data = house.path("nowhere");
     let arguments = ["server", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:1"];
     let ran = house.grey(&arguments);
@@ -81,6 +104,41 @@ fn a_token_lets_one_node_in_once() {
     let token = house.token("worker");
     let ran = house.server_command(2, Some(&token)).output().unwrap();
     assert!(String::from_utf8_lossy(&ran.stderr).contains("another role"));
+}
+
+#[test]
+fn a_name_is_one_node_s_until_that_is_lost() {
+    let house = House::founded(2);
+    house.start_worker("w1");
+    wait_until("the worker is there", || house.workers() == 1);
+    // Given: another machine under the same name.
+    let token = house.token("worker");
+    let namesake = |directory: &str, token: &str| {
+        let mut command = house.worker_command("w1", Some(token));
+        command.env("GREY_DATA", house.path(directory));
+        command
+    };
+    // Then: it is told so, and keeps its token; a server's name is no worker's either.
+    let ran = Ran::of(namesake("w1-again", &token).output().unwrap());
+    assert_eq!(ran.status, 3, "{}", ran.errors);
+    for said in ["the name w1 is that of a worker", "--name", "The token was not used up"] {
+        assert!(ran.errors.contains(said), "`{said}` is missing in {}", ran.errors);
+    }
+    let ran = Ran::of(
+        house.worker_command("s1", Some(&token)).env("GREY_DATA", house.path("w9")).output().unwrap(),
+    );
+    assert!(ran.status == 3 && ran.errors.contains("the name s1 is that of a server"), "{}", ran.errors);
+    // When: the first one is gone, with its disk.
+    house.kill_9("w1");
+    wait_until("it is lost", || house.workers() == 0);
+    // Then: the name is free, for one of two that come at once.
+    let another = house.token("worker");
+    house.spawn("first", namesake("w1-again", &token));
+    house.spawn("second", namesake("w1-third", &another));
+    let refused = |name: &str| house.said(name).contains("the name w1 is that of a worker");
+    wait_until("one is refused", || refused("first") || refused("second"));
+    wait_until("the other one is there", || house.workers() == 1);
+    assert!(refused("first") != refused("second"));
 }
 
 #[test]

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use grey_api::{
-    ClusterStatus, FeatureLevelRaised, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred,
-    RetentionStatus, TransferRequest,
+    FeatureLevelRaised, JoinTokenCreated, JoinTokenRequest, LeadershipTransferred, TransferRequest,
 };
 use serde::Serialize;
 
-use super::error::CliError;
+use super::error::{CliError, REFUSED};
 use super::node_config::ServerArguments;
-use super::output::{Output, harmless, table};
+use super::output::{Output, harmless};
 use super::recovery::{RecoverArguments, RestoreArguments, SnapshotArguments};
-use super::rekey::{RekeyArguments, shown};
+use super::rekey::RekeyArguments;
 use super::root;
 use super::run::connect;
 use super::session::{Target, runtime};
+use super::status::status;
 use super::units;
 
 const INIT_EXAMPLES: &str = "\
@@ -72,7 +72,13 @@ pub fn init(arguments: &ServerArguments, data_dir: Option<&Path>, output: &Outpu
     let config = arguments.config(data_dir)?;
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|error| CliError::io("make", config.data_dir.display(), &error))?;
-    let founded = grey_node::found(&config).map_err(|error| CliError::failed(error.to_string()))?;
+    let founded = grey_node::found(&config).map_err(|error| match error {
+        grey_node::NodeError::FoundedOtherwise { .. } => {
+            CliError { exit_status: REFUSED, ..CliError::failed(error.to_string()) }
+                .hint("a server keeps both; another cluster needs a directory of its own: --data-dir")
+        }
+        error => CliError::failed(error.to_string()),
+    })?;
     let result = Founded {
         cluster: founded.cluster.to_string(),
         ca_file: founded.ca_file,
@@ -104,7 +110,7 @@ pub enum ClusterCommand {
     /// Make a token with which one node may enter the cluster, once
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(JoinTokenArguments),
-    /// The cluster as its leader sees it
+    /// The cluster as its leader sees it; where none is in touch with a majority, what the server knows that answers, with exit status 4
     Status {
         /// As the server sees it that is asked, which may lag behind
         #[arg(long)]
@@ -138,94 +144,6 @@ pub enum ClusterCommand {
     },
 }
 
-/// What a node keeps of what has ended, in two sentences.
-pub fn kept(retention: &RetentionStatus) -> (String, String) {
-    let history = format!(
-        "records and proofs for {}: {} in {} segment(s)",
-        units::shown_span(retention.history_ms),
-        units::shown_size(retention.history_bytes),
-        retention.history_segments
-    );
-    let takes = match (retention.blobs, retention.blob_bytes) {
-        (Some(blobs), Some(bytes)) => format!("{} in {blobs} blob(s)", units::shown_size(bytes)),
-        _ => "not measured yet".to_owned(),
-    };
-    let blobs = format!(
-        "logs for {}, output files for {}, unused inputs for {}: {takes}",
-        units::shown_span(retention.logs_ms),
-        units::shown_span(retention.results_ms),
-        units::shown_span(retention.inputs_ms)
-    );
-    (history, blobs)
-}
-
-/// Who votes, and who learns.
-fn members(status: &ClusterStatus) -> String {
-    let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-    match status.learners.as_slice() {
-        [] => numbers(&status.voters),
-        learners => format!("{}; {} learn(s)", numbers(&status.voters), numbers(learners)),
-    }
-}
-
-/// The feature level in force, and whether another one may be.
-fn level(status: &ClusterStatus) -> String {
-    if status.understood_by_all > status.feature_level {
-        return format!(
-            "{}; every server understands {}: `grey cluster upgrade` puts it in force",
-            status.feature_level, status.understood_by_all
-        );
-    }
-    status.feature_level.to_string()
-}
-
-fn text(status: &ClusterStatus) -> String {
-    let mut text = format!(
-        "cluster   {} ({} root)\nserver    {} of term {}, leader {}, version {}, process {}\nvoters    {}\nlevel     {}\nlog       applied to {}, state {}\nwork      {} job(s) live, {} jobs and {} tasks submitted, {} reports\ndata      {}\n",
-        status.cluster,
-        status.class,
-        status.server,
-        status.term,
-        status.leader,
-        status.version,
-        status.process_id,
-        members(status),
-        level(status),
-        status.applied_index,
-        status.state_hash,
-        status.jobs_live,
-        status.jobs_submitted,
-        status.tasks_submitted,
-        status.reports,
-        harmless(&status.data_dir),
-    );
-    let (history, blobs) = kept(&status.retention);
-    text.push_str(&format!("kept      {history}\n          {blobs}\n"));
-    if let Some(key) = &status.issuing_key {
-        text.push_str(&format!("issuing   key {}\n", shown(key)));
-    }
-    if let Some(refusing) = &status.refusing {
-        text.push_str(&format!("refusing  new work: {}\n", harmless(refusing)));
-    }
-    let rows: Vec<Vec<String>> = status
-        .workers
-        .iter()
-        .map(|worker| {
-            vec![
-                worker.id.clone(),
-                harmless(&worker.name),
-                worker.sandbox.clone(),
-                format!("{}/{}", worker.held, worker.slots),
-                format!("{}m", worker.cpu_millicores),
-                units::shown_size(worker.memory_bytes),
-            ]
-        })
-        .collect();
-    text.push('\n');
-    text.push_str(&table(&["WORKER", "HOST", "SANDBOX", "HELD/SLOTS", "CPU", "MEMORY"], &rows));
-    text
-}
-
 /// Does what a subcommand of `grey cluster` says.
 pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Result<u8, CliError> {
     runtime()?.block_on(async {
@@ -243,9 +161,7 @@ pub fn cluster(command: &ClusterCommand, target: &Target, output: &Output) -> Re
                 output.result(&created, || format!("{}\n", created.token))?;
             }
             ClusterCommand::Status { here } => {
-                let path = if *here { "/v1/cluster?stale=true" } else { "/v1/cluster" };
-                let status: ClusterStatus = client.get(path).await?;
-                output.result(&status, || text(&status))?;
+                return status(client, *here, output).await;
             }
             ClusterCommand::Transfer { server } => {
                 let request = TransferRequest { to: server.clone() };

@@ -115,7 +115,7 @@ fn silent(client: &Client) -> ClientError {
 pub fn down(target: &Target, output: &Output) -> Result<u8, CliError> {
     let directory = target.directory()?.to_path_buf();
     runtime()?.block_on(async {
-        let client = target.client();
+        let client = target.client(output);
         let status = tokio::time::timeout(END_TIMEOUT, client.get::<ClusterStatus>("/v1/cluster")).await;
         let status = match status.unwrap_or_else(|_| Err(silent(&client))) {
             Ok(status) => status,

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use grey_api::ClusterStatus;
 use grey_node::Inspection;
 
-use super::cluster::kept;
 use super::error::{ANSWER_IS_NO, CliError};
 use super::output::{Output, harmless};
 use super::serve::LAUNCHER;
 use super::session::{Target, runtime};
+use super::status::{RETRIES, kept};
 use super::units;
 
 /// One thing that was looked at.
@@ -31,9 +31,9 @@ pub fn doctor(target: Result<&Target, &CliError>, output: &Output) -> Result<u8,
     match target {
         Ok(Target::Local(directory)) => {
             look_at_directory(directory, &mut findings);
-            look_at_cluster(&Target::Local(directory.clone()), &mut findings)?;
+            look_at_cluster(&Target::Local(directory.clone()), output, &mut findings)?;
         }
-        Ok(remote @ Target::Remote(_)) => look_at_cluster(remote, &mut findings)?,
+        Ok(remote @ Target::Remote(_)) => look_at_cluster(remote, output, &mut findings)?,
         Err(error) => findings.push(finding("data", false, error.message.clone())),
     }
     look_at_sandbox(&mut findings);
@@ -62,8 +62,9 @@ fn look_at_directory(directory: &Path, findings: &mut Vec<Finding>) {
     findings.push(finding("data", writable, says));
 }
 
-fn look_at_cluster(target: &Target, findings: &mut Vec<Finding>) -> Result<(), CliError> {
-    let status = runtime()?.block_on(target.client().get::<ClusterStatus>("/v1/cluster"));
+fn look_at_cluster(target: &Target, output: &Output, findings: &mut Vec<Finding>) -> Result<(), CliError> {
+    let client = target.client(output).with_retries(Some(RETRIES));
+    let status = runtime()?.block_on(client.get::<ClusterStatus>("/v1/cluster"));
     if let Ok(status) = &status {
         let (history, blobs) = kept(&status.retention);
         findings.push(finding("kept", true, history));

@@ -26,6 +26,7 @@ mod run;
 mod serve;
 mod session;
 mod sim;
+mod status;
 mod stream;
 mod submit;
 mod task;

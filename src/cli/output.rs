@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use grey_api::{Delay, Observer};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use super::error::CliError;
@@ -168,8 +170,17 @@ impl Output {
     /// A line on stderr in the place of the one before; an empty one clears it.
     pub fn progress(&self, text: &str) {
         if self.shows_progress() {
-            drop(write!(io::stderr().lock(), "\r\u{1b}[K{}", self.dim(text)));
+            show_progress(text, self.colour);
         }
+    }
+
+    /// Shows what is waited for where an answer does not come, to whom progress is shown.
+    pub fn observer(&self) -> Option<Observer> {
+        let colour = self.colour;
+        let tell = move |delay: Option<&Delay>| {
+            show_progress(&delay.map(|delay| waits(delay, columns())).unwrap_or_default(), colour);
+        };
+        self.shows_progress().then(|| Observer::new(tell))
     }
 
     /// Bytes on stderr, as they are.
@@ -196,8 +207,48 @@ impl Output {
     }
 
     fn dim(&self, text: &str) -> String {
-        if self.colour { format!("\u{1b}[2m{text}\u{1b}[0m") } else { text.to_owned() }
+        dim(text, self.colour)
     }
+}
+
+fn dim(text: &str, colour: bool) -> String {
+    if colour { format!("\u{1b}[2m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+fn show_progress(text: &str, colour: bool) {
+    drop(write!(io::stderr().lock(), "\r\u{1b}[K{}", dim(&cut(text, columns()), colour)));
+}
+
+/// How many columns the terminal has; 0 where nobody knows.
+fn columns() -> usize {
+    tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col))
+}
+
+/// As much of a text as fits into a line of a terminal with so many columns, 0 where nobody knows: what went on in the next one would stay.
+fn cut(text: &str, columns: usize) -> String {
+    if columns == 0 || text.chars().count() < columns {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(columns.saturating_sub(2)).collect();
+    short.push('…');
+    short
+}
+
+/// Who does not answer, what was said last, and what is done about it: in a line of so many columns, of which what was said has what is left.
+fn waits(delay: &Delay, columns: usize) -> String {
+    let (address, waited_s) = (&delay.address, delay.waited.as_secs());
+    let begin = format!("no answer yet from {address}");
+    let Some(said) = &delay.said else { return format!("{begin} ({waited_s} s)") };
+    let said = harmless(said);
+    let tried_for_s = delay.tried_for.map_or(0, |tried_for| tried_for.as_secs());
+    let left = |end: &str| columns.saturating_sub(format!("{begin}: {end}").chars().count());
+    let (long, short) = (
+        format!("; trying again ({waited_s} s, until {tried_for_s} s)"),
+        format!(" ({waited_s} of {tried_for_s} s)"),
+    );
+    let end = if columns == 0 || left(&long) > said.chars().count() { long } else { short };
+    let said = if columns == 0 { said } else { cut(&said, left(&end).max(1)) };
+    format!("{begin}: {said}{end}")
 }
 
 /// Rows as columns of equal width below a header; without one when it is empty.
@@ -224,4 +275,63 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 /// Text of others, without what would steer a terminal.
 pub fn harmless(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn an_answer_that_does_not_come_is_told_with_whom_it_is_expected_from_and_what_was_said() {
+        let delay = |said: Option<&str>, tried_for: Option<u64>| Delay {
+            address: "https://grey1:7654".to_owned(),
+            waited: Duration::from_millis(3_900),
+            said: said.map(str::to_owned),
+            tried_for: tried_for.map(Duration::from_secs),
+        };
+        for (delay, expected) in [
+            (delay(None, Some(60)), "no answer yet from https://grey1:7654 (3 s)"),
+            (delay(None, None), "no answer yet from https://grey1:7654 (3 s)"),
+            (
+                delay(Some("no\nserver leads"), Some(60)),
+                "no answer yet from https://grey1:7654: no\u{fffd}server leads; trying again (3 s, until 60 s)",
+            ),
+        ] {
+            assert_eq!(waits(&delay, 0), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_said_is_cut_and_not_for_how_long_it_is_tried() {
+        let delay = Delay {
+            address: "https://grey1:7654".to_owned(),
+            waited: Duration::from_secs(3),
+            said: Some("no server leads at the moment".to_owned()),
+            tried_for: Some(Duration::from_secs(60)),
+        };
+        for (columns, line) in [
+            (
+                0,
+                "no answer yet from https://grey1:7654: no server leads at the moment; trying again (3 s, until 60 s)",
+            ),
+            (
+                101,
+                "no answer yet from https://grey1:7654: no server leads at the moment; trying again (3 s, until 60 s)",
+            ),
+            (81, "no answer yet from https://grey1:7654: no server leads at the moment (3 of 60 s)"),
+            (70, "no answer yet from https://grey1:7654: no server leads a… (3 of 60 s)"),
+        ] {
+            assert_eq!(waits(&delay, columns), line, "{columns}");
+        }
+    }
+
+    #[test]
+    fn progress_stays_within_its_line() {
+        for (text, columns, expected) in
+            [("grey", 0, "grey"), ("grey", 5, "grey"), ("grey", 4, "gr…"), ("grey", 1, "…"), ("", 1, "")]
+        {
+            assert_eq!(cut(text, columns), expected, "{text} {columns}");
+        }
+    }
 }

@@ -146,7 +146,7 @@ pub fn fresh_key() -> Result<String, CliError> {
 
 /// Says which cluster is spoken to and where its data lies.
 pub async fn connect(target: &Target, output: &Output) -> Result<Client, CliError> {
-    let (client, started) = target.connect().await?;
+    let (client, started) = target.connect(output).await?;
     match target {
         Target::Remote(remote) => output.note(&format!("cluster at {remote}")),
         Target::Local(directory) => {
@@ -167,7 +167,8 @@ pub fn run(arguments: &RunArguments, target: &Target, output: &Output) -> Result
             signal(SignalKind::interrupt()).map_err(|error| CliError::io("watch", "for Ctrl-C", &error))?;
         inputs.send(&client, output).await?;
         let key = arguments.key.as_deref();
-        let created = submit_job(target, &client, &arguments.request(&inputs, target.tenant()), key).await?;
+        let request = arguments.request(&inputs, target.tenant());
+        let created = submit_job(target, &client, &request, key, output).await?;
         note_duplicate(&created, output);
         output.note(&format!("task {} (job {})", created.first_task, created.job));
         let left = async {
@@ -208,6 +209,7 @@ pub async fn submit_job(
     client: &Client,
     request: &JobRequest,
     key: Option<&str>,
+    output: &Output,
 ) -> Result<JobCreated, CliError> {
     let key = key.map_or_else(fresh_key, |key| Ok(key.to_owned()))?;
     let mut tries = 0;
@@ -217,7 +219,7 @@ pub async fn submit_job(
             Err(error) => {
                 again(client, &mut tries, error).await?;
                 if has_ended(client) {
-                    target.connect().await?;
+                    target.connect(output).await?;
                 }
             }
         }

@@ -16,6 +16,7 @@ use super::Global;
 use super::choice::{Choice, Said};
 use super::contexts::{self, Context, Contexts};
 use super::error::CliError;
+use super::output::Output;
 
 /// How long the background process may take to start, or another one to end.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -117,8 +118,8 @@ impl Target {
     }
 
     /// A client of the cluster as it is; the local one is not started.
-    pub fn client(&self) -> Client {
-        match self {
+    pub fn client(&self, output: &Output) -> Client {
+        let client = match self {
             Target::Remote(remote) => {
                 let client = Client::new(remote.address.clone(), remote.token.clone())
                     .with_others(remote.others.clone());
@@ -128,12 +129,13 @@ impl Target {
                 }
             }
             Target::Local(directory) => Client::new(Address::Unix(directory.join(SOCKET_FILE)), None),
-        }
+        };
+        client.with_observer(output.observer())
     }
 
     /// A client of the cluster, the local one started when it does not run. Says whether it was.
-    pub async fn connect(&self) -> Result<(Client, bool), CliError> {
-        let client = self.client();
+    pub async fn connect(&self, output: &Output) -> Result<(Client, bool), CliError> {
+        let client = self.client(output);
         let Target::Local(directory) = self else { return Ok((client, false)) };
         let deadline = Instant::now() + START_TIMEOUT;
         let mut started = false;

@@ -71,7 +71,7 @@ pub fn submit(arguments: &SubmitArguments, target: &Target, output: &Output) -> 
         let client = connect(target, output).await?;
         prepared.inputs.send(&client, output).await?;
         let created: JobCreated =
-            submit_job(target, &client, &prepared.request, arguments.key.as_deref()).await?;
+            submit_job(target, &client, &prepared.request, arguments.key.as_deref(), output).await?;
         note_duplicate(&created, output);
         let text = format!("{}: {} task(s) from {} on", created.job, created.tasks, created.first_task);
         if !arguments.wait {

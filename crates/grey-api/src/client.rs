@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::address::Address;
 use crate::connect;
+use crate::delay::{Delay, Observer, quiet};
 use crate::problem::{ErrorCode, Problem};
 use crate::retry::{Attempts, Repeat, Retries, RetryOptions};
 use crate::trust::Trust;
@@ -143,8 +144,11 @@ pub struct Client {
     token: Option<String>,
     /// The position of the address that is tried first; the others follow it in their order.
     current: AtomicUsize,
+    /// The position of the one that took the last connection.
+    asked: AtomicUsize,
     connection: Mutex<Option<Open<Full<Bytes>>>>,
     retries: Retries,
+    observer: Option<Observer>,
 }
 
 impl Client {
@@ -157,8 +161,10 @@ impl Client {
             trust: None,
             token,
             current: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
             connection: Mutex::new(None),
             retries,
+            observer: None,
         }
     }
 
@@ -181,6 +187,29 @@ impl Client {
     pub fn with_retries(mut self, options: Option<RetryOptions>) -> Client {
         self.retries = Retries::new(options);
         self
+    }
+
+    /// Tells of answers that do not come; with `None` it waits for them in silence.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Option<Observer>) -> Client {
+        self.observer = observer;
+        self
+    }
+
+    /// Waits for what a request comes to, and tells the observer when that takes long: from the first attempt on, or once one has failed.
+    async fn observed<T>(&self, path: &str, from_the_first: bool, answer: impl Future<Output = T>) -> T {
+        let Some(observer) = &self.observer else { return answer.await };
+        self.retries.forget_said();
+        let tried_for = self.retries.deadline();
+        let delay = |waited| {
+            let said = self.retries.said();
+            let is_told = from_the_first || said.is_some();
+            // Who said it may have been left for another one since.
+            let asked = if said.is_some() { &self.asked } else { &self.current };
+            let address = self.at(asked.load(Ordering::Relaxed)).to_string();
+            is_told.then_some(Delay { address, waited, said, tried_for })
+        };
+        observer.watch(quiet(path), delay, answer).await
     }
 
     /// Where it talks to, or tries to first.
@@ -226,6 +255,7 @@ impl Client {
             match ended {
                 Ok(Some(Ok((number, Ok(sender))))) => {
                     self.current.store(number, Ordering::Relaxed);
+                    self.asked.store(number, Ordering::Relaxed);
                     return Ok(Open { sender, number });
                 }
                 Ok(Some(Ok((number, Err(reason))))) => reasons.push((number, reason)),
@@ -358,8 +388,20 @@ impl Client {
         }
     }
 
-    /// Sends a request until it is answered, or what it fails with is final.
+    /// Sends a request until it is answered, or what it fails with is final; somebody may watch it.
     async fn answered(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+        repeat: Repeat,
+    ) -> Result<Bytes, ClientError> {
+        let answer = self.until_answered(method, path, headers, body, repeat);
+        self.observed(path, true, answer).await
+    }
+
+    async fn until_answered(
         &self,
         method: Method,
         path: &str,
@@ -419,7 +461,7 @@ impl Client {
     /// Fetches a body that is read piece by piece, on a connection of its own. Where another node may answer what this one does not, it
     /// is asked the next time.
     pub async fn stream(&self, path: &str) -> Result<Body, ClientError> {
-        let opened = self.open_stream(path).await;
+        let opened = self.observed(path, true, self.open_stream(path)).await;
         if opened.as_ref().is_err_and(is_elsewhere_perhaps) {
             self.leave().await;
         }
@@ -445,6 +487,16 @@ impl Client {
 
     /// Sends a file from where it stands, on a connection of its own, to where sending it twice does no harm.
     pub async fn post_file<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        file: File,
+        length_bytes: u64,
+    ) -> Result<T, ClientError> {
+        // That it takes long to send much is no trouble.
+        self.observed(path, false, self.until_sent(path, file, length_bytes)).await
+    }
+
+    async fn until_sent<T: DeserializeOwned>(
         &self,
         path: &str,
         mut file: File,

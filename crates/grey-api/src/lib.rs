@@ -4,6 +4,7 @@
 mod address;
 mod client;
 mod connect;
+mod delay;
 mod endpoints;
 mod near;
 mod problem;
@@ -18,6 +19,7 @@ mod types_authority;
 pub use address::{Address, AddressError, DEFAULT_PORT, addresses};
 pub use client::{Body, Client, ClientError};
 pub use connect::{Wire, connect};
+pub use delay::{Delay, Observer};
 pub use endpoints::{ENDPOINTS, Endpoint, Subject, openapi};
 pub use near::nearest;
 pub use problem::{ErrorCode, Problem};

@@ -56,6 +56,8 @@ struct State {
     random: u64,
     /// Until when the next write waits, because the node said that it fills up.
     slow_until: Option<Instant>,
+    /// What the last attempt came to, where another one is made.
+    said: Option<String>,
 }
 
 /// A client's budget and chance.
@@ -76,7 +78,7 @@ impl Retries {
         // The standard library's hasher has a seed of its own in each process, which is all that jitter needs.
         let random = RandomState::new().hash_one(std::process::id());
         let left_milli = options.map_or(0, |options| options.tokens.saturating_mul(RETRY_MILLI));
-        Retries { options, state: Mutex::new(State { left_milli, random, slow_until: None }) }
+        Retries { options, state: Mutex::new(State { left_milli, random, slow_until: None, said: None }) }
     }
 
     pub(crate) fn begin(&self) -> Attempts {
@@ -100,7 +102,23 @@ impl Retries {
         }
         state.left_milli = state.left_milli.checked_sub(RETRY_MILLI)?;
         attempts.ceiling = attempts.ceiling.saturating_mul(2).min(options.longest_wait);
+        state.said = Some(error.to_string());
         Some(wait)
+    }
+
+    /// After what time of a request no other attempt is begun; nothing where there is one attempt only.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.options.map(|options| options.deadline)
+    }
+
+    /// Nothing was said yet of what is asked now.
+    pub(crate) fn forget_said(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said = None;
+    }
+
+    /// What the last attempt came to, where another one is made.
+    pub(crate) fn said(&self) -> Option<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).said.clone()
     }
 
     /// A request was answered after so long, at a level that the node named.

@@ -547,8 +547,9 @@ pub struct ClusterStatus {
     pub version: String,
     /// This server's number.
     pub server: u64,
-    /// The leader's number, 0 when unknown.
-    pub leader: u64,
+    /// The leader's number; null where this server knows of none. Servers of before say 0 then.
+    #[serde(default, deserialize_with = "known_leader")]
+    pub leader: Option<u64>,
     /// The term.
     pub term: u64,
     /// Servers that vote, by their numbers.
@@ -601,6 +602,11 @@ pub struct ClusterStatus {
     pub process_id: u32,
 }
 
+/// A leader's number, which servers of before say as 0 where they know of none.
+fn known_leader<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<u64>::deserialize(deserializer)?.filter(|leader| *leader != 0))
+}
+
 /// What a node keeps of what has ended. Times are milliseconds after the end of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct RetentionStatus {
@@ -634,4 +640,28 @@ pub struct RetentionStatus {
     pub removed_blobs: u64,
     /// Their bytes.
     pub removed_blob_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_leader_that_is_not_known_is_null_and_was_0() {
+        #[derive(Serialize, Deserialize)]
+        struct Status {
+            #[serde(default, deserialize_with = "known_leader")]
+            leader: Option<u64>,
+        }
+        for (text, leader) in [
+            (r#"{"leader":2}"#, Some(2)),
+            (r#"{"leader":null}"#, None),
+            (r#"{"leader":0}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(serde_json::from_str::<Status>(text).unwrap().leader, leader, "{text}");
+        }
+        assert_eq!(serde_json::to_string(&Status { leader: None }).unwrap(), r#"{"leader":null}"#);
+    }
 }

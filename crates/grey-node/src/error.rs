@@ -177,6 +177,21 @@ pub enum NodeError {
         /// Its data directory.
         directory: String,
     },
+    /// What is asked for contradicts what was founded.
+    #[error(
+        "the cluster in {directory} was founded before, its first server with the {what} {founded}; it is asked for with the {what} \
+         {asked}. Nothing was changed"
+    )]
+    FoundedOtherwise {
+        /// The data directory.
+        directory: String,
+        /// What differs: the server's `name` or `address`.
+        what: &'static str,
+        /// What it was founded with.
+        founded: String,
+        /// What was asked for now.
+        asked: String,
+    },
     /// The data directory is another kind of node's.
     #[error("{directory} is the data of a {found}, not of a {expected}; choose another directory")]
     AnotherKind {

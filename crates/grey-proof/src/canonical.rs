@@ -199,6 +199,11 @@ pub(crate) fn rfc3339(field: &'static str, unix_ms: u64) -> Result<String, Proof
     Ok(text)
 }
 
+/// Milliseconds since 1970 as people read them, in UTC and as RFC 3339 has it: `2026-11-24T09:30:00.000Z`. Nothing from the year 10000 on.
+pub fn utc(unix_ms: u64) -> Option<String> {
+    rfc3339("time", unix_ms).ok()
+}
+
 /// Decimal digits from the one of `unit` down to the ones. Formatting machinery costs more than all else of a time.
 fn push_digits(text: &mut String, value: u64, unit: u64) {
     let mut unit = unit;

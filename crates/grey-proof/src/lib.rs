@@ -20,7 +20,7 @@ mod statement;
 mod verify;
 
 pub use bundle::{BUNDLE_TYPE, BundledLeaf, BundledLog, LARGEST_BUNDLE_BYTES, ProofBundle};
-pub use canonical::MAX_INTEGER;
+pub use canonical::{MAX_INTEGER, utc};
 pub use certificate::{CERTIFICATE_PAYLOAD_TYPE, Certificate, MOST_ISSUERS, Role};
 pub use checkpoint::SignedCheckpoint;
 pub use digest::{Digest, DigestBuilder, StreamDigest};

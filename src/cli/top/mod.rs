@@ -15,6 +15,7 @@ use super::error::CliError;
 use super::output::Output;
 use super::run::connect;
 use super::session::{Target, runtime};
+use super::status::RETRIES;
 use super::units;
 use screen::screen;
 use snapshot::Snapshot;
@@ -54,12 +55,13 @@ fn every_ms(text: &str) -> Result<u64, String> {
 pub fn top(arguments: &TopArguments, target: &Target, output: &Output) -> Result<u8, CliError> {
     let is_live = io::stdout().is_terminal() && !output.is_for_programs();
     runtime()?.block_on(async {
-        let client = connect(target, output).await?;
+        let client = connect(target, output).await?.with_retries(Some(RETRIES));
         let every = Duration::from_millis(arguments.every);
         // What is wrong at once ends it before the screen changes.
         let first = look(&client).await?;
         if is_live {
-            return live(&client, first, every, arguments.count).await;
+            // What the screen shows says by itself how old it is.
+            return live(&client.with_observer(None), first, every, arguments.count).await;
         }
         plain(&client, first, every, arguments.count.unwrap_or(1), output).await
     })

@@ -25,9 +25,9 @@ fn bar(permille: u64) -> String {
 /// Who leads, by name where one is known.
 fn leader(snapshot: &Snapshot) -> String {
     match (snapshot.leader, snapshot.nodes.iter().find(|node| node.state == "leads")) {
-        (0, _) => "nobody leads".to_owned(),
-        (number, Some(node)) => format!("{} leads as server {number}", harmless(&node.name)),
-        (number, None) => format!("server {number} leads"),
+        (None, _) => "nobody leads".to_owned(),
+        (Some(number), Some(node)) => format!("{} leads as server {number}", harmless(&node.name)),
+        (Some(number), None) => format!("server {number} leads"),
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
         };
         Snapshot {
             cluster: "0123456789abcdef".to_owned(),
-            leader: 2,
+            leader: Some(2),
             term: 7,
             voters: vec![1, 2, 3],
             applied_index: 4_711,
@@ -205,7 +205,7 @@ w1    worker  present  24/64       [##########]  125%  [#.........]    1%
 
     #[test]
     fn what_is_refused_and_what_is_old_is_said() {
-        let refusing = Snapshot { refusing: Some("the disk is full".to_owned()), leader: 0, ..snapshot() };
+        let refusing = Snapshot { refusing: Some("the disk is full".to_owned()), leader: None, ..snapshot() };
         let text = screen(&refusing, None, Some("9 s old: nobody answers"));
         for said in
             ["refusing  new work: the disk is full", "STALE     9 s old: nobody answers", "nobody leads"]

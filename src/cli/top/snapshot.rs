@@ -15,7 +15,7 @@ pub struct Snapshot {
     /// The cluster's identity.
     pub cluster: String,
     /// The number of the server that leads, 0 when unknown.
-    pub leader: u64,
+    pub leader: Option<u64>,
     /// The term.
     pub term: u64,
     /// Servers that vote.

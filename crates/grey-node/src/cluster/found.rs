@@ -16,6 +16,7 @@ use crate::engine::FOUNDER;
 use crate::error::NodeError;
 use crate::format::check_format;
 use crate::identity::{random, secret, write_new};
+use crate::local::host_name;
 use crate::plane::certificate_id;
 
 /// What the first entry of the cluster says of its first server.
@@ -136,16 +137,54 @@ impl FirstServer {
     }
 }
 
+/// Refuses what contradicts the first server as it was founded. The name that a server has when none is asked for contradicts nothing.
+fn must_agree(config: &ServerConfig, papers: &Papers) -> Result<(), NodeError> {
+    let directory = config.data_dir.as_path();
+    let founder = Founding::read(directory)?.map(|founding| founding.node);
+    // One that was restored from a snapshot has no founding of its own.
+    let address = match &founder {
+        Some(founder) => Some(founder.address.clone()),
+        None => {
+            let own = papers.servers().into_iter().find(|place| place.number == papers.number());
+            own.map(|own| own.address)
+        }
+    };
+    let name = founder.map(|founder| founder.name).filter(|_| config.name != host_name());
+    for (what, founded, asked) in
+        [("name", name, config.name.clone()), ("address", address, config.advertise.to_string())]
+    {
+        if let Some(founded) = founded.filter(|founded| *founded != asked) {
+            let directory = directory.display().to_string();
+            return Err(NodeError::FoundedOtherwise { directory, what, founded, asked });
+        }
+    }
+    Ok(())
+}
+
+/// What was founded in a directory, if anything was.
+fn founded_before(config: &ServerConfig) -> Result<Option<Founded>, NodeError> {
+    let directory = config.data_dir.as_path();
+    let Some(papers) = Papers::open(directory, NodeRole::Server)? else { return Ok(None) };
+    must_agree(config, &papers)?;
+    Ok(Some(Founded::in_directory(directory, papers.cluster(), true)))
+}
+
 /// Founds a cluster whose first server this directory is. To do it again changes nothing.
 ///
 /// # Errors
-/// When the directory is another node's, or cannot be written.
+/// When the directory is another node's, or cannot be written; when the cluster was founded before, and its first server has another name or
+/// address than it is asked to have.
 pub fn found(config: &ServerConfig) -> Result<Founded, NodeError> {
     let directory = config.data_dir.as_path();
+    // Nothing is written then, so that the server may run meanwhile.
+    if let Some(before) = founded_before(config)? {
+        return Ok(before);
+    }
     let _lock = DirectoryLock::take(directory)?;
     check_format(directory)?;
-    if let Some(papers) = Papers::open(directory, NodeRole::Server)? {
-        return Ok(Founded::in_directory(directory, papers.cluster(), true));
+    // Somebody else may have come first.
+    if let Some(before) = founded_before(config)? {
+        return Ok(before);
     }
     let root_key = SigningKey::from_seed(secret(directory, ROOT_KEY_FILE)?);
     let authority = Authority::found(&root_key, random()?, wall_ms())?;

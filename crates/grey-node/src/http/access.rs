@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, Method, header};
 use grey_api::{ENDPOINTS, Endpoint, ErrorCode, Problem, Right, Role, Subject};
 use grey_core::{TaskDefaults, TenantId, TokenRole, TokenRow, limits};
-use grey_proof::Digest;
+use grey_proof::{Digest, utc};
 use grey_trust::ApiToken;
 
 use super::guard::Entrance;
@@ -145,8 +145,18 @@ pub(crate) fn principal(
         return Ok(Principal::Owner);
     }
     let row = shown.parse::<ApiToken>().ok().and_then(|token| directory.tokens.get(&token.id()));
-    let row = row.ok_or_else(|| unauthorized(entrance, "the token is unknown, or was revoked"))?;
-    bearer(row, wall_ms).ok_or_else(|| unauthorized(entrance, "the token has expired"))
+    let row =
+        row.ok_or_else(|| unauthorized(entrance, "the token is unknown, was revoked, or has expired"))?;
+    // Only who shows the token itself comes to its row, and so is told of it.
+    bearer(row, wall_ms).ok_or_else(|| unauthorized(entrance, &expired(row.expires_wall_ms)))
+}
+
+/// What is said of a token that is good no more.
+pub(crate) fn expired(at_wall_ms: u64) -> String {
+    match utc(at_wall_ms) {
+        Some(at) => format!("the token expired at {at}"),
+        None => "the token has expired".to_owned(),
+    }
 }
 
 fn bearer(row: &TokenRow, wall_ms: u64) -> Option<Principal> {
@@ -454,6 +464,7 @@ mod tests {
             assert_eq!(problem.status, 401);
             assert!(problem.detail.contains(says), "{}", problem.detail);
         }
+        assert_eq!(refused(&token(6).reveal()).detail, "the token expired at 1970-01-01T00:00:01.000Z");
         let mut basic = HeaderMap::new();
         basic.insert(header::AUTHORIZATION, "Basic abc".parse().unwrap());
         assert_eq!(principal(&Entrance::Cluster, &basic, &directory, NOW_MS).unwrap_err().status, 401);

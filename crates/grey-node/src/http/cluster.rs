@@ -34,7 +34,9 @@ pub(crate) async fn show(
     let issuing = node.issuing.clone();
     let question = move |replica: &Replica| {
         let state = replica.state();
-        let membership = replica.membership();
+        let mut membership = replica.membership();
+        membership.voters.sort_unstable();
+        membership.learners.sort_unstable();
         let meta = state.meta();
         let workers = state.workers().iter().map(|(id, worker)| WorkerStatus {
             id: id.to_string(),
@@ -57,7 +59,7 @@ pub(crate) async fn show(
             class: identity.1.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             server,
-            leader: replica.leader(),
+            leader: Some(replica.leader()).filter(|leader| *leader != 0),
             term: replica.term(),
             voters: membership.voters,
             learners: membership.learners,

@@ -42,6 +42,8 @@ const OF_THE_HOP: [HeaderName; 9] = [
 
 /// How long the one that led before may take to answer what it was asked, once another leads.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(250);
+/// And how long where nobody leads in its place: longer than an election takes.
+const NOBODY_LEADS: Duration = Duration::from_secs(3);
 /// For how long content on its way to it may stand still then: its sender may pause for as long.
 const STANDS_STILL: Duration = NEXT_PIECE;
 
@@ -82,15 +84,16 @@ impl Forwarder {
         let may_be_repeated = is_content || request.method().is_safe();
         let (request, moves) = if is_content { watched(request) } else { (request, None) };
         let given_up = async {
-            another_leads(node.role.clone(), role.leader).await;
+            let why = leads_no_longer(node.role.clone(), role.leader).await;
             // Who led before keeps content like any other server, for as long as it is there.
             if let Some(moves) = moves {
                 stands_still(moves, STANDS_STILL).await;
             }
+            why
         };
         let answered = tokio::select! {
             answered = self.send(&leader, request) => answered,
-            () = given_up => Err(Failure::NotAnswered("another server leads now".to_owned())),
+            why = given_up => Err(Failure::NotAnswered(why.to_owned())),
         };
         match answered {
             Ok(response) => response,
@@ -159,15 +162,25 @@ impl Forwarder {
     }
 }
 
-/// Resolves a moment after another server than this one leads. Who led before may be gone without a word, and would be waited for until the
-/// connection to it breaks; where it is there, it has answered within that moment.
-async fn another_leads(mut role: watch::Receiver<Role>, before: u64) {
-    let another = |role: &Role| role.leads || ![0, before].contains(&role.leader);
-    if role.wait_for(another).await.is_err() {
-        // The node is ending, and its requests with it.
-        core::future::pending::<()>().await;
+/// Resolves, with why, a moment after another server than this one leads, or when nobody has for a while. Who led before may be gone without
+/// a word, and would be waited for until the connection to it breaks; where it is there, it has answered within that time.
+async fn leads_no_longer(mut role: watch::Receiver<Role>, before: u64) -> &'static str {
+    loop {
+        let is_another = |role: &Role| role.leads || role.leader != before;
+        let changed = role.wait_for(is_another).await.is_ok();
+        let somebody = role.wait_for(|role| role.leads || role.leader != 0);
+        let found = tokio::time::timeout(NOBODY_LEADS, somebody).await;
+        match found.map(|role| role.map(|role| is_another(&role))) {
+            Err(_) => return "no server leads any more",
+            Ok(Ok(true)) => {
+                tokio::time::sleep(ANSWERS_WITHIN).await;
+                return "another server leads now";
+            }
+            Ok(Ok(false)) if changed => {}
+            // The node is ending, and its requests with it.
+            Ok(_) => return core::future::pending().await,
+        }
     }
-    tokio::time::sleep(ANSWERS_WITHIN).await;
 }
 
 /// A request of which can be seen whether its body moves.
@@ -418,6 +431,30 @@ mod tests {
         let sent_since = std::time::Instant::now();
         stands_still(moves.unwrap(), longest).await;
         assert!(sent_since.elapsed() >= longest);
+    }
+
+    #[tokio::test]
+    async fn who_led_is_waited_for_until_another_leads_or_nobody_has_for_a_while() {
+        let follows = |leader| Role { leads: false, leader };
+        let leads = Role { leads: true, leader: 1 };
+        for (then, least, why) in [
+            (follows(3), ANSWERS_WITHIN, "another server leads now"),
+            (leads, ANSWERS_WITHIN, "another server leads now"),
+            (follows(0), NOBODY_LEADS, "no server leads any more"),
+        ] {
+            let (says, role) = watch::channel(follows(2));
+            let waiting = tokio::spawn(leads_no_longer(role, 2));
+            // That it was unknown for a moment ends nothing.
+            for leader in [0, 2] {
+                says.send(follows(leader)).unwrap();
+                tokio::time::sleep(ANSWERS_WITHIN * 2).await;
+                assert!(!waiting.is_finished(), "{leader}");
+            }
+            let since = std::time::Instant::now();
+            says.send(then).unwrap();
+            assert_eq!(waiting.await.unwrap(), why);
+            assert!(since.elapsed() >= least, "{why}");
+        }
     }
 
     #[tokio::test]

@@ -179,9 +179,15 @@ fn is_told(endpoint: &Endpoint, method: &Method) -> bool {
 /// Who asks, and what for, if they may ask that of anything.
 fn admit(keeper: &Keeper, request: &Request) -> Result<(Principal, &'static Endpoint), Problem> {
     let (entrance, directory) = (&keeper.entrance, keeper.node.directory());
-    let principal = access::principal(entrance, request.headers(), &directory, wall_ms())?;
+    let principal = access::principal(entrance, request.headers(), &directory, wall_ms());
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let endpoint = match access::endpoint(request.method(), path) {
+    let endpoint = access::endpoint(request.method(), path);
+    let principal = match principal {
+        // Whoever asks whether a server is well is answered, with a token that is good for nothing as without one.
+        Err(_) if endpoint.as_ref().is_ok_and(|endpoint| endpoint.needs == Right::None) => Principal::Nobody,
+        known => known?,
+    };
+    let endpoint = match endpoint {
         Ok(endpoint) => endpoint,
         // What there is and is not, nobody is told who is not known.
         Err(_) if principal == Principal::Nobody => {

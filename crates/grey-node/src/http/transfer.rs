@@ -26,7 +26,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The number of the server that was named.
 fn number(servers: &[NodeStatus], text: &str) -> Option<u64> {
-    let named = servers.iter().find(|node| node.name == text).and_then(|node| node.server);
+    let mut named = servers.iter().filter(|node| node.name == text).filter_map(|node| node.server);
+    let named = match (named.next(), named.next()) {
+        // Whoever is meant by it has to be said otherwise.
+        (Some(_), Some(_)) => return None,
+        (named, _) => named,
+    };
     let numbered = text.parse().ok().filter(|number| servers.iter().any(|node| node.server == Some(*number)));
     named.or(numbered)
 }
@@ -128,5 +133,8 @@ mod tests {
         let servers = [server("s1", Some(1)), server("1", Some(2)), server("w", None)];
         let found = ["s1", "1", "2", "3", "w", "x"].map(|text| number(&servers, text));
         assert_eq!(found, [Some(1), Some(2), Some(2), None, None, None]);
+        // A name of several is nobody's, and a worker's is no server's.
+        let servers = [server("w", None), server("s", Some(1)), server("s", Some(2)), server("w", Some(3))];
+        assert_eq!(["s", "w"].map(|text| number(&servers, text)), [None, Some(3)]);
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use grey_core::{AdmitNode, Answer, Command, NewNode, NodeRole, NodeStanding, RenewNode, Tier};
+use grey_core::{
+    AdmitNode, Answer, Command, NewNode, NodeRole, NodeStanding, Presence, RenewNode, State, Tier,
+};
 use grey_proof::{Certificate, Digest, Envelope, SigningKey, VerifyingKey};
 use grey_replica::{Replica, ReplicaError};
 use grey_trust::join::{
@@ -13,7 +15,7 @@ use grey_trust::join::{
 };
 use grey_trust::{JoinToken, certificate_request, tls_key, tls_key_of_seed};
 use grey_wire::JoinMessage;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -41,6 +43,8 @@ pub(crate) struct Admission {
     role: watch::Receiver<Role>,
     issuing: Arc<Issuing>,
     policy: Policy,
+    /// Held from looking at what names are taken until a node has its own.
+    naming: Mutex<()>,
 }
 
 fn reject(code: RejectCode, detail: impl ToString) -> Reject {
@@ -67,7 +71,15 @@ impl Admission {
         role: watch::Receiver<Role>,
         issuing: Arc<Issuing>,
     ) -> Admission {
-        Admission { cluster, control, directory, role, issuing, policy: Policy::default() }
+        Admission {
+            cluster,
+            control,
+            directory,
+            role,
+            issuing,
+            policy: Policy::default(),
+            naming: Mutex::new(()),
+        }
     }
 
     /// Answers a node that wants to enter.
@@ -137,7 +149,15 @@ impl Admission {
             return Err(reject(RejectCode::Malformed, "evidence is expected"));
         };
         let serial = u64::from_le_bytes(first_eight(&random().map_err(internal)?)) >> 12;
-        let known = self.known(key.id()).await?;
+        let naming = match asking {
+            Asking::Joining(_) => Some(self.naming.lock().await),
+            Asking::Renewing(_) => None,
+        };
+        let known = self.known(key.id(), hello.name.clone()).await?;
+        // Before the token is used up: it is good for a second try under another name.
+        if let (Some(_), Some(namesake)) = (&naming, &known.namesake) {
+            return Err(reject(RejectCode::Refused, namesake));
+        }
         let (chain, leaf_key) = self.issue_tls(&hello, &key, serial, known.issuer)?;
         let bound = binding(&self.cluster, &nonce, &key.id(), &leaf_key, &connection.exporter);
         let appraisal = appraise(&self.policy, &evidence, &bound, &hello.public_key)
@@ -174,6 +194,7 @@ impl Admission {
             }),
         };
         let server = self.propose(command).await?;
+        drop(naming);
         let directory = self.directory.borrow().clone();
         let server = match server {
             Some(server) => Some(server),
@@ -238,7 +259,7 @@ impl Admission {
     }
 
     /// What the state knows, as of everything that was committed before.
-    async fn known(&self, node: Digest) -> Result<Known, Reject> {
+    async fn known(&self, node: Digest, name: String) -> Result<Known, Reject> {
         let (reply, answer) = oneshot::channel();
         let question = Box::new(move |replica: Result<&Replica, ReplicaError>| {
             let known = replica.map(|replica| {
@@ -246,7 +267,8 @@ impl Admission {
                 let current = state.issuing_authority().and_then(|row| row.current.as_ref());
                 let last = state.node(&node).and_then(|row| row.certificates.last());
                 let last = last.and_then(|id| state.certificate(id)).map(|(_, bytes)| bytes.to_vec());
-                Known { issuer: current.map(|current| current.issuer), last }
+                let namesake = namesake(state, &node, &name);
+                Known { issuer: current.map(|current| current.issuer), last, namesake }
             });
             // Who asked and is gone needs no answer.
             drop(reply.send(known));
@@ -328,6 +350,28 @@ struct Known {
     issuer: Option<Digest>,
     /// The node's last certificate of its proof key.
     last: Option<Vec<u8>>,
+    /// Why the node cannot have its name, if it cannot.
+    namesake: Option<String>,
+}
+
+/// Why a node cannot have a name, if it cannot: people and their commands know nodes by it. A worker that is lost does not keep its name, since
+/// one whose disk was lost with it enters anew under the same; a server that is away still votes, and has to be taken out first.
+fn namesake(state: &State, node: &Digest, name: &str) -> Option<String> {
+    let lost = |of: &Digest| {
+        let worker = state.workers().iter().find(|(_, worker)| worker.node == *of);
+        worker.is_some_and(|(_, worker)| worker.presence == Presence::Lost)
+    };
+    let taken = state.nodes().find(|row| {
+        row.name == name && row.node != *node && row.standing != NodeStanding::Blocked && !lost(&row.node)
+    });
+    taken.map(|row| {
+        format!(
+            "the name {name} is that of a {} of the cluster already, node {}: choose another one with --name, or take that one out first \
+             (`grey node remove`). The token was not used up",
+            row.role.name(),
+            row.node
+        )
+    })
 }
 
 fn first_eight(bytes: &[u8; 32]) -> [u8; 8] {
