@@ -36,3 +36,23 @@ fn a_stream_is_followed_while_its_task_runs_elsewhere_also_when_the_leader_is_lo
     let kept = house.grey(&["task", "logs", "t1", "--stderr"]);
     assert_eq!(kept.text, "err\n", "{}", kept.errors);
 }
+
+#[test]
+fn whoever_reads_slowly_gets_all_of_it() {
+    // Given: more than what lies between the ends of a connection.
+    const BYTES: usize = 40_000_000;
+    let house = House::founded(1);
+    house.start_worker("w1");
+    let script = format!("head -c {BYTES} /dev/zero | tr '\\0' x");
+    let file = house.task_file("much", &script);
+    assert_eq!(house.grey(&["submit", file.to_str().unwrap(), "--wait"]).status, 0);
+    // When: nothing is read for longer than a node that is gone is waited for, as in a pager.
+    let mut command = house.command(&["task", "logs", "t1"]);
+    let mut reading = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut reading.stdout.take().unwrap(), &mut read).unwrap();
+    // Then: all of it came.
+    assert!(reading.wait().unwrap().success());
+    assert_eq!(read.len(), BYTES);
+}

@@ -44,7 +44,15 @@ fn a_cluster_that_was_off_for_a_month_starts_again_and_goes_on_with_what_it_had(
     std::fs::write(&root, house.grey(&["cluster", "root"]).stdout).unwrap();
     let verified = house.grey(&["verify", "--root", root.to_str().unwrap(), proof.to_str().unwrap()]);
     assert_eq!(verified.status, 0, "{}{}", verified.text, verified.errors);
+    // And: who is taken out while it is off, and whose certificate has ended, hears so when it comes back.
+    house.terminate("w1");
+    assert_eq!(house.grey(&["node", "remove", "w1"]).status, 0);
+    wait_until("it is forgotten", || house.node("w1").is_none());
+    house.clock().set("w1", 2 * MONTH_S);
+    house.restart_worker("w1");
+    assert_eq!(house.status_of("w1"), Some(3), "{}", house.said("w1"));
+    assert!(house.said("w1").contains("removed from the cluster"), "{}", house.said("w1"));
     // And: nodes can enter.
     house.start_worker("w2");
-    wait_until("another worker is there", || house.workers() == 2);
+    wait_until("another worker is there", || house.workers() == 1);
 }

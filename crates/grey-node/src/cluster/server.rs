@@ -15,11 +15,11 @@ use grey_core::{
 use grey_proof::{Digest, StreamDigest};
 use grey_replica::{LinkOptions, ServerOptions, WatchOptions};
 use grey_store::{DirectoryLock, Disk, Folder};
-use grey_trust::{IdentityHandle, JoinToken, Trust, client_config, server_config};
+use grey_trust::{IdentityHandle, JoinToken, Trust, client_config, server_config, tls_key_of_seed};
 use grey_wire::{MESSAGE_BYTES, NodePlaneServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use super::begin;
 use super::copies::copy;
@@ -47,7 +47,8 @@ use crate::metrics;
 use crate::peers::Peers;
 use crate::places::Places;
 use crate::plane::{
-    Admission, Dialler, Doubt, Joining, OwnHello, Plane, Served, Servers, Streams, dial_servers, listen,
+    Admission, Dialler, Doubt, Joining, OwnHello, Plane, STANDINGS, Served, Servers, Streams, dial_servers,
+    listen,
 };
 use crate::retention::Keeping;
 use crate::snapshot::SnapshotSource;
@@ -259,7 +260,7 @@ async fn serve(
     let listening = listener.local_addr().map_err(NodeError::io("listen on", config.listen))?;
     let places = follow_places(engine.directory.clone(), trust.clone(), known.clone());
     let own_hello = OwnHello { cluster, version: own_version(config.feature_level_limit) };
-    let doubt = Doubt::default();
+    let (doubt, own_key) = (Doubt::default(), tls_key_of_seed(&joining.tls_seed));
     tokio::spawn(dial_servers(dialler.clone(), own_hello, asked, engine.control.clone(), doubt.clone()));
     tokio::spawn(look_for_itself(engine.directory.clone(), joining.key.verifying_key().id(), doubt.clone()));
 
@@ -295,6 +296,7 @@ async fn serve(
         admission,
         issuing: issuing.clone(),
         cosigner: Cosigner { signing: signing.clone(), tree: engine.tree.clone(), kept: engine.kept.clone() },
+        standings: Semaphore::new(STANDINGS),
         known,
     };
     let node_plane = NodePlaneServer::new(Served(Arc::new(plane)))
@@ -385,10 +387,10 @@ async fn serve(
         advertise: config.advertise.to_string(),
         cluster,
     });
-    let others = Servers::new(dialler, places);
+    let others = Servers::new(Dialler::new(Arc::new(client_config(&trust, None)?)), places);
     let ended = tokio::select! {
         ended = wait_for_end(&node, &engine.ended, None) => ended,
-        () = doubt.until_removed(&others) => {
+        () = doubt.until_removed(&others, &own_key) => {
             Err(NodeError::Removed { directory: config.data_dir.display().to_string() })
         }
     };

@@ -11,7 +11,7 @@ use grey_core::{Devices, NodeRole, Signer, validate};
 use grey_exec::{NoopExecutor, ProcessExecutor, ProcessOptions, machine_resources};
 use grey_proof::Digest;
 use grey_store::{DirectoryLock, Disk, Folder, Journal};
-use grey_trust::{IdentityHandle, Trust, client_config};
+use grey_trust::{IdentityHandle, Trust, client_config, tls_key_of_seed};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::{Notify, watch};
 
@@ -175,10 +175,11 @@ async fn work(
         outcome
     })?;
     let link = Servers::new(dialler.clone(), places.clone());
+    let (asked, own_key) = (places.clone(), tls_key_of_seed(&joining.tls_seed));
     let seed = crate::engine::seed()?;
     let (link, (tells, issuer)) = (Arc::new(link), watch::channel(None));
     tokio::spawn(link_to_leader(link.clone(), cluster, found, said, here, seed));
-    tokio::spawn(follow_issuer(link.clone(), tells));
+    tokio::spawn(follow_issuer(link, tells));
     let (papers, agent) = (Arc::new(Mutex::new(papers)), itself.clone());
     tokio::spawn(renew(papers, handle, joining, dialler, (places, issuer), move |papers: &Papers| {
         match certificate_id(papers.certificate()) {
@@ -195,9 +196,10 @@ async fn work(
         }
     };
     on_ready(&WorkerReady { cluster, node: signer.node, sandbox: capabilities.sandbox.name().to_owned() });
+    let asked = Servers::new(Dialler::new(Arc::new(client_config(&trust, None)?)), asked);
     let told = tokio::select! {
         told = told_to_end(&ended) => told,
-        () = doubt.until_removed(&link) => Err(NodeError::Removed { directory: directory.display().to_string() }),
+        () = doubt.until_removed(&asked, &own_key) => Err(NodeError::Removed { directory: directory.display().to_string() }),
     };
     drop(itself.send(WorkerMessage::End));
     let outcome = tokio::task::spawn_blocking(move || thread.join()).await;

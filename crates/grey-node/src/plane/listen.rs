@@ -30,6 +30,8 @@ pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// How long what was sent may stay unacknowledged before the system gives a connection up, in milliseconds: after a partition has
 /// healed, a connection that waits for its next retransmission would look dead for as long again.
 const UNACKNOWLEDGED_MS: u32 = 4_000;
+/// The same where a client is at the other end, who may read slowly, such as page by page: the time that what waits for a reader counts, too.
+const UNTAKEN_BY_CLIENT_MS: u32 = 600_000;
 /// How long requests and streams may take to end.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -165,6 +167,10 @@ async fn handshake(
             return None;
         }
     };
+    if key.is_none() {
+        let kept = rustix::net::sockopt::set_tcp_user_timeout(tls.get_ref().0.as_fd(), UNTAKEN_BY_CLIENT_MS);
+        kept.ok()?;
+    }
     let exporter = exporter(tls.get_ref().1).ok()?;
     Some((tls, Connection { tls_key: key, exporter, remote }))
 }

@@ -19,7 +19,7 @@ pub(crate) use join::{Admission, Answered, Joining, certificate_id};
 pub(crate) use listen::listen;
 pub(crate) use replicate::{OwnHello, dial_servers};
 pub(crate) use servers::{Servers, content_of};
-pub(crate) use service::{Plane, Served};
+pub(crate) use service::{Plane, STANDINGS, Served};
 pub(crate) use standing::Doubt;
 pub(crate) use streams::{StreamId, Streams};
 pub(crate) use tails::Tails;

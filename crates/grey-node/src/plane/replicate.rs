@@ -47,6 +47,8 @@ pub(crate) async fn dial_servers(
         let (dialler, own, control, doubt) = (dialler.clone(), own.clone(), control.clone(), doubt.clone());
         tokio::spawn(async move {
             if let Err(reason) = send_to(&dialler, &own, &place, &control, &doubt).await {
+                // It may be that nobody takes it any more.
+                doubt.raise();
                 tracing::debug!(server = place.number, address = place.address, reason, "no connection");
                 // The control thread is gone only when the node ends.
                 drop(control.send(Message::Peer(PeerEvent::Unreachable(place.number))));

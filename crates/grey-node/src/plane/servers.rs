@@ -157,10 +157,11 @@ impl Servers {
         }
     }
 
-    /// Whether this node belongs to the cluster, as who leads has it.
-    pub(super) async fn standing(&self, place: &ServerPlace) -> io::Result<Standing> {
+    /// Whether the node with a key belongs to the cluster, as who leads has it.
+    pub(super) async fn standing(&self, place: &ServerPlace, tls_key: &Digest) -> io::Result<Standing> {
         let mut client = self.to(place).await?;
-        Ok(self.answered(place, client.standing(StandingRequest {})).await?.standing())
+        let asked = StandingRequest { tls_key: Bytes::copy_from_slice(&tls_key.0) };
+        Ok(self.answered(place, client.standing(asked)).await?.standing())
     }
 
     /// What a server issues certificates with.

@@ -19,7 +19,7 @@ use grey_wire::{
     replicate_request, work_request,
 };
 use tokio::sync::mpsc::{Sender as Channel, UnboundedReceiver, channel, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -45,6 +45,8 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 const WAITING: usize = 64;
 /// How soon it is looked whether there is room for questions to a worker that has left too many unanswered.
 const ROOM_AGAIN: Duration = Duration::from_secs(1);
+/// How many questions for the standing of a node may be under way; a node asks every few seconds while it has reason to.
+pub(crate) const STANDINGS: usize = 4;
 /// How long what a node sends of a blob may pause.
 const NEXT_PIECE: Duration = Duration::from_secs(30);
 
@@ -64,6 +66,8 @@ pub(crate) struct Plane {
     pub(crate) admission: Arc<Admission>,
     pub(crate) issuing: Arc<Issuing>,
     pub(crate) cosigner: Cosigner,
+    /// Questions for a node's standing that may be under way.
+    pub(crate) standings: Semaphore,
     /// Servers of which this one was told when it entered: until its own state says more, these may speak.
     pub(crate) known: Vec<ServerPlace>,
 }
@@ -212,17 +216,13 @@ impl Plane {
     }
 }
 
-fn as_told(standing: NodeStanding) -> Standing {
-    match standing {
-        NodeStanding::Blocked => Standing::Blocked,
-        NodeStanding::Admitted | NodeStanding::Leaving => Standing::Belongs,
-    }
-}
-
 /// What the state says of the node with a key. A row is there before its node has a certificate, and when it is gone it is for good.
 fn standing_of(state: &State, tls_key: &Digest) -> Standing {
-    let row = state.nodes().find(|row| row.tls_key == *tls_key);
-    row.map_or(Standing::Removed, |row| as_told(row.standing))
+    match state.nodes().find(|row| row.tls_key == *tls_key).map(|row| row.standing) {
+        None => Standing::Removed,
+        Some(NodeStanding::Blocked) => Standing::Blocked,
+        Some(NodeStanding::Admitted | NodeStanding::Leaving) => Standing::Belongs,
+    }
 }
 
 /// The next question to a worker; none for ever where it is not asked.
@@ -388,13 +388,14 @@ impl NodePlane for Served {
     }
 
     async fn standing(&self, request: Request<StandingRequest>) -> Answer<StandingReply> {
-        let key = connection(&request)?.tls_key;
-        let key = key.ok_or_else(|| Status::unauthenticated("this needs the certificate of a node"))?;
-        // What this server knows may be of earlier, but then it only is not yet final.
-        let known = self.0.directory.borrow().node_of_key(&key).map(|row| row.standing);
-        if let Some(known) = known {
-            return Ok(Response::new(StandingReply { standing: as_told(known).into() }));
+        let key = decode_digest(&request.get_ref().tls_key)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if !self.0.role.borrow().leads {
+            return Err(Status::failed_precondition("this server does not lead"));
         }
+        // Everybody may ask, and must not keep others from reading.
+        let turn = self.0.standings.try_acquire();
+        let _turn = turn.map_err(|_| Status::resource_exhausted("others are asking for the same"))?;
         let (reply, answer) = tokio::sync::oneshot::channel();
         let question =
             Box::new(move |replica: Result<&grey_replica::Replica, grey_replica::ReplicaError>| {

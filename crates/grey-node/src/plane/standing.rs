@@ -1,11 +1,13 @@
 //! Whether this node still belongs to its cluster.
 //!
 //! That a server does not take it is no proof: a server that lags does not know who has entered since. Who leads answers as of everything that
-//! was committed before it was asked, and a node that was removed does not belong again under its key. Only that ends a node.
+//! was committed before it was asked, and a node that was removed does not belong again under its key. Only that ends a node. It is asked without
+//! a certificate: that of a node which was removed while it was off may have ended, and is not taken any more.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use grey_proof::Digest;
 use grey_wire::Standing;
 use tokio::sync::Notify;
 
@@ -24,21 +26,14 @@ impl Doubt {
         self.0.notify_one();
     }
 
-    /// There is, where a server does not take this node.
-    pub(super) fn raise_for(&self, status: &tonic::Status) {
-        if matches!(status.code(), tonic::Code::Unauthenticated | tonic::Code::PermissionDenied) {
-            self.raise();
-        }
-    }
-
-    /// Returns once this node was removed from the cluster, as somebody who leads says.
-    pub(crate) async fn until_removed(&self, servers: &Servers) {
+    /// Returns once the node with a TLS key was removed from the cluster, as somebody who leads says. `servers` are dialled without a certificate.
+    pub(crate) async fn until_removed(&self, servers: &Servers, tls_key: &Digest) {
         loop {
             self.0.notified().await;
             let mut is_blocked = false;
             // All are asked: what the others say may be of before it was removed.
             for place in servers.places() {
-                match servers.standing(&place).await {
+                match servers.standing(&place, tls_key).await {
                     Ok(Standing::Removed) => return,
                     Ok(standing) => is_blocked |= standing == Standing::Blocked,
                     Err(error) => {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{PollNext, select_with_strategy};
+use futures_util::{Stream, StreamExt};
 use grey_core::{FromWorker, ToWorker, WorkerMessage as Told};
 use grey_health::{Backoff, BackoffOptions, Chance};
 use grey_proof::Digest;
@@ -11,7 +13,7 @@ use grey_wire::{
     ServersRequest, StreamRequest, WorkReply, WorkRequest, decode_to_worker, encode_from_worker, hello,
     work_request,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -24,6 +26,8 @@ use crate::worker::WorkerMessage;
 
 /// Messages that wait to be written. A worker has few under way at once.
 const WAITING: usize = 256;
+/// Pieces of streams that wait to be written.
+const PIECES_WAITING: usize = 4;
 /// How long a server may take to begin to answer.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -95,6 +99,8 @@ pub(crate) async fn link_to_leader(
             }
             Ended::Elsewhere(_) => leader = 0,
             Ended::Broken(reason) => {
+                // It may be that nobody takes it any more.
+                here.doubt.raise();
                 tracing::info!(
                     server = place.number,
                     address = place.address,
@@ -149,16 +155,16 @@ async fn converse(
         Err(error) => return Ended::Broken(error.to_string()),
     };
     let (sender, receiver) = channel(WAITING);
+    let (pieces, read) = channel(PIECES_WAITING);
     let first = WorkRequest { message: Some(work_request::Message::Hello(hello(&cluster, None))) };
     if sender.send(first).await.is_err() {
         return Ended::Broken("the connection broke".to_owned());
     }
-    let begun = tokio::time::timeout(BEGIN_WITHIN, client.work(ReceiverStream::new(receiver))).await;
+    let begun = tokio::time::timeout(BEGIN_WITHIN, client.work(said_first(receiver, read))).await;
     let mut answers = match begun {
         Ok(Ok(answers)) => answers.into_inner(),
         Ok(Err(status)) => {
             servers.failed(place.number);
-            here.doubt.raise_for(&status);
             return Ended::Broken(status.message().to_owned());
         }
         Err(_) => {
@@ -199,15 +205,14 @@ async fn converse(
             answer = answers.message() => {
                 let told = match answer {
                     Ok(Some(WorkReply { stream_request: Some(ask), .. })) => {
-                        answer_about_stream(here.tails.clone(), sender.clone(), ask);
+                        answer_about_stream(here.tails.clone(), pieces.clone(), ask);
                         continue;
                     }
                     Ok(Some(reply)) => decode_to_worker(&reply.to_worker),
                     Ok(None) => return Ended::Broken("the server ended the connection".to_owned()),
                     Err(status) => {
                         servers.failed(place.number);
-                        here.doubt.raise_for(&status);
-                        return Ended::Broken(status.message().to_owned());
+                                    return Ended::Broken(status.message().to_owned());
                     }
                 };
                 let told: ToWorker = match told {
@@ -224,6 +229,17 @@ async fn converse(
             }
         }
     }
+}
+
+/// What a worker says, and what was read of its streams where it says nothing: those who follow logs must not hold up signs of life.
+fn said_first(
+    said: Receiver<WorkRequest>,
+    read: Receiver<WorkRequest>,
+) -> impl Stream<Item = WorkRequest> + Send + 'static {
+    let said = ReceiverStream::new(said).map(Some).chain(futures_util::stream::once(async { None }));
+    let both = select_with_strategy(said, ReceiverStream::new(read).map(Some), |()| PollNext::Left);
+    // It is over when nothing more is said.
+    both.take_while(|message| core::future::ready(message.is_some())).filter_map(core::future::ready)
 }
 
 /// Reads a stream beside the conversation. Servers bound how many questions wait for answers.
@@ -243,4 +259,36 @@ fn answer_about_stream(
 pub(super) fn place_of(address: grey_wire::ServerAddress) -> Option<ServerPlace> {
     let tls_key = grey_wire::decode_digest(&address.tls_key).ok()?;
     Some(ServerPlace { number: address.number, address: address.address, tls_key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(number: u64) -> WorkRequest {
+        let piece = grey_wire::StreamPiece { number, ..Default::default() };
+        WorkRequest { message: Some(work_request::Message::StreamPiece(piece)) }
+    }
+
+    #[tokio::test]
+    async fn what_is_said_goes_before_what_was_read_and_ends_the_conversation() {
+        // Given: pieces of streams that came first.
+        let ((say, said), (give, read)) = (channel(4), channel(4));
+        for number in [10, 11] {
+            give.send(message(number)).await.unwrap();
+        }
+        for number in [1, 2] {
+            say.send(message(number)).await.unwrap();
+        }
+        let mut sent = core::pin::pin!(said_first(said, read));
+        let mut next = async || match sent.next().await?.message? {
+            work_request::Message::StreamPiece(piece) => Some(piece.number),
+            _ => None,
+        };
+        assert_eq!([next().await, next().await, next().await], [Some(1), Some(2), Some(10)]);
+        // When: the worker ends, whoever still reads.
+        drop(say);
+        assert_eq!(next().await, None);
+        drop(give);
+    }
 }
