@@ -91,8 +91,9 @@ struct Request<'c> {
     answer: Answer<'c>,
     /// Where pieces go; `None` once the last one has gone, or the connection takes no more.
     pieces: Option<Sender<Piece>>,
-    /// How much of what is kept has gone, in bytes.
+    /// How much of what is kept has gone, in bytes, and whether the end has.
     sent: usize,
+    has_end: bool,
     /// What came of the answer after its last whole line.
     rest: Vec<u8>,
 }
@@ -184,11 +185,11 @@ impl<'c> TaskStream<'c> {
                 Step::Goes => continue,
                 Step::Failed(error) => error,
             };
-            self.request = None;
+            let had_all = self.request.take().is_some_and(|request| request.has_end);
             self.stands_since = None;
             self.was_there |= !matches!(failed, ClientError::Unreachable { .. });
             let waited = failed.problem().is_some_and(|problem| problem.code == ErrorCode::RequestTimeout);
-            if waited && !self.input_ended {
+            if waited && !had_all {
                 // What came meanwhile it may not have seen.
                 let before = self.waited_in_vain_at.replace(self.read_bytes);
                 self.rests = before == Some(self.read_bytes);
@@ -240,6 +241,18 @@ impl<'c> TaskStream<'c> {
             }
         };
         let failed = tokio::select! {
+            // What is answered already makes it needless to send more.
+            biased;
+            answer = request.answer.next() => match answer {
+                Ok(Some(piece)) => {
+                    (self.stands_since, self.was_there) = (None, true);
+                    request.rest.extend_from_slice(&piece);
+                    let is_endless = request.rest.len() > ANSWER_LINE_BYTES && !request.rest.contains(&b'\n');
+                    is_endless.then(|| self.unreadable("a line without an end"))
+                }
+                Ok(None) => Some(self.client.broken("the answer ended before it was complete")),
+                Err(error) => Some(error),
+            },
             room = room, if may_send => {
                 self.stands_since = None;
                 match room {
@@ -251,7 +264,7 @@ impl<'c> TaskStream<'c> {
                     }
                     Some(room) => {
                         room.send(Piece::End);
-                        request.pieces = None;
+                        (request.pieces, request.has_end) = (None, true);
                     }
                     // What it ended with, the answer says.
                     None => request.pieces = None,
@@ -262,16 +275,6 @@ impl<'c> TaskStream<'c> {
                 self.take_in(piece)?;
                 None
             }
-            answer = request.answer.next() => match answer {
-                Ok(Some(piece)) => {
-                    (self.stands_since, self.was_there) = (None, true);
-                    request.rest.extend_from_slice(&piece);
-                    let is_endless = request.rest.len() > ANSWER_LINE_BYTES && !request.rest.contains(&b'\n');
-                    is_endless.then(|| self.unreadable("a line without an end"))
-                }
-                Ok(None) => Some(self.client.broken("the answer ended before it was complete")),
-                Err(error) => Some(error),
-            },
             () = late => Some(self.client.broken(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
         };
         Ok(failed.map_or(Step::Goes, Step::Failed))
@@ -309,7 +312,7 @@ impl<'c> TaskStream<'c> {
             client.post_streaming(&path, "application/x-ndjson", Lines(pieces), Some(&key)).await
         };
         let answer = Answer::Awaited(Box::pin(opening));
-        Request { answer, pieces: Some(sender), sent: 0, rest: Vec::new() }
+        Request { answer, pieces: Some(sender), sent: 0, has_end: false, rest: Vec::new() }
     }
 
     /// Takes in a line of the answer.
@@ -485,8 +488,9 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
                 sender.send(Ok(Bytes::from_static(b"two\n"))).await.unwrap();
             }
-            drop(sender);
             let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "two\n").await;
+            drop(sender);
             until(&mut stream, "0\r\n\r\n").await;
             let end = chunk(r#"{"lines":3,"jobs":1,"tasks":3}"#);
             stream.write_all(format!("{HEAD}{}{end}0\r\n\r\n", job(1, 1, 3)).as_bytes()).await.unwrap();
