@@ -19,6 +19,8 @@ pub struct Smaller {
 struct Search<'a> {
     best: Smaller,
     promise: &'static str,
+    /// How many operations the whole run began with.
+    operations: usize,
     most_runs: u32,
     progress: &'a mut dyn FnMut(u32, &Options),
 }
@@ -33,8 +35,9 @@ pub fn shrink(
     let Some(promise) = outcome.broken.as_ref().map(|broken| broken.promise) else { return Ok(None) };
     let mut options = options.clone();
     options.faults = Some(outcome.faults.clone());
-    let mut search =
-        Search { best: Smaller { options: options.clone(), outcome, runs: 1 }, promise, most_runs, progress };
+    let operations = outcome.begun.len();
+    let best = Smaller { options: options.clone(), outcome, runs: 1 };
+    let mut search = Search { best, promise, operations, most_runs, progress };
     // The classes that the seed chose, by name: the same run.
     search.tries(options)?;
     // What is left out lets something else come in its place, or makes something else needless.
@@ -50,7 +53,8 @@ pub fn shrink(
 }
 
 impl Search<'_> {
-    /// Whether a run still breaks the promise; then it is the best one.
+    /// Whether a run still breaks the promise; then it is the best one. One that begins more than the whole did is none: without a class of
+    /// fault another one may fail to strike, for which the storm goes on.
     fn tries(&mut self, options: Options) -> std::io::Result<bool> {
         if self.best.runs >= self.most_runs {
             return Ok(false);
@@ -58,7 +62,8 @@ impl Search<'_> {
         self.best.runs += 1;
         (self.progress)(self.best.runs, &options);
         let outcome = run(&options, None)?;
-        let same = outcome.broken.as_ref().is_some_and(|broken| broken.promise == self.promise);
+        let same = outcome.broken.as_ref().is_some_and(|broken| broken.promise == self.promise)
+            && outcome.begun.len() <= self.operations;
         if same {
             self.best = Smaller { options, outcome, runs: self.best.runs };
         }
