@@ -218,7 +218,7 @@ impl Plane {
 
 /// What the state says of the node with a key. A row is there before its node has a certificate, and when it is gone it is for good.
 fn standing_of(state: &State, tls_key: &Digest) -> Standing {
-    match state.nodes().find(|row| row.tls_key == *tls_key).map(|row| row.standing) {
+    match state.node_of_key(tls_key).map(|row| row.standing) {
         None => Standing::Removed,
         Some(NodeStanding::Blocked) => Standing::Blocked,
         Some(NodeStanding::Admitted | NodeStanding::Leaving) => Standing::Belongs,

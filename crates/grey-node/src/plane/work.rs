@@ -212,7 +212,7 @@ async fn converse(
                     Ok(None) => return Ended::Broken("the server ended the connection".to_owned()),
                     Err(status) => {
                         servers.failed(place.number);
-                                    return Ended::Broken(status.message().to_owned());
+                        return Ended::Broken(status.message().to_owned());
                     }
                 };
                 let told: ToWorker = match told {
